@@ -1,0 +1,1 @@
+//! Reads what routing needs from encoded messages, without decoding them.
