@@ -1,1 +1,1 @@
-//! TODO
+//! Multi-raft as a state machine: inputs in, effects out.
