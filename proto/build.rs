@@ -3,6 +3,8 @@
 //! Messages come from prost-build. Services come from [`services::Generator`], since handlers here are `!Send` and
 //! bound to no transport.
 
+#[path = "build/commands.rs"]
+mod commands;
 #[path = "build/services.rs"]
 mod services;
 
@@ -22,6 +24,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let out_dir = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    let commands =
+        commands::generate(&descriptors).ok_or("tikvpb has no BatchCommandsRequest.Request")?;
+    std::fs::write(out_dir.join("commands.rs"), commands)?;
 
     prost_build::Config::new()
         .bytes(["."])

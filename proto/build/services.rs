@@ -1,5 +1,6 @@
 //! Generates, for each service: the server's trait, the adapter to `rpc::Service`, and the client's stub.
 
+use crate::commands::constant;
 use prost_build::{Method, Service, ServiceGenerator};
 use std::fmt::Write;
 
@@ -56,7 +57,7 @@ impl Shape {
 
 /// `PD_NAME` and `PD_METHODS`: what the service is called and which methods it has, for those who dispatch by hand.
 fn method_table(service: &Service, full_name: &str, out: &mut String) {
-    let prefix = constant_prefix(&service.name);
+    let prefix = constant(&service.name);
     let mut rows = String::new();
     for method in &service.methods {
         let variant = Shape::of(method).variant;
@@ -154,7 +155,7 @@ fn adapter(service: &Service, out: &mut String) {
             ),
         }
     }
-    let (name, prefix) = (&service.name, constant_prefix(&service.name));
+    let (name, prefix) = (&service.name, constant(&service.name));
     put(
         out,
         format_args!(
@@ -240,18 +241,6 @@ fn client(service: &Service, full_name: &str, out: &mut String) {
         );
     }
     out.push_str("}\n");
-}
-
-/// `ResourceManager` becomes `RESOURCE_MANAGER`.
-fn constant_prefix(name: &str) -> String {
-    let mut prefix = String::new();
-    for (at, letter) in name.char_indices() {
-        if at > 0 && letter.is_ascii_uppercase() {
-            prefix.push('_');
-        }
-        prefix.push(letter.to_ascii_uppercase());
-    }
-    prefix
 }
 
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {

@@ -1,1 +1,0 @@
-//! Reads what routing needs from encoded messages, without decoding them.
