@@ -18,10 +18,14 @@ impl Drain for Bridge {
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), Never> {
         match record.level() {
-            Level::Critical | Level::Error => tracing::error!(target: "raft", "{}", text(record, values)),
+            Level::Critical | Level::Error => {
+                tracing::error!(target: "raft", "{}", text(record, values))
+            }
             Level::Warning => tracing::warn!(target: "raft", "{}", text(record, values)),
             Level::Info => tracing::debug!(target: "raft", "{}", text(record, values)),
-            Level::Debug | Level::Trace => tracing::trace!(target: "raft", "{}", text(record, values)),
+            Level::Debug | Level::Trace => {
+                tracing::trace!(target: "raft", "{}", text(record, values))
+            }
         }
         Ok(())
     }
@@ -67,6 +71,9 @@ mod tests {
         let kept = Arc::new(Mutex::new(String::new()));
         let logger = slog::Logger::root(Keep(kept.clone()), slog::o!("raft_id" => 7));
         slog::warn!(logger, "stepped down from {}", "lead"; "term" => 9);
-        assert_eq!(*kept.lock().expect("one thread"), "stepped down from lead term=9 raft_id=7");
+        assert_eq!(
+            *kept.lock().expect("one thread"),
+            "stepped down from lead term=9 raft_id=7"
+        );
     }
 }

@@ -25,22 +25,22 @@ const WAITERS_MAX: usize = 8;
 
 /// A stretch of the log with one term, from `first` up to the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TermRun {
+pub(crate) struct TermRun {
     /// First index of the run.
-    pub first: u64,
+    pub(crate) first: u64,
     /// The term of its entries.
-    pub term: u64,
+    pub(crate) term: u64,
 }
 
 /// A range of old entries that a follower needs: `[low, high)`, cut after the first entry that passes `max_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub(crate) struct Range {
     /// First index, inclusive.
-    pub low: u64,
+    pub(crate) low: u64,
     /// Last index, exclusive.
-    pub high: u64,
+    pub(crate) high: u64,
     /// Entries beyond this sum of sizes are of no use now.
-    pub max_bytes: u64,
+    pub(crate) max_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -78,7 +78,10 @@ impl LogView {
         last: u64,
         entries: Vec<Entry>,
     ) -> LogView {
-        let truncated = runs.first().expect("a log begins at its truncated index").first;
+        let truncated = runs
+            .first()
+            .expect("a log begins at its truncated index")
+            .first;
         let mut view = LogView {
             hard_state,
             conf_state,
@@ -145,7 +148,11 @@ impl LogView {
                 self.cache_bytes -= size as usize;
             }
         }
-        while self.runs.back().is_some_and(|run| run.first >= from && run.first > self.truncated) {
+        while self
+            .runs
+            .back()
+            .is_some_and(|run| run.first >= from && run.first > self.truncated)
+        {
             self.runs.pop_back();
         }
         self.fetched.truncate(
@@ -161,7 +168,11 @@ impl LogView {
         if index <= self.truncated {
             return;
         }
-        assert!(index <= self.last, "truncating at {index}, the log ends at {}", self.last);
+        assert!(
+            index <= self.last,
+            "truncating at {index}, the log ends at {}",
+            self.last
+        );
         let term = self.run_of(index).expect("inside the log").term;
         while self.cache_first() <= index && !self.cache.is_empty() {
             self.evict_first();
@@ -198,7 +209,12 @@ impl LogView {
     /// Ranges that were wanted since the last call.
     pub(crate) fn take_wanted(&mut self) -> Vec<Range> {
         let mut new = Vec::new();
-        for wanted in self.wanted.get_mut().iter_mut().filter(|wanted| !wanted.told) {
+        for wanted in self
+            .wanted
+            .get_mut()
+            .iter_mut()
+            .filter(|wanted| !wanted.told)
+        {
             wanted.told = true;
             new.push(wanted.range);
         }
@@ -216,7 +232,10 @@ impl LogView {
     /// is left out. An empty answer makes the waiters ask anew.
     pub(crate) fn fetched(&mut self, low: u64, entries: Vec<Entry>) -> Vec<GetEntriesContext> {
         let wanted = self.wanted.get_mut();
-        let Some(at) = wanted.iter().position(|wanted| wanted.range.low == low && wanted.told) else {
+        let Some(at) = wanted
+            .iter()
+            .position(|wanted| wanted.range.low == low && wanted.told)
+        else {
             return Vec::new();
         };
         let wanted = wanted.remove(at);
@@ -226,7 +245,10 @@ impl LogView {
                 && index <= self.last
                 && self.run_of(index).is_some_and(|run| run.term == entry.term)
         };
-        let count = (low..).zip(&entries).take_while(|(index, entry)| fits(*index, entry)).count();
+        let count = (low..)
+            .zip(&entries)
+            .take_while(|(index, entry)| fits(*index, entry))
+            .count();
         self.fetched = entries;
         self.fetched.truncate(count);
         wanted.waiters
@@ -278,7 +300,11 @@ impl Storage for LogView {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
-        assert!(high <= self.last + 1, "reading up to {high}, the log ends at {}", self.last);
+        assert!(
+            high <= self.last + 1,
+            "reading up to {high}, the log ends at {}",
+            self.last
+        );
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
         if low <= self.truncated {
             return Err(Error::Store(StorageError::Compacted));
@@ -286,17 +312,30 @@ impl Storage for LogView {
         if low >= self.cache_first() {
             let skip = (low - self.cache_first()) as usize;
             let found = self.cache.iter().skip(skip).take((high - low) as usize);
-            return Ok(limited(found.map(|(entry, size)| (entry, u64::from(*size))), max_bytes));
+            return Ok(limited(
+                found.map(|(entry, size)| (entry, u64::from(*size))),
+                max_bytes,
+            ));
         }
         if let Some(at) = self.fetched.iter().position(|entry| entry.index == low) {
             let found = self.fetched[at..].iter().take((high - low) as usize);
-            return Ok(limited(found.map(|entry| (entry, entry.encoded_len() as u64)), max_bytes));
+            return Ok(limited(
+                found.map(|entry| (entry, entry.encoded_len() as u64)),
+                max_bytes,
+            ));
         }
         if !context.can_async() {
             return Err(Error::Store(StorageError::Unavailable));
         }
         let high = high.min(self.cache_first());
-        self.want(Range { low, high, max_bytes }, context);
+        self.want(
+            Range {
+                low,
+                high,
+                max_bytes,
+            },
+            context,
+        );
         Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 
@@ -346,7 +385,10 @@ mod tests {
             ConfState::default(),
             vec![TermRun { first: 5, term: 5 }],
             5,
-            entries.into_iter().map(|(index, term)| entry(index, term)).collect(),
+            entries
+                .into_iter()
+                .map(|(index, term)| entry(index, term))
+                .collect(),
         )
     }
 
@@ -397,22 +439,41 @@ mod tests {
                 Err(Error::Store(StorageError::LogTemporarilyUnavailable))
             );
         }
-        assert_eq!(view.take_wanted(), [Range { low: 6, high: 8, max_bytes: 100 }]);
+        assert_eq!(
+            view.take_wanted(),
+            [Range {
+                low: 6,
+                high: 8,
+                max_bytes: 100
+            }]
+        );
         assert!(view.take_wanted().is_empty());
         let waiters = view.fetched(6, vec![entry(6, 6), entry(7, 5)]);
         assert_eq!(waiters.len(), 2);
-        assert_eq!(read(&view, 6, 9), [(6, 6)], "an entry of another term is not ours any more");
+        assert_eq!(
+            read(&view, 6, 9),
+            [(6, 6)],
+            "an entry of another term is not ours any more"
+        );
         view.drop_fetched();
-        assert!(view.entries(6, 9, None, GetEntriesContext::empty(false)).is_err());
+        assert!(
+            view.entries(6, 9, None, GetEntriesContext::empty(false))
+                .is_err()
+        );
     }
 
     #[test]
     fn a_size_limit_gives_at_least_one_entry() {
         let view = view([(6, 6), (7, 6), (8, 7)]);
         let count = |max: u64| {
-            view.entries(6, 9, max, GetEntriesContext::empty(true)).expect("in memory").len()
+            view.entries(6, 9, max, GetEntriesContext::empty(true))
+                .expect("in memory")
+                .len()
         };
         let size = entry(6, 6).encoded_len() as u64;
-        assert_eq!([count(0), count(size), count(2 * size), count(u64::MAX)], [1, 1, 2, 3]);
+        assert_eq!(
+            [count(0), count(size), count(2 * size), count(u64::MAX)],
+            [1, 1, 2, 3]
+        );
     }
 }

@@ -1,0 +1,622 @@
+//! One region's replica: a raft-rs node, and around it what raft-rs leaves to others.
+//!
+//! ```text
+//!            Input                                  Effect
+//!   shard ──────────> handle ─> RawNode ─> collect ─────────> shard
+//!                                  │  reads
+//!                                  v
+//!                               LogView (terms, and the bytes of the log's tail)
+//! ```
+//!
+//! It owns no socket, file, clock or source of random numbers. raft-rs itself draws election time-outs from a
+//! thread-local generator; before each tick that draw is replaced by a hash of seed, peer id and term, so the same
+//! inputs always give the same effects.
+
+use crate::config::RaftConfig;
+use crate::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
+use crate::init::{InitError, LogPosition, PeerInit, conf_state};
+use crate::io::{Committed, Effect, Input, RejectReason, Role, RoleKind};
+use crate::log_view::LogView;
+use crate::proposals::Proposals;
+use crate::screen::{self, Bounds};
+use crate::sending::{Outstanding, split_by_promise};
+use base::{PeerId, RegionId, hash};
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message as _;
+use proto::metapb;
+use raft::{RawNode, Ready, StateRole};
+use std::collections::VecDeque;
+
+/// One region's replica.
+///
+/// Give it any number of inputs, then drain [`Peer::poll_effect`] to `None`: what the inputs call for comes out
+/// together, so a turn that steps many messages of a region makes one `Persist` of them.
+pub struct Peer {
+    node: RawNode<LogView>,
+    config: RaftConfig,
+    region: metapb::Region,
+    peer: metapb::Peer,
+    seed: u64,
+    quiet_ticks: u32,
+    effects: VecDeque<Effect>,
+    role: Role,
+    proposals: Proposals,
+    outstanding: Outstanding,
+    /// The hard state of the last `Persist`, or the recovered one.
+    hard_state: HardState,
+    /// Last index and bytes of each `Apply` that is not applied yet.
+    applying: VecDeque<(u64, usize)>,
+    applying_bytes: usize,
+    /// Last index handed out to apply.
+    handed_out: u64,
+}
+
+impl Peer {
+    /// A peer with recovered state. It follows nobody yet; see [`Input::Campaign`].
+    ///
+    /// # Errors
+    /// [`InitError`] if the state is not one that a correct run leaves behind.
+    pub fn new(mut init: PeerInit, config: &RaftConfig) -> Result<Peer, InitError> {
+        let recovered = init.hard_state;
+        let view = init.check()?;
+        let raft_config = config.to_raft(init.peer.id, init.applied.index);
+        let node = RawNode::new(&raft_config, view, &crate::log_bridge::logger())
+            .expect("the settings and the state are valid");
+        let role = Role {
+            kind: RoleKind::Follower,
+            term: node.raft.term,
+            leader: None,
+        };
+        Ok(Peer {
+            node,
+            config: config.clone(),
+            region: init.region,
+            peer: init.peer,
+            seed: init.seed,
+            quiet_ticks: init.quiet_ticks,
+            effects: VecDeque::new(),
+            role,
+            proposals: Proposals::default(),
+            outstanding: Outstanding::default(),
+            hard_state: recovered,
+            applying: VecDeque::new(),
+            applying_bytes: 0,
+            handed_out: init.applied.index,
+        })
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, input: Input) {
+        match input {
+            Input::Tick => self.tick(),
+            Input::Step(message) => self.step(message),
+            Input::Propose { id, data, context } => {
+                let entry = Entry {
+                    data,
+                    context,
+                    ..Entry::default()
+                };
+                self.propose(id, entry);
+            }
+            Input::ProposeConfChange {
+                id,
+                change,
+                context,
+            } => self.propose_conf_change(id, &change, context),
+            Input::Campaign => self.campaign(),
+            Input::Persisted { number } => self.persisted(number),
+            Input::Applied { index } => self.applied_to(index),
+            Input::ConfChanged { change, region } => self.conf_changed(&change, region),
+            Input::ReadIndex { id } => self.read_index(id),
+            Input::TransferLeader { to } => self.node.transfer_leader(to.0),
+            Input::Fetched { low, entries } => self.fetched(low, entries),
+            Input::Compacted { index } => self.compacted(index),
+            Input::Unreachable { peer } => self.node.report_unreachable(peer.0),
+        }
+    }
+
+    /// The next effect of all inputs so far; `None` when there are no more.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        if self.effects.is_empty() {
+            self.collect();
+        }
+        self.effects.pop_front()
+    }
+
+    fn tick(&mut self) {
+        self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
+        if !self.may_campaign() {
+            return;
+        }
+        let (low, high) = (
+            self.config.election_ticks as usize,
+            2 * self.config.election_ticks as usize,
+        );
+        let draw = hash::fold(hash::fold(self.seed, self.peer.id), self.node.raft.term);
+        let timeout = low + (draw % (high - low) as u64) as usize;
+        self.node.raft.set_randomized_election_timeout(timeout);
+        self.node.tick();
+    }
+
+    /// False while a sole voter's log is not durable: it would elect itself before its own vote's ground is firm.
+    fn may_campaign(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        self.is_leader() || !self.is_sole_voter() || log.persisted == log.last_index()
+    }
+
+    fn campaign(&mut self) {
+        let quiet = self.quiet_ticks > 0 && !self.is_sole_voter();
+        if !self.is_leader() && !quiet && self.may_campaign() && self.node.raft.promotable() {
+            self.node.campaign().expect("MsgHup is always taken");
+        }
+    }
+
+    fn step(&mut self, mut message: Message) {
+        let bounds = Bounds {
+            id: self.peer.id,
+            last_index: self.node.raft.raft_log.last_index(),
+        };
+        if let Err(why) = screen::check(&message, bounds) {
+            tracing::warn!(
+                region = self.region.id,
+                peer = self.peer.id,
+                from = message.from,
+                why,
+                "message dropped"
+            );
+            return;
+        }
+        match message.msg_type() {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+                if self.quiet_ticks > 0 && !self.is_sole_voter() =>
+            {
+                return;
+            }
+            MessageType::MsgAppend if self.applying_bytes > self.config.applying_bytes_max => {
+                // The leader sees what matches, and tries again after its next heartbeat.
+                message.entries.clear();
+            }
+            _ => {}
+        }
+        // Errors say that the sender is no member, or that the message is not for a peer; there is nobody to tell.
+        let _ = self.node.step(message);
+    }
+
+    fn propose(&mut self, id: u64, entry: Entry) {
+        if let Err(reason) = self.may_propose() {
+            return self.reject(id, reason);
+        }
+        let message = Message {
+            msg_type: MessageType::MsgPropose as i32,
+            from: self.peer.id,
+            entries: vec![entry],
+            ..Message::default()
+        };
+        match self.node.raft.step(message) {
+            Ok(()) => {
+                let raft = &self.node.raft;
+                self.proposals
+                    .push(id, raft.raft_log.last_index(), raft.term);
+            }
+            Err(_) => self.reject(id, RejectReason::Busy),
+        }
+    }
+
+    fn may_propose(&self) -> Result<(), RejectReason> {
+        if !self.is_leader() {
+            Err(RejectReason::NotLeader {
+                leader: self.leader(),
+            })
+        } else if self.node.raft.lead_transferee.is_some() {
+            Err(RejectReason::Transferring)
+        } else if self.proposals.len() >= self.config.proposals_max
+            || self.applying_bytes > self.config.applying_bytes_max
+        {
+            Err(RejectReason::Busy)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// raft-rs turns a change that it refuses into an empty entry, so its conditions are looked at first.
+    fn propose_conf_change(&mut self, id: u64, change: &ConfChangeV2, context: Bytes) {
+        let joint = !self
+            .node
+            .raft
+            .prs()
+            .conf()
+            .to_conf_state()
+            .voters_outgoing
+            .is_empty();
+        if self.is_leader()
+            && (self.node.raft.has_pending_conf() || joint != change.changes.is_empty())
+        {
+            return self.reject(id, RejectReason::ConfChangeRefused);
+        }
+        let entry = Entry {
+            entry_type: EntryType::EntryConfChangeV2 as i32,
+            data: change.encode_to_vec().into(),
+            context,
+            ..Entry::default()
+        };
+        self.propose(id, entry);
+    }
+
+    fn persisted(&mut self, number: u64) {
+        if let Some(number) = self.outstanding.persisted(number) {
+            self.node.on_persist_ready(number);
+        }
+    }
+
+    fn applied_to(&mut self, index: u64) {
+        assert!(
+            index <= self.handed_out,
+            "applied up to {index}, but only {} was handed out",
+            self.handed_out
+        );
+        if index <= self.applied() {
+            return;
+        }
+        while self
+            .applying
+            .front()
+            .is_some_and(|(last, _)| *last <= index)
+        {
+            let (_, bytes) = self.applying.pop_front().expect("just seen");
+            self.applying_bytes -= bytes;
+        }
+        self.node.advance_apply_to(index);
+        self.trim(self.cache_bytes());
+    }
+
+    fn cache_bytes(&self) -> usize {
+        if self.node.raft.prs().iter().len() > 1 {
+            self.config.cache_bytes
+        } else {
+            0
+        }
+    }
+
+    fn conf_changed(&mut self, change: &ConfChangeV2, region: metapb::Region) {
+        let members = self
+            .node
+            .apply_conf_change(change)
+            .expect("the application checked the change against the region");
+        assert!(
+            raft_proto::conf_state_eq(&members, &conf_state(&region)),
+            "raft counts {members:?}, region {} has {:?}",
+            region.id,
+            region.peers
+        );
+        self.region = region;
+    }
+
+    fn read_index(&mut self, id: u64) {
+        let raft = &self.node.raft;
+        let refused = if raft.leader_id == 0 {
+            Some(RejectReason::NotLeader { leader: None })
+        } else if self.is_leader() && !raft.commit_to_current_term() {
+            Some(RejectReason::NotReady)
+        } else if raft.pending_read_count() >= self.config.reads_max {
+            Some(RejectReason::Busy)
+        } else {
+            None
+        };
+        match refused {
+            Some(reason) => self.reject(id, reason),
+            None => {
+                let mut name = BytesMut::with_capacity(16);
+                name.put_u64(self.peer.id);
+                name.put_u64(id);
+                self.node.read_index(name.into());
+            }
+        }
+    }
+
+    fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
+        for waiter in self.node.mut_store().fetched(low, entries) {
+            self.node.on_entries_fetched(waiter);
+        }
+        self.node.mut_store().drop_fetched();
+    }
+
+    fn compacted(&mut self, index: u64) {
+        assert!(
+            index <= self.applied(),
+            "compacting up to {index}, applied is {}",
+            self.applied()
+        );
+        self.node.mut_store().truncate(index);
+    }
+
+    fn reject(&mut self, id: u64, reason: RejectReason) {
+        self.effects.push_back(Effect::Rejected { id, reason });
+    }
+
+    /// Turns what raft-rs has ready into effects.
+    fn collect(&mut self) {
+        for range in self.node.mut_store().take_wanted() {
+            self.effects.push_back(Effect::FetchEntries {
+                low: range.low,
+                high: range.high,
+                max_bytes: range.max_bytes,
+            });
+        }
+        for to in self.node.mut_store().take_snapshot_wanted() {
+            self.effects
+                .push_back(Effect::SnapshotWanted { to: PeerId(to) });
+        }
+        while self.node.has_ready() {
+            let ready = self.node.ready();
+            self.collect_ready(ready);
+        }
+    }
+
+    fn collect_ready(&mut self, mut ready: Ready) {
+        self.collect_role();
+        let number = ready.number();
+        let entries = ready.take_entries();
+        let committed = ready.take_committed_entries();
+        let reads = ready.take_read_states();
+        let mut messages = ready.take_messages();
+        messages.append(&mut ready.take_persisted_messages());
+
+        let hard_state = self.node.raft.hard_state();
+        let votes = |state: &HardState| (state.term, state.vote);
+        let vote_changed = votes(&hard_state) != votes(&self.hard_state);
+        let persist = vote_changed || !entries.is_empty();
+        if persist {
+            self.outstanding.begin(number, vote_changed);
+        }
+
+        let batches = split_by_promise(messages, &self.outstanding);
+        self.send(batches.at_once, None);
+        if persist {
+            self.node.mut_store().append(entries.clone());
+            self.effects.push_back(Effect::Persist {
+                number,
+                hard_state: (hard_state != self.hard_state).then_some(hard_state),
+                entries,
+            });
+            self.hard_state = hard_state;
+        }
+        self.send(batches.after_vote, self.outstanding.last_vote());
+        self.send(batches.after_log, self.outstanding.last());
+
+        self.node.advance_append_async(ready);
+        if let Some(number) = self.outstanding.nothing_to_wait_for(number) {
+            self.node.on_persist_ready(number);
+        }
+        self.hand_out(committed);
+        for read in reads {
+            if let Some(id) = own_read(self.peer.id, &read.request_ctx) {
+                self.effects.push_back(Effect::ReadReady {
+                    id,
+                    index: read.index,
+                });
+            }
+        }
+    }
+
+    fn send(&mut self, messages: Vec<Message>, after_persist: Option<u64>) {
+        if !messages.is_empty() {
+            self.effects.push_back(Effect::Send {
+                messages,
+                after_persist,
+            });
+        }
+    }
+
+    fn collect_role(&mut self) {
+        let raft = &self.node.raft;
+        let role = Role {
+            kind: match raft.state {
+                StateRole::Follower => RoleKind::Follower,
+                StateRole::PreCandidate => RoleKind::PreCandidate,
+                StateRole::Candidate => RoleKind::Candidate,
+                StateRole::Leader => RoleKind::Leader,
+            },
+            term: raft.term,
+            leader: (raft.leader_id != 0).then_some(PeerId(raft.leader_id)),
+        };
+        if role != self.role {
+            self.role = role;
+            self.effects.push_back(Effect::Role(role));
+        }
+    }
+
+    fn hand_out(&mut self, entries: Vec<Entry>) {
+        let Some(last) = entries.last().map(|entry| entry.index) else {
+            return;
+        };
+        let mut bytes = 0;
+        let mut committed = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let effects = &mut self.effects;
+            let proposal = self.proposals.applied(&entry, |id| {
+                let reason = RejectReason::Stale;
+                effects.push_back(Effect::Rejected { id, reason });
+            });
+            bytes += entry.encoded_len();
+            committed.push(Committed { entry, proposal });
+        }
+        self.handed_out = last;
+        self.applying.push_back((last, bytes));
+        self.applying_bytes += bytes;
+        self.effects.push_back(Effect::Apply(committed));
+    }
+}
+
+/// What others may know of a peer.
+impl Peer {
+    /// The region, as of the last [`Peer::set_region`] or [`Input::ConfChanged`].
+    pub fn region(&self) -> &metapb::Region {
+        &self.region
+    }
+
+    /// Replaces the region after a split or a merge changed its range and epoch. Its peers must be the same.
+    pub fn set_region(&mut self, region: metapb::Region) {
+        assert!(
+            raft_proto::conf_state_eq(&conf_state(&region), &conf_state(&self.region)),
+            "members change by ConfChanged only"
+        );
+        self.region = region;
+    }
+
+    /// The region's id.
+    pub fn region_id(&self) -> RegionId {
+        RegionId(self.region.id)
+    }
+
+    /// This peer, as its region lists it.
+    pub fn peer(&self) -> &metapb::Peer {
+        &self.peer
+    }
+
+    /// This peer's id.
+    pub fn id(&self) -> PeerId {
+        PeerId(self.peer.id)
+    }
+
+    /// Part, term and leader right now; [`Effect::Role`] may still have to say so.
+    pub fn is_leader(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    /// The leader of the present term, if it is known.
+    pub fn leader(&self) -> Option<PeerId> {
+        Some(PeerId(self.node.raft.leader_id)).filter(|id| id.0 != 0)
+    }
+
+    /// The present term.
+    pub fn term(&self) -> u64 {
+        self.node.raft.term
+    }
+
+    /// True if this peer is the only voter, so that it is its own quorum.
+    pub fn is_sole_voter(&self) -> bool {
+        let conf = self.node.raft.prs().conf();
+        self.node.raft.prs().is_singleton() && conf.voters().contains(self.peer.id)
+    }
+
+    /// True if the peer leads and has applied an entry of its term: then its engine holds all that was ever
+    /// acknowledged. A sole voter may read; others also need a lease or a quorum.
+    pub fn is_leader_up_to_date(&self) -> bool {
+        self.is_leader() && self.node.raft.apply_to_current_term()
+    }
+
+    /// Last index of the log, durable or not.
+    pub fn last_index(&self) -> u64 {
+        self.node.raft.raft_log.last_index()
+    }
+
+    /// Last index known to be committed.
+    pub fn committed(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
+    /// Last index that was said to be applied.
+    pub fn applied(&self) -> u64 {
+        self.node.raft.raft_log.applied
+    }
+
+    /// Index before the first one that the log holds.
+    pub fn truncated(&self) -> u64 {
+        self.node.store().truncated()
+    }
+
+    /// Place of `index`; `None` before the truncated index and beyond the log's end.
+    pub fn position(&self, index: u64) -> Option<LogPosition> {
+        let log = &self.node.raft.raft_log;
+        if !(self.truncated()..=log.last_index()).contains(&index) {
+            return None;
+        }
+        let term = log.term(index).ok()?;
+        Some(LogPosition { index, term })
+    }
+
+    /// The hard state of the last [`Effect::Persist`] that had one, or the recovered one.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// Every other member with the index up to which its log is known to match, if this peer leads.
+    pub fn followers(&self) -> Vec<(PeerId, u64)> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let all = self.node.raft.prs().iter();
+        let mut followers: Vec<_> = all
+            .filter(|(id, _)| **id != self.peer.id)
+            .map(|(id, progress)| (PeerId(*id), progress.matched))
+            .collect();
+        followers.sort_unstable();
+        followers
+    }
+
+    /// What the peer holds in memory, for gauges and budgets.
+    pub fn load(&self) -> PeerLoad {
+        PeerLoad {
+            cached_bytes: self.node.store().cached_bytes(),
+            applying_bytes: self.applying_bytes,
+            proposals: self.proposals.len(),
+            persists: self.outstanding.len(),
+        }
+    }
+
+    /// Drops applied entries from memory until at most `bytes` of entries are left. Entries not applied yet stay.
+    pub fn trim(&mut self, bytes: usize) {
+        let applied = self.applied();
+        self.node.mut_store().evict(applied, bytes);
+    }
+
+    /// Ends the peer: every pending proposal comes out as rejected with `Unknown`.
+    pub fn close(mut self) -> impl Iterator<Item = Effect> {
+        let reason = RejectReason::Unknown;
+        self.proposals
+            .drain()
+            .into_iter()
+            .map(move |id| Effect::Rejected { id, reason })
+    }
+}
+
+/// What a peer holds in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerLoad {
+    /// Bytes of log entries.
+    pub cached_bytes: usize,
+    /// Of those, bytes handed out to apply and not applied yet.
+    pub applying_bytes: usize,
+    /// Proposals not applied yet.
+    pub proposals: usize,
+    /// `Persist`s not durable yet.
+    pub persists: usize,
+}
+
+/// The caller's name for a read, if its context says that it is one of this peer's.
+fn own_read(peer: u64, context: &[u8]) -> Option<u64> {
+    let (owner, id) = context.split_first_chunk::<8>()?;
+    (u64::from_be_bytes(*owner) == peer).then_some(())?;
+    Some(u64::from_be_bytes(id.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shard at rest is handed from core to core whole.
+    #[test]
+    fn a_peer_may_change_its_core() {
+        fn plain<T: Send>() {}
+        plain::<Peer>();
+    }
+
+    #[test]
+    fn only_its_own_reads_come_back() {
+        let mut context = 3u64.to_be_bytes().to_vec();
+        context.extend(9u64.to_be_bytes());
+        assert_eq!(own_read(3, &context), Some(9));
+        assert_eq!(own_read(4, &context), None);
+        assert_eq!(own_read(3, &context[..12]), None);
+    }
+}
