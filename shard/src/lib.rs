@@ -1,1 +1,4 @@
-//! TODO
+//! What happens on a core: the storage engine, the raft log, the turn that joins them, and the service in front.
+
+pub mod engine;
+pub mod log;

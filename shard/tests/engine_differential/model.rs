@@ -1,0 +1,191 @@
+//! The naive model: whole states in ordered maps, and the list of what happened since the last flush.
+
+use std::collections::BTreeMap;
+
+use mvcc::Cf;
+use serde::{Deserialize, Serialize};
+
+/// Entries of one family.
+pub type Family = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// The contents of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    families: [Family; 4],
+}
+
+impl State {
+    pub fn family(&self, cf: Cf) -> &Family {
+        &self.families[cf.index()]
+    }
+
+    pub fn insert(&mut self, cf: Cf, key: Vec<u8>, value: Vec<u8>) {
+        self.families[cf.index()].insert(key, value);
+    }
+
+    /// Entries in `[start, end)`, an empty `end` being none.
+    pub fn range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.family(cf)
+            .iter()
+            .filter(|(key, _)| key.as_slice() >= start && (end.is_empty() || key.as_slice() < end))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Put(cf, key, value) => {
+                self.families[*cf].insert(key.clone(), value.clone());
+            }
+            Op::Delete(cf, key) => {
+                self.families[*cf].remove(key);
+            }
+            Op::DeleteRange(cf, start, end) => {
+                self.families[*cf].retain(|key, _| key < start || key >= end);
+            }
+        }
+    }
+}
+
+/// One change; the family by its number.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Op {
+    Put(usize, Vec<u8>, Vec<u8>),
+    Delete(usize, Vec<u8>),
+    DeleteRange(usize, Vec<u8>, Vec<u8>),
+}
+
+/// What happened since the state that is surely durable.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Event {
+    /// Durable with all before it, or not at all.
+    Write(Vec<Op>),
+    /// Durable.
+    Ingest(Vec<Op>),
+}
+
+/// What an engine holds, and what it may hold after a kill.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    pub now: State,
+    base: State,
+    events: Vec<Event>,
+}
+
+impl Model {
+    pub fn write(&mut self, ops: Vec<Op>) {
+        for op in &ops {
+            self.now.apply(op);
+        }
+        self.events.push(Event::Write(ops));
+    }
+
+    /// Adds the entries of a table file. One that meets keys in the memtable makes the engine flush first.
+    pub fn ingest(&mut self, cf: Cf, entries: &[(Vec<u8>, Vec<u8>)]) {
+        let (first, last) = (&entries[0].0, &entries[entries.len() - 1].0);
+        let mut met = false;
+        let mut state = self.base.clone();
+        for event in &self.events {
+            let (Event::Write(ops) | Event::Ingest(ops)) = event;
+            for op in ops {
+                met |= match (event, op) {
+                    (Event::Ingest(_), _) => false,
+                    (_, Op::Put(number, key, _) | Op::Delete(number, key)) => {
+                        *number == cf.index() && (first..=last).contains(&key)
+                    }
+                    (_, Op::DeleteRange(number, start, end)) => {
+                        let hit = |key: &Vec<u8>| {
+                            (first..=last).contains(&key) && key >= start && key < end
+                        };
+                        *number == cf.index() && state.family(cf).keys().any(hit)
+                    }
+                };
+                state.apply(op);
+            }
+        }
+        if met {
+            self.flush();
+        }
+        let puts =
+            |(key, value): &(Vec<u8>, Vec<u8>)| Op::Put(cf.index(), key.clone(), value.clone());
+        let ops: Vec<Op> = entries.iter().map(puts).collect();
+        for op in &ops {
+            self.now.apply(op);
+        }
+        self.events.push(Event::Ingest(ops));
+    }
+
+    pub fn flush(&mut self) {
+        self.base = self.now.clone();
+        self.events.clear();
+    }
+
+    /// Goes on from what an engine was found to hold after a kill.
+    ///
+    /// # Errors
+    /// That is not a prefix of the order of writes together with all ingests.
+    pub fn restart(&mut self, found: State) -> Result<(), String> {
+        let writes = self
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::Write(_)))
+            .count();
+        for kept in (0..=writes).rev() {
+            let mut state = self.base.clone();
+            let mut seen = 0;
+            for event in &self.events {
+                let ops = match event {
+                    Event::Ingest(ops) => ops,
+                    Event::Write(ops) => {
+                        seen += 1;
+                        if seen > kept {
+                            continue;
+                        }
+                        ops
+                    }
+                };
+                for op in ops {
+                    state.apply(op);
+                }
+            }
+            if state == found {
+                self.now = found;
+                self.flush();
+                return Ok(());
+            }
+        }
+        Err(format!(
+            "no prefix of {writes} writes after the last flush gives\n{found:?}\nbut all of them give\n{:?}",
+            self.now
+        ))
+    }
+
+    pub fn to_json(&self) -> String {
+        let plain = |state: &State| Cf::ALL.map(|cf| state.range(cf, b"", b""));
+        let saved = Saved {
+            now: plain(&self.now),
+            base: plain(&self.base),
+            events: self.events.clone(),
+        };
+        serde_json::to_string(&saved).expect("plain data")
+    }
+
+    pub fn from_json(text: &str) -> Model {
+        let saved: Saved = serde_json::from_str(text).expect("written by to_json");
+        let state = |plain: [Vec<(Vec<u8>, Vec<u8>)>; 4]| State {
+            families: plain.map(Family::from_iter),
+        };
+        Model {
+            now: state(saved.now),
+            base: state(saved.base),
+            events: saved.events,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    now: [Vec<(Vec<u8>, Vec<u8>)>; 4],
+    base: [Vec<(Vec<u8>, Vec<u8>)>; 4],
+    events: Vec<Event>,
+}
