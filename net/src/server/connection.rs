@@ -1,0 +1,379 @@
+//! One HTTP/2 connection: the task that drives h2, polls the calls and writes the answers.
+//!
+//! A pass: read what the socket has (at most 256 KiB), begin the calls that came, poll the calls that are ready, let
+//! h2 frame what they answered, write all of it at once. Handlers run inside of the pass; one that waits is polled
+//! again when its own waker fires.
+
+use super::call::Call;
+use super::calls::CallSet;
+use super::hub::Hub;
+use super::shared::{ConnectionShared, CoreShared};
+use crate::acceptor::ConnectionGuard;
+use crate::config::ServerConfig;
+use crate::memory::{ConnectionMemory, OutMessage};
+use crate::metrics::add;
+use crate::wire::{Activity, Meter, Wire, WireHandle, wire};
+use base::Instant;
+use bytes::Bytes;
+use executor::Sleep;
+use executor::io::{AsyncRead, AsyncWrite};
+use h2::server::Handshake;
+use h2::{Ping, PingPong, Reason};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// Calls that a pass polls before others on the core get their turn.
+const PASS_CALLS_MAX: usize = 256;
+/// Time after which a pass ends, whatever is left.
+const PASS_TIME_MAX: Duration = Duration::from_micros(500);
+/// How long a connection that is told to go away may take to hear it.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
+/// Local resets that h2 remembers, to tell late frames from wrong ones, and for how long. h2 counts that time by its
+/// own clock; it is long enough that nothing within a simulated run depends on it.
+const RESETS_REMEMBERED: usize = 1024;
+const RESETS_REMEMBERED_TIME: Duration = Duration::from_secs(30);
+/// Streams reset by the client before their call was begun, within one pass.
+const RESETS_UNSEEN_MAX: usize = 1024;
+/// Stream errors of the client over the life of a connection.
+const STREAM_ERRORS_MAX: usize = 10_000;
+
+enum Phase<S> {
+    Handshake(Handshake<Wire<S>, OutMessage>),
+    Open(h2::server::Connection<Wire<S>, OutMessage>),
+}
+
+/// A connection in progress: a future that ends with it.
+pub(crate) struct Connection<S> {
+    phase: Phase<S>,
+    wire: WireHandle<S>,
+    calls: CallSet<Call>,
+    shared: Rc<ConnectionShared>,
+    hub: Arc<Hub>,
+    waker: Waker,
+    timer: Option<Sleep>,
+    pings: Option<PingPong>,
+    ping_sent: Option<Instant>,
+    opened: Instant,
+    last_read: Instant,
+    last_written: Instant,
+    /// When we said goodbye for an abuse.
+    farewell: Option<Instant>,
+    is_draining: bool,
+    has_settings: bool,
+    /// Our entry in the acceptor's books, if it placed us.
+    guard: Option<ConnectionGuard>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    pub(crate) fn new(
+        io: S,
+        sniffed: Bytes,
+        peer: Option<SocketAddr>,
+        guard: Option<ConnectionGuard>,
+        core: &Rc<CoreShared>,
+    ) -> Connection<S> {
+        let config = &core.config;
+        let memory = ConnectionMemory::new(&core.memory, config);
+        let meter = Meter::of_client(config.control_frames_burst, config.resets_burst);
+        let (end, wire) = wire(io, sniffed, Some(meter), Rc::clone(&core.metrics));
+        let shared = ConnectionShared::new(core, memory, peer);
+        let hub = Arc::new(Hub::default());
+        core.register(&hub);
+        let now = shared.now.get();
+        Connection {
+            phase: Phase::Handshake(builder(config, shared.memory.window_bytes()).handshake(end)),
+            wire,
+            calls: CallSet::new(Arc::clone(&hub)),
+            shared,
+            waker: Waker::from(Arc::clone(&hub)),
+            hub,
+            timer: None,
+            pings: None,
+            ping_sent: None,
+            opened: now,
+            last_read: now,
+            last_written: now,
+            farewell: None,
+            is_draining: false,
+            has_settings: false,
+            guard,
+        }
+    }
+
+    fn pass(&mut self) -> Poll<()> {
+        let now = executor::now();
+        let elapsed = now.since(self.shared.now.replace(now));
+        self.wire.begin_pass();
+        self.wire.with_meter(|meter| meter.elapsed(elapsed));
+        let waker = self.waker.clone();
+        let cx = &mut Context::from_waker(&waker);
+        self.drain();
+        if self.work(now, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if let Poll::Ready(Err(_)) = self.wire.flush(cx) {
+            return Poll::Ready(());
+        }
+        self.account();
+        let activity = self.wire.activity();
+        if activity.has_more {
+            self.hub.notify();
+        }
+        self.watch(now, activity, cx)
+    }
+
+    /// Drives h2 and the calls until none of them has anything to do.
+    fn work(&mut self, began: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut polled = 0;
+        loop {
+            loop {
+                match self.poll_h2(cx) {
+                    Poll::Ready(Some(call)) => {
+                        polled += 1;
+                        self.set_busy(true);
+                        self.calls.begin(call, Call::poll);
+                    }
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Pending => break,
+                }
+            }
+            polled += self.calls.poll_ready(PASS_CALLS_MAX / 4, Call::poll);
+            self.account();
+            if !self.hub.take_woken() {
+                return Poll::Pending;
+            }
+            if polled >= PASS_CALLS_MAX || executor::now().since(began) >= PASS_TIME_MAX {
+                self.hub.notify();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Lets h2 read and frame; the next call that came, if there is room for its answer. `None`: it is over.
+    fn poll_h2(&mut self, cx: &mut Context<'_>) -> Poll<Option<Call>> {
+        if let Phase::Handshake(handshake) = &mut self.phase {
+            match Pin::new(handshake).poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(None),
+                Poll::Ready(Ok(mut open)) => {
+                    self.pings = open.ping_pong();
+                    self.phase = Phase::Open(open);
+                }
+            }
+        }
+        let Phase::Open(h2) = &mut self.phase else {
+            return Poll::Pending;
+        };
+        loop {
+            if !self.shared.memory.has_outbound_room() {
+                self.shared.memory.wait_for_outbound_room(&self.waker);
+                return h2.poll_closed(cx).map(|_| None);
+            }
+            match h2.poll_accept(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    if let Some(call) = Call::begin(request, respond, &self.shared) {
+                        return Poll::Ready(Some(call));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) && error.is_library() {
+                        add(&self.shared.metrics().floods_total, 1);
+                    }
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(None) => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Carries what left and what was answered over to the meter and to those who wait for room.
+    fn account(&mut self) {
+        let frames = self.shared.memory.settle_outbound();
+        let answered = self.shared.answered.take();
+        if frames > 0 {
+            self.last_written = self.shared.now.get();
+        }
+        if frames > 0 || answered > 0 {
+            self.wire.with_meter(|meter| {
+                meter.sent(frames);
+                meter.answered(answered);
+            });
+        }
+    }
+
+    /// Says goodbye once the server takes no new work.
+    fn drain(&mut self) {
+        if self.shared.core.is_draining.get()
+            && !self.is_draining
+            && let Phase::Open(h2) = &mut self.phase
+        {
+            self.is_draining = true;
+            h2.graceful_shutdown();
+        }
+    }
+
+    /// Looks at what the client owes, and sets the timer for the next look.
+    fn watch(&mut self, now: Instant, activity: Activity, cx: &mut Context<'_>) -> Poll<()> {
+        if activity.has_read {
+            self.last_read = now;
+            self.ping_sent = None;
+        }
+        if activity.has_written {
+            self.last_written = now;
+        }
+        self.has_settings |= activity.has_settings;
+        if activity.flood.is_some() && self.farewell.is_none() {
+            add(&self.shared.metrics().floods_total, 1);
+            self.say_goodbye(now);
+        }
+        loop {
+            let next = self.next_look(activity);
+            match next {
+                Some(at) if at <= now => {
+                    if self.look(now, activity).is_ready() {
+                        add(&self.shared.metrics().stalled_total, 1);
+                        return Poll::Ready(());
+                    }
+                }
+                Some(at) => {
+                    self.set_timer(now, at, cx);
+                    return Poll::Pending;
+                }
+                None => return Poll::Pending,
+            }
+        }
+    }
+
+    /// The earliest of all that the clock may end.
+    fn next_look(&self, activity: Activity) -> Option<Instant> {
+        let config = self.shared.config();
+        let handshake = (!self.has_settings).then(|| self.opened + config.handshake_timeout);
+        let inside = activity
+            .is_inside_frame
+            .then(|| self.last_read + config.half_sent_timeout);
+        let has_output = activity.has_unwritten || self.shared.memory.outbound_bytes() > 0;
+        let output =
+            has_output.then(|| self.last_written.max(self.opened) + config.stalled_write_timeout);
+        let farewell = self.farewell.map(|at| at + FAREWELL_TIME);
+        let ping = match (self.ping_sent, config.keepalive_interval) {
+            (Some(sent), _) => Some(sent + config.keepalive_timeout),
+            (None, Some(interval)) => Some(self.last_read + interval),
+            (None, None) => None,
+        };
+        [
+            handshake,
+            inside,
+            output,
+            farewell,
+            ping,
+            self.shared.next_look(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Ends what has run out of time. Ready: the connection is to be dropped.
+    fn look(&mut self, now: Instant, activity: Activity) -> Poll<()> {
+        let config = self.shared.config();
+        let is_late = (!self.has_settings && now >= self.opened + config.handshake_timeout)
+            || (activity.is_inside_frame && now >= self.last_read + config.half_sent_timeout)
+            || ((activity.has_unwritten || self.shared.memory.outbound_bytes() > 0)
+                && now >= self.last_written + config.stalled_write_timeout)
+            || self.farewell.is_some_and(|at| now >= at + FAREWELL_TIME)
+            || self
+                .ping_sent
+                .is_some_and(|at| now >= at + config.keepalive_timeout);
+        if is_late {
+            return Poll::Ready(());
+        }
+        if self.ping_sent.is_none()
+            && config
+                .keepalive_interval
+                .is_some_and(|interval| now >= self.last_read + interval)
+        {
+            self.ping_sent = Some(now);
+            self.set_busy(self.calls.len() > 0);
+            if let Some(pings) = &mut self.pings {
+                // An error means that the answer to the last one is still out; then this one is not needed.
+                let _ = pings.send_ping(Ping::opaque());
+            }
+        }
+        self.shared.clear_looks();
+        self.calls.sweep(|call| call.look(now));
+        // What ended has answers to be written.
+        self.hub.notify();
+        Poll::Pending
+    }
+
+    fn set_timer(&mut self, now: Instant, at: Instant, cx: &mut Context<'_>) {
+        // Timers never fire early, so one that is not yet due still holds our waker. If what it was set for has gone,
+        // it fires for nothing and is set anew.
+        let is_set = self
+            .timer
+            .as_ref()
+            .is_some_and(|timer| now < timer.deadline() && timer.deadline() <= at);
+        if !is_set {
+            let mut timer = executor::sleep_until(at);
+            if Pin::new(&mut timer).poll(cx).is_ready() {
+                self.hub.notify();
+            }
+            self.timer = Some(timer);
+        }
+    }
+
+    fn set_busy(&mut self, is_busy: bool) {
+        if let Some(guard) = &mut self.guard {
+            guard.set_busy(is_busy);
+        }
+    }
+
+    fn say_goodbye(&mut self, now: Instant) {
+        self.farewell = Some(now);
+        match &mut self.phase {
+            Phase::Open(h2) => h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM),
+            Phase::Handshake(_) => {}
+        }
+        self.hub.notify();
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.hub.begin_pass(cx.waker());
+        let ended = self.pass();
+        self.hub.end_pass();
+        ended
+    }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.shared.memory.close();
+    }
+}
+
+fn builder(config: &ServerConfig, window_bytes: u32) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(config.stream_window_bytes)
+        .max_concurrent_streams(config.streams_max)
+        .max_frame_size(config.frame_bytes_max)
+        .max_header_list_size(config.header_bytes_max)
+        .max_concurrent_reset_streams(RESETS_REMEMBERED)
+        .reset_stream_duration(RESETS_REMEMBERED_TIME)
+        .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
+        .max_local_error_reset_streams(Some(STREAM_ERRORS_MAX));
+    if window_bytes > 0 {
+        builder.initial_connection_window_size(window_bytes);
+    }
+    builder
+}

@@ -1,0 +1,253 @@
+//! The messages of one request stream: from h2's chunks to whole, inflated messages, charged and bounded.
+
+use super::shared::ConnectionShared;
+use crate::grpc::gzip::{self, InflateError};
+use crate::grpc::headers::Encoding;
+use crate::grpc::message::{Deframer, FrameError};
+use crate::memory::{InboundCharge, Line};
+use base::Instant;
+use bytes::Bytes;
+use executor::Class;
+use h2::RecvStream;
+use proto::rpc::{LocalFuture, RawInbound, Status};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+/// Messages compressed to more than this are inflated on a helper, since they hold the core too long.
+const INFLATE_HERE_BYTES_MAX: usize = 16 << 10;
+
+/// Why a reader is waiting, for the connection's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// For nothing, or for a message that has not begun.
+    No,
+    /// For the rest of a message.
+    HalfSent,
+    /// For memory.
+    Memory,
+    /// For memory, though it may go beyond the limits: the client is slow.
+    MemoryFavoured,
+}
+
+/// What the connection may look at while the reader belongs to a handler.
+pub(crate) struct Progress {
+    pub(crate) waiting: Cell<Waiting>,
+    pub(crate) since: Cell<Instant>,
+}
+
+/// Reads messages off a request stream.
+pub(crate) struct Reader {
+    body: RecvStream,
+    deframer: Deframer,
+    charge: InboundCharge,
+    encoding: Encoding,
+    inflating: Option<LocalFuture<Result<Bytes, InflateError>>>,
+    progress: Rc<Progress>,
+    shared: Rc<ConnectionShared>,
+    is_over: bool,
+}
+
+/// What is kept of a request while it is handled.
+pub(crate) enum Held {
+    /// The charge for its bytes.
+    Charge(#[allow(dead_code, reason = "kept for its drop")] InboundCharge),
+    /// Everything: memory was short, so its window is not released yet.
+    Stream(Box<Reader>),
+}
+
+impl Held {
+    /// Releases the window if there is room now.
+    pub(crate) fn release(&mut self, cx: &mut Context<'_>) {
+        if let Held::Stream(reader) = self {
+            reader.charge.release(reader.body.flow_control(), false, cx);
+        }
+    }
+}
+
+/// A read that gave no message.
+pub(crate) enum ReadError {
+    /// The client reset the stream, or the connection broke: nobody waits for an answer.
+    Gone(Status),
+    /// What the client sent is not right.
+    Bad(Status),
+}
+
+impl Reader {
+    pub(crate) fn new(
+        body: RecvStream,
+        encoding: Encoding,
+        shared: &Rc<ConnectionShared>,
+    ) -> Reader {
+        Reader {
+            body,
+            deframer: Deframer::new(shared.config().message_bytes_max),
+            charge: InboundCharge::new(&shared.memory),
+            encoding,
+            inflating: None,
+            progress: Rc::new(Progress {
+                waiting: Cell::new(Waiting::No),
+                since: Cell::new(shared.now.get()),
+            }),
+            shared: Rc::clone(shared),
+            is_over: false,
+        }
+    }
+
+    /// How far it is, to be looked at by the clock.
+    pub(crate) fn progress(&self) -> Rc<Progress> {
+        Rc::clone(&self.progress)
+    }
+
+    /// All messages are read. What stays is their charge; the stream too, if window is owed for them.
+    pub(crate) fn into_held(self) -> Held {
+        if self.charge.is_owing() {
+            Held::Stream(Box::new(self))
+        } else {
+            Held::Charge(self.charge)
+        }
+    }
+
+    /// The messages read so far are used up.
+    pub(crate) fn settle(&mut self) {
+        self.charge.settle();
+    }
+
+    /// The next message, or `None` at the end of the stream.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, ReadError>> {
+        loop {
+            if let Some(inflating) = &mut self.inflating {
+                let result = ready!(inflating.as_mut().poll(cx));
+                self.inflating = None;
+                return Poll::Ready(self.inflated(result).map(Some));
+            }
+            if let Some(message) = self.deframer.next_message().map_err(bad_frame)? {
+                self.note(Waiting::No);
+                self.charge.completed();
+                self.charge.release(self.body.flow_control(), false, cx);
+                if !message.is_compressed {
+                    return Poll::Ready(Ok(Some(message.bytes)));
+                }
+                if self.encoding == Encoding::Identity {
+                    let status = Status::internal(
+                        "message is compressed but grpc-encoding names no compression",
+                    );
+                    return Poll::Ready(Err(ReadError::Bad(status)));
+                }
+                let limit = self.shared.config().message_bytes_max;
+                if message.bytes.len() <= INFLATE_HERE_BYTES_MAX {
+                    let result = gzip::inflate(&message.bytes, limit);
+                    return Poll::Ready(self.inflated(result).map(Some));
+                }
+                self.inflating = Some(Box::pin(executor::blocking(Class::Foreground, move || {
+                    gzip::inflate(&message.bytes, limit)
+                })));
+                continue;
+            }
+            if self.is_over || self.body.is_end_stream() {
+                self.is_over = true;
+                return Poll::Ready(if self.deframer.is_at_boundary() {
+                    Ok(None)
+                } else {
+                    Err(ReadError::Bad(Status::internal(
+                        "stream ended inside of a message",
+                    )))
+                });
+            }
+            match self.body.poll_data(cx) {
+                Poll::Ready(Some(Ok(chunk))) => {
+                    self.progress.since.set(self.shared.now.get());
+                    self.charge.arrived(chunk.len());
+                    self.deframer.feed(chunk);
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.is_over = true;
+                    return Poll::Ready(Err(ReadError::Gone(crate::grpc::status::from_h2(&error))));
+                }
+                Poll::Ready(None) => self.is_over = true,
+                Poll::Pending => {
+                    let is_inside = !self.deframer.is_at_boundary();
+                    self.charge.release(self.body.flow_control(), is_inside, cx);
+                    self.note(match (is_inside, self.charge.line()) {
+                        (false, _) => Waiting::No,
+                        (true, Line::No) => Waiting::HalfSent,
+                        (true, Line::Waits) => Waiting::Memory,
+                        (true, Line::Head) => Waiting::MemoryFavoured,
+                    });
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn inflated(&mut self, result: Result<Bytes, InflateError>) -> Result<Bytes, ReadError> {
+        match result {
+            Ok(bytes) => {
+                self.charge.take(bytes.len());
+                Ok(bytes)
+            }
+            Err(error @ InflateError::TooLarge(_)) => Err(ReadError::Bad(
+                Status::resource_exhausted(error.to_string()),
+            )),
+            Err(error @ InflateError::Corrupt) => {
+                Err(ReadError::Bad(Status::internal(error.to_string())))
+            }
+        }
+    }
+
+    fn note(&self, waiting: Waiting) {
+        self.progress.waiting.set(waiting);
+        if let Some(at) = self.progress.deadline(&self.shared) {
+            self.shared.look_at(at);
+        }
+    }
+}
+
+impl Progress {
+    /// When patience ends; `None` if nothing is owed to us.
+    pub(crate) fn deadline(&self, shared: &ConnectionShared) -> Option<Instant> {
+        let config = shared.config();
+        let patience = match self.waiting.get() {
+            Waiting::No => return None,
+            Waiting::HalfSent => config.half_sent_timeout,
+            Waiting::Memory => config.memory_wait,
+            Waiting::MemoryFavoured => 2 * config.memory_wait,
+        };
+        Some(self.since.get() + patience)
+    }
+
+    /// What to tell the client when patience has ended.
+    pub(crate) fn complaint(&self) -> Status {
+        match self.waiting.get() {
+            Waiting::No | Waiting::HalfSent => {
+                Status::deadline_exceeded("the rest of a message did not come in time")
+            }
+            Waiting::Memory | Waiting::MemoryFavoured => Status::resource_exhausted(
+                "the server's memory for requests is used up; try again later",
+            ),
+        }
+    }
+}
+
+fn bad_frame(error: FrameError) -> ReadError {
+    ReadError::Bad(match error {
+        FrameError::TooLarge(..) => Status::resource_exhausted(error.to_string()),
+        FrameError::BadFlag(_) => Status::internal(error.to_string()),
+    })
+}
+
+/// A request stream as handlers see it.
+impl RawInbound for Reader {
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        if self.inflating.is_none() {
+            self.settle();
+        }
+        self.poll_next(cx).map(|result| match result {
+            Ok(message) => message.map(Ok),
+            Err(ReadError::Gone(status) | ReadError::Bad(status)) => Some(Err(status)),
+        })
+    }
+}

@@ -1,0 +1,37 @@
+//! Tells HTTP/2 from HTTP/1.1 by the first bytes.
+
+use bytes::{Bytes, BytesMut};
+use executor::io::{AsyncRead, AsyncReadExt};
+use std::io;
+
+/// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a connection speaks, with the bytes read so far.
+pub(crate) enum Sniffed {
+    Http2(Bytes),
+    Http1(Bytes),
+    /// It ended before it said anything.
+    Nothing,
+}
+
+/// Reads until the first bytes are the preface of HTTP/2, or cannot become it.
+pub(crate) async fn sniff(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Sniffed> {
+    let mut bytes = BytesMut::with_capacity(1024);
+    loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(if bytes.is_empty() {
+                Sniffed::Nothing
+            } else {
+                Sniffed::Http1(bytes.freeze())
+            });
+        }
+        let common = bytes.len().min(PREFACE.len());
+        if bytes[..common] != PREFACE[..common] {
+            return Ok(Sniffed::Http1(bytes.freeze()));
+        }
+        if common == PREFACE.len() {
+            return Ok(Sniffed::Http2(bytes.freeze()));
+        }
+    }
+}

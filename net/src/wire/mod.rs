@@ -1,0 +1,328 @@
+//! The socket as h2 sees it, with what h2 leaves to its user: one read and one write per pass, a bound on what a pass
+//! reads, and a count of frames.
+//!
+//! h2 owns its end ([`Wire`]) and writes frame by frame; all that lands in one buffer, and the connection's task calls
+//! [`WireHandle::flush`] at the end of its pass. So the answers of many streams leave in one system call.
+
+mod meter;
+
+pub(crate) use meter::{Flood, Meter};
+
+use crate::metrics::{NetMetrics, add};
+use bytes::Bytes;
+use executor::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+/// Bytes asked of the socket at once.
+const READ_BYTES: usize = 64 << 10;
+/// Bytes that one pass reads before others get their turn.
+const PASS_READ_BYTES: usize = 256 << 10;
+/// Bytes that wait to be written; beyond them h2 is told to wait.
+const WRITE_BYTES_MAX: usize = 256 << 10;
+/// An empty write buffer larger than this is given back.
+const WRITE_BYTES_KEPT: usize = 16 << 10;
+
+thread_local! {
+    /// Read buffers of this core's connections. A pass empties what it fills, so one or two serve all.
+    static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer of `READ_BYTES` with what is not yet handed on.
+struct Filled {
+    buffer: Box<[u8]>,
+    at: usize,
+    len: usize,
+}
+
+impl Filled {
+    fn empty() -> Filled {
+        let buffer = BUFFERS.with_borrow_mut(Vec::pop);
+        Filled {
+            buffer: buffer.unwrap_or_else(|| vec![0; READ_BYTES].into_boxed_slice()),
+            at: 0,
+            len: 0,
+        }
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        BUFFERS.with_borrow_mut(|buffers| {
+            if buffers.len() < 4 {
+                buffers.push(buffer);
+            }
+        });
+    }
+}
+
+struct State<S> {
+    io: S,
+    /// What was read before h2 took over.
+    sniffed: Bytes,
+    filled: Option<Filled>,
+    /// The socket had nothing more in this pass.
+    is_dry: bool,
+    /// A reason to read nothing more, ever.
+    flood: Option<Flood>,
+    /// What this pass may still read.
+    pass_left: usize,
+    /// The pass ended with bytes left in the socket.
+    has_more: bool,
+    /// Bytes were read since it was last asked.
+    has_read: bool,
+    out: Vec<u8>,
+    out_at: usize,
+    /// Bytes were written since it was last asked.
+    has_written: bool,
+    meter: Option<Meter>,
+    metrics: Rc<NetMetrics>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.sniffed.is_empty() {
+            let take = self.sniffed.len().min(out.remaining());
+            let bytes = self.sniffed.split_to(take);
+            self.hand_on(&bytes, out);
+            return if self.flood.is_some() {
+                Poll::Pending
+            } else {
+                Poll::Ready(Ok(()))
+            };
+        }
+        if self.filled.is_none() {
+            if self.is_dry || self.flood.is_some() {
+                return Poll::Pending;
+            }
+            if self.pass_left == 0 {
+                self.has_more = true;
+                return Poll::Pending;
+            }
+            let mut filled = Filled::empty();
+            let mut buffer = ReadBuf::new(&mut filled.buffer);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                Poll::Pending => {
+                    self.is_dry = true;
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+            filled.len = buffer.filled().len();
+            if filled.len == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.pass_left = self.pass_left.saturating_sub(filled.len);
+            self.has_read = true;
+            add(&self.metrics.socket_reads_total, 1);
+            add(&self.metrics.received_bytes_total, filled.len as u64);
+            self.filled = Some(filled);
+        }
+        let mut filled = self.filled.take().expect("filled above if it was empty");
+        let take = (filled.len - filled.at).min(out.remaining());
+        self.hand_on(&filled.buffer[filled.at..filled.at + take], out);
+        filled.at += take;
+        if filled.at < filled.len {
+            self.filled = Some(filled);
+        }
+        if self.flood.is_some() {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Gives `bytes` to h2, unless the meter finds a flood in them.
+    fn hand_on(&mut self, bytes: &[u8], out: &mut ReadBuf<'_>) {
+        if let Some(meter) = &mut self.meter
+            && let Err(flood) = meter.follow(bytes)
+        {
+            self.flood = Some(flood);
+            return;
+        }
+        out.put_slice(bytes);
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.out_at < self.out.len() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out[self.out_at..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out_at += written;
+            self.has_written = true;
+            add(&self.metrics.socket_writes_total, 1);
+            add(&self.metrics.sent_bytes_total, written as u64);
+        }
+        self.out_at = 0;
+        self.out.clear();
+        if self.out.capacity() > WRITE_BYTES_KEPT {
+            self.out = Vec::new();
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Room for at least one more write, or pending.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.len() - self.out_at < WRITE_BYTES_MAX {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
+            return Poll::Ready(Err(error));
+        }
+        if self.out.len() - self.out_at < WRITE_BYTES_MAX {
+            self.out.drain(..self.out_at);
+            self.out_at = 0;
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+}
+
+/// The end of a socket that h2 owns.
+pub(crate) struct Wire<S>(Rc<RefCell<State<S>>>);
+
+/// The end of a socket that the connection's task keeps.
+pub(crate) struct WireHandle<S>(Rc<RefCell<State<S>>>);
+
+/// What happened on a socket since it was last asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Activity {
+    /// Bytes came.
+    pub(crate) has_read: bool,
+    /// Bytes went.
+    pub(crate) has_written: bool,
+    /// More bytes wait in the socket than a pass may read: come again.
+    pub(crate) has_more: bool,
+    /// The peer is in the midst of a frame or header block.
+    pub(crate) is_inside_frame: bool,
+    /// The peer's first settings have come.
+    pub(crate) has_settings: bool,
+    /// Bytes wait for the socket to take them.
+    pub(crate) has_unwritten: bool,
+    /// The meter found a flood; nothing is read any more.
+    pub(crate) flood: Option<Flood>,
+}
+
+/// Puts a wire between h2 and `io`. `sniffed` is what was read already; `meter`, if any, watches what comes in.
+pub(crate) fn wire<S: AsyncRead + AsyncWrite + Unpin>(
+    io: S,
+    sniffed: Bytes,
+    meter: Option<Meter>,
+    metrics: Rc<NetMetrics>,
+) -> (Wire<S>, WireHandle<S>) {
+    let state = Rc::new(RefCell::new(State {
+        io,
+        sniffed,
+        filled: None,
+        is_dry: false,
+        flood: None,
+        pass_left: PASS_READ_BYTES,
+        has_more: false,
+        has_read: false,
+        out: Vec::new(),
+        out_at: 0,
+        has_written: false,
+        meter,
+        metrics,
+    }));
+    (Wire(Rc::clone(&state)), WireHandle(state))
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WireHandle<S> {
+    /// Begins a pass: the socket is asked again, and the budget is whole.
+    pub(crate) fn begin_pass(&self) {
+        let mut state = self.0.borrow_mut();
+        state.is_dry = false;
+        state.has_more = false;
+        state.pass_left = PASS_READ_BYTES;
+    }
+
+    /// Writes what h2 has left in the buffer. Pending: the socket is full, and wakes when it is not.
+    pub(crate) fn flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_flush(cx)
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn activity(&self) -> Activity {
+        let mut state = self.0.borrow_mut();
+        let state = &mut *state;
+        Activity {
+            has_read: std::mem::take(&mut state.has_read),
+            has_written: std::mem::take(&mut state.has_written),
+            has_more: state.has_more,
+            is_inside_frame: state.meter.as_ref().is_some_and(Meter::is_inside),
+            has_settings: state.meter.as_ref().is_some_and(Meter::has_settings),
+            has_unwritten: state.out_at < state.out.len(),
+            flood: state.flood,
+        }
+    }
+
+    /// Changes the meter, if there is one.
+    pub(crate) fn with_meter(&self, change: impl FnOnce(&mut Meter)) {
+        if let Some(meter) = &mut self.0.borrow_mut().meter {
+            change(meter);
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_read(cx, out)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.0.borrow_mut();
+        ready!(state.poll_room(cx))?;
+        state.out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.0.borrow_mut();
+        ready!(state.poll_room(cx))?;
+        let mut taken = 0;
+        for slice in slices {
+            state.out.extend_from_slice(slice);
+            taken += slice.len();
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Nothing to do: the connection's task flushes once per pass.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.0.borrow_mut();
+        ready!(state.poll_flush(cx))?;
+        Pin::new(&mut state.io).poll_shutdown(cx)
+    }
+}
