@@ -1,4 +1,5 @@
 //! What happens on a core: the storage engine, the raft log, the turn that joins them, and the service in front.
 
+pub mod core;
 pub mod engine;
 pub mod log;

@@ -1,0 +1,66 @@
+//! Settings of a shard, with the reason for each default.
+
+use std::time::Duration;
+
+/// How a shard splits, flushes and holds back.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// A region above this many bytes is split (`coprocessor.region-max-size`).
+    pub region_max_bytes: u64,
+    /// The pieces that a split leaves (`coprocessor.region-split-size`).
+    pub region_split_bytes: u64,
+    /// A region above this many keys is split (`coprocessor.region-max-keys`).
+    pub region_max_keys: u64,
+    /// The pieces, in keys (`coprocessor.region-split-keys`).
+    pub region_split_keys: u64,
+    /// A region's size is measured again after this many bytes were written to it
+    /// (`raftstore.region-split-check-diff`).
+    pub split_check_diff_bytes: u64,
+    /// Most pieces of one split (`coprocessor.batch-split-limit`). The rest follows with the next check.
+    pub batch_split_limit: usize,
+    /// Log that a restart may have to replay, per shard. 256 MiB replay within seconds.
+    pub replay_cap_bytes: u64,
+    /// A flush is due once this much of the log is not covered by one: half the cap, so that the other half has room
+    /// while the flush runs.
+    pub flush_at_bytes: u64,
+    /// A flush is due this long after the oldest write that none covers, so that an idle shard's log becomes free.
+    pub flush_age: Duration,
+    /// Largest raft entry, in bytes (`raftstore.raft-entry-max-size`).
+    pub entry_max_bytes: u64,
+    /// Entries that raw batches are cut into, and the largest batch that a core writes to the engine itself: above
+    /// it, a write holds the core for milliseconds.
+    pub entry_cut_bytes: usize,
+    /// Proposals waiting for the turn, in bytes, before writers are made to wait.
+    pub inbox_max_bytes: usize,
+    /// How long a writer waits for room before it is told that the server is busy.
+    pub busy_wait: Duration,
+    /// Raw keys end in an 8-byte timestamp (API V2), which a split key must not.
+    pub versioned_raw_keys: bool,
+    /// Time between raft ticks of peers with other voters.
+    pub tick: Duration,
+    /// Settings of raft itself, in ticks.
+    pub raft: raftstore::RaftConfig,
+}
+
+impl Default for ShardConfig {
+    fn default() -> Self {
+        ShardConfig {
+            region_max_bytes: 384 << 20,
+            region_split_bytes: 256 << 20,
+            region_max_keys: 3_840_000,
+            region_split_keys: 2_560_000,
+            split_check_diff_bytes: 16 << 20,
+            batch_split_limit: 10,
+            replay_cap_bytes: 256 << 20,
+            flush_at_bytes: 128 << 20,
+            flush_age: Duration::from_secs(600),
+            entry_max_bytes: 8 << 20,
+            entry_cut_bytes: 256 << 10,
+            inbox_max_bytes: 64 << 20,
+            busy_wait: Duration::from_secs(1),
+            versioned_raw_keys: false,
+            tick: Duration::from_millis(100),
+            raft: raftstore::RaftConfig::default(),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The node's range map: which shard holds which region, and which region is on its way to another shard.
+//!
+//! Pure: messages in, decisions out. Core 0 owns the only instance; the other cores hold copies of the routes.
+//!
+//! ```text
+//!   settled ──reserve──▶ moving ──arrive──▶ moving, placed at the target ──release──▶ settled
+//!      ▲                   │
+//!      └─────release───────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{RegionId, ShardId};
+
+/// Where a region lives and how it got there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The shard that holds the region's peer.
+    pub shard: ShardId,
+    /// Counts the region's moves on this node; a copy with a lower number is stale.
+    pub move_number: u64,
+    /// `metapb.RegionEpoch.version` that the range belongs to.
+    pub version: u64,
+    /// First key, inclusive.
+    pub start: Vec<u8>,
+    /// Last key, exclusive; empty is infinity.
+    pub end: Vec<u8>,
+    /// Bytes of data, as last estimated.
+    pub bytes: u64,
+}
+
+/// A reserved move. The source hands the region over and the target installs it under `move_number`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveTicket {
+    /// What moves.
+    pub region: RegionId,
+    /// From here.
+    pub source: ShardId,
+    /// To there.
+    pub target: ShardId,
+    /// Number that the copy at the target will bear.
+    pub move_number: u64,
+}
+
+/// What one shard found when it opened: a peer that it could serve.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The region.
+    pub region: RegionId,
+    /// Its placement if the claim is granted.
+    pub placement: Placement,
+}
+
+/// The range map. See the module's text.
+#[derive(Debug)]
+pub struct Directory {
+    regions: BTreeMap<RegionId, Placement>,
+    moving: BTreeMap<RegionId, MoveTicket>,
+    shards: BTreeSet<ShardId>,
+}
+
+impl Directory {
+    /// Settles the claims of all shards: of several copies of a region the one with the highest move number wins.
+    /// Returns the map and, per shard, the regions that it must erase before it serves.
+    pub fn settle(shards: impl IntoIterator<Item = ShardId>, claims: Vec<Claim>) -> (Directory, Vec<(ShardId, RegionId)>) {
+        let mut directory =
+            Directory { regions: BTreeMap::new(), moving: BTreeMap::new(), shards: shards.into_iter().collect() };
+        let mut erase = Vec::new();
+        for claim in claims {
+            match directory.regions.get(&claim.region) {
+                Some(held) if held.move_number >= claim.placement.move_number => {
+                    erase.push((claim.placement.shard, claim.region));
+                }
+                other => {
+                    erase.extend(other.map(|held| (held.shard, claim.region)));
+                    directory.regions.insert(claim.region, claim.placement);
+                }
+            }
+        }
+        (directory, erase)
+    }
+
+    /// Where `region` lives.
+    pub fn placement(&self, region: RegionId) -> Option<&Placement> {
+        self.regions.get(&region)
+    }
+
+    /// All regions with their shards, in order of region id.
+    pub fn routes(&self) -> impl Iterator<Item = (RegionId, ShardId)> + '_ {
+        self.regions.iter().map(|(region, placement)| (*region, placement.shard))
+    }
+
+    /// Records a region's new range, or a region born on `placement.shard`. Older versions are ignored.
+    /// A region that is being moved keeps its source until the move completes.
+    pub fn update(&mut self, region: RegionId, placement: Placement) {
+        match self.regions.get_mut(&region) {
+            Some(held) if held.version > placement.version || held.move_number > placement.move_number => {}
+            Some(held) => *held = placement,
+            None => {
+                self.regions.insert(region, placement);
+            }
+        }
+    }
+
+    /// Notes the size of a region, for balancing.
+    pub fn note_bytes(&mut self, region: RegionId, bytes: u64) {
+        if let Some(held) = self.regions.get_mut(&region) {
+            held.bytes = bytes;
+        }
+    }
+
+    /// Reserves the move of `region` to `target`. `None` if it is unknown, already there or already moving.
+    pub fn reserve(&mut self, region: RegionId, target: ShardId) -> Option<MoveTicket> {
+        let held = self.regions.get(&region)?;
+        if held.shard == target || self.moving.contains_key(&region) || !self.shards.contains(&target) {
+            return None;
+        }
+        let ticket = MoveTicket { region, source: held.shard, target, move_number: held.move_number + 1 };
+        self.moving.insert(region, ticket.clone());
+        Some(ticket)
+    }
+
+    /// The target holds the region durably: from now on it lives there. It cannot move again before the release.
+    pub fn arrive(&mut self, ticket: &MoveTicket) {
+        if self.moving.get(&ticket.region) == Some(ticket)
+            && let Some(held) = self.regions.get_mut(&ticket.region)
+        {
+            held.shard = ticket.target;
+            held.move_number = ticket.move_number;
+        }
+    }
+
+    /// The move is over: the source has erased its copy durably, or the region stays where it was.
+    pub fn release(&mut self, ticket: &MoveTicket) {
+        if self.moving.get(&ticket.region) == Some(ticket) {
+            self.moving.remove(&ticket.region);
+        }
+    }
+
+    /// Bytes of all regions, as last estimated.
+    pub fn total_bytes(&self) -> u64 {
+        self.regions.values().map(|placement| placement.bytes).sum()
+    }
+
+    /// Number of moves under way.
+    pub fn moves_under_way(&self) -> usize {
+        self.moving.len()
+    }
+
+    /// Number of regions on each shard, moves counted at their target.
+    pub fn loads(&self) -> BTreeMap<ShardId, usize> {
+        let mut loads: BTreeMap<ShardId, usize> = self.shards.iter().map(|shard| (*shard, 0)).collect();
+        for (region, placement) in &self.regions {
+            let shard = self.moving.get(region).map_or(placement.shard, |ticket| ticket.target);
+            *loads.entry(shard).or_default() += 1;
+        }
+        loads
+    }
+
+    /// The next move that evens out the number of regions: from the fullest shard to the emptiest, if they differ by
+    /// two or more. It picks the smallest region, since that one is the cheapest to copy.
+    pub fn next_balancing_move(&mut self) -> Option<MoveTicket> {
+        let loads = self.loads();
+        let (&emptiest, &low) = loads.iter().min_by_key(|(shard, count)| (**count, **shard))?;
+        let (&fullest, &high) = loads.iter().max_by_key(|(shard, count)| (**count, std::cmp::Reverse(**shard)))?;
+        if high < low + 2 {
+            return None;
+        }
+        let region = self
+            .regions
+            .iter()
+            .filter(|(region, placement)| placement.shard == fullest && !self.moving.contains_key(region))
+            .min_by_key(|(region, placement)| (placement.bytes, **region))
+            .map(|(region, _)| *region)?;
+        self.reserve(region, emptiest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placement(shard: u32, move_number: u64) -> Placement {
+        Placement { shard: ShardId(shard), move_number, version: 1, start: vec![], end: vec![], bytes: 0 }
+    }
+
+    fn claim(region: u64, shard: u32, move_number: u64) -> Claim {
+        Claim { region: RegionId(region), placement: placement(shard, move_number) }
+    }
+
+    #[test]
+    fn the_copy_with_the_highest_move_number_wins_whatever_the_order() {
+        for claims in [[claim(1, 0, 1), claim(1, 1, 2)], [claim(1, 1, 2), claim(1, 0, 1)]] {
+            let (directory, erase) = Directory::settle([ShardId(0), ShardId(1)], claims.to_vec());
+            assert_eq!(directory.placement(RegionId(1)), Some(&placement(1, 2)));
+            assert_eq!(erase, vec![(ShardId(0), RegionId(1))]);
+        }
+    }
+
+    #[test]
+    fn a_region_moves_once_at_a_time_and_lives_at_the_source_until_it_has_arrived() {
+        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1)], vec![claim(1, 0, 0)]);
+        let ticket = directory.reserve(RegionId(1), ShardId(1)).expect("free to move");
+        assert_eq!(directory.reserve(RegionId(1), ShardId(1)), None);
+        assert_eq!(directory.placement(RegionId(1)).map(|p| p.shard), Some(ShardId(0)));
+        directory.arrive(&ticket);
+        assert_eq!(directory.placement(RegionId(1)).map(|p| (p.shard, p.move_number)), Some((ShardId(1), 1)));
+        assert_eq!(directory.reserve(RegionId(1), ShardId(0)), None, "the source still has to erase its copy");
+        directory.release(&ticket);
+        assert_eq!(directory.moves_under_way(), 0);
+    }
+
+    #[test]
+    fn balancing_ends_when_no_shard_has_two_regions_more_than_another() {
+        let claims = (1..=10).map(|region| claim(region, 0, 0)).collect();
+        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1), ShardId(2)], claims);
+        let mut moves = 0;
+        while let Some(ticket) = directory.next_balancing_move() {
+            directory.arrive(&ticket);
+            directory.release(&ticket);
+            moves += 1;
+            assert!(moves <= 10, "balancing must end");
+        }
+        let loads: Vec<usize> = directory.loads().into_values().collect();
+        assert_eq!(loads.iter().sum::<usize>(), 10);
+        assert!(loads.iter().max().zip(loads.iter().min()).is_some_and(|(high, low)| high - low < 2));
+    }
+
+    #[test]
+    fn a_stale_update_changes_nothing() {
+        let (mut directory, _) = Directory::settle([ShardId(0)], vec![claim(1, 0, 3)]);
+        directory.update(RegionId(1), placement(0, 2));
+        assert_eq!(directory.placement(RegionId(1)).map(|p| p.move_number), Some(3));
+    }
+}

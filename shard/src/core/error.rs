@@ -1,0 +1,97 @@
+//! Why a request could not be served by a region's peer. `service::errors` turns these into `errorpb.Error`.
+
+use base::{PeerId, RegionId, StoreId};
+use proto::metapb;
+
+/// What stands between a request and its region, in the words of `errorpb.Error`.
+///
+/// Every variant but [`RegionError::Undetermined`] says that nothing was and nothing will be done.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RegionError {
+    /// The request was sent to another store's address.
+    #[error("request is for store {request}, this is store {actual}")]
+    StoreNotMatch {
+        /// Whom the client meant.
+        request: StoreId,
+        /// Who we are.
+        actual: StoreId,
+    },
+    /// No peer of the region is here.
+    #[error("region {0} is not found")]
+    RegionNotFound(RegionId),
+    /// Our peer of the region has another id.
+    #[error("request is for peer {request} of region {region}, this is peer {actual}")]
+    MismatchPeerId {
+        /// The region.
+        region: RegionId,
+        /// Whom the client meant.
+        request: PeerId,
+        /// Who we are.
+        actual: PeerId,
+    },
+    /// Our peer does not lead, or not yet.
+    #[error("peer is not leader of region {region}")]
+    NotLeader {
+        /// The region.
+        region: RegionId,
+        /// Who leads, if known.
+        leader: Option<metapb::Peer>,
+    },
+    /// The client's term is too old, or leadership changed before the command was proposed.
+    #[error("stale command")]
+    StaleCommand,
+    /// The region was split or merged since the client learned of it.
+    #[error("epoch of region {region} is {version}:{conf_ver}, the request has another")]
+    EpochNotMatch {
+        /// The region.
+        region: RegionId,
+        /// Our `version`.
+        version: u64,
+        /// Our `conf_ver`.
+        conf_ver: u64,
+        /// The region as it is now, then those that were split off here.
+        current: Vec<metapb::Region>,
+    },
+    /// A key is outside the region although the epoch matches.
+    #[error("key is not in region {}", region.id)]
+    KeyNotInRegion {
+        /// The key.
+        key: Vec<u8>,
+        /// The region.
+        region: Box<metapb::Region>,
+    },
+    /// A bounded wait for room ended.
+    #[error("server is busy: {reason}")]
+    ServerIsBusy {
+        /// What is full.
+        reason: String,
+        /// When to come back, in milliseconds.
+        backoff_ms: u64,
+    },
+    /// The request's deadline passed before it was proposed.
+    #[error("deadline is exceeded")]
+    DeadlineExceeded,
+    /// The command would make a raft entry above the limit.
+    #[error("raft entry of {entry_bytes} bytes is too large")]
+    EntryTooLarge {
+        /// The region.
+        region: RegionId,
+        /// What it would take.
+        entry_bytes: u64,
+    },
+    /// The disk has no room for writes.
+    #[error("disk is full")]
+    DiskFull,
+    /// The region is on its way to another shard of this node: ask the directory again. Never leaves the node.
+    #[error("region {0} is moving between shards")]
+    Moving(RegionId),
+    /// The peer's part of the raft log is damaged: it neither votes nor serves.
+    #[error("raft log of region {0} is damaged")]
+    Damaged(RegionId),
+    /// The shard is closing, after a failure or at the end of the process.
+    #[error("TiKV is Closing")]
+    Closing,
+    /// The command was proposed, and its fate is unknown.
+    #[error("the result of the command is not known")]
+    Undetermined,
+}

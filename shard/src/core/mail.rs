@@ -1,0 +1,251 @@
+//! What cores of a node say to each other.
+
+use base::{CoreId, RegionId, ShardId};
+use bytes::Bytes;
+use executor::net::StreamHandoff;
+use executor::{MailReceiver, MailSender};
+use mvcc::Cf;
+use proto::{metapb, pdpb};
+
+use super::directory::MoveTicket;
+use super::error::RegionError;
+use super::records::HomeRecord;
+
+/// One letter in a core's mailbox.
+pub enum CoreMail {
+    /// A connection that this core serves from now on.
+    Connection(StreamHandoff),
+    /// Requests for regions of this core, from the core that holds the client's connection.
+    Requests {
+        /// Who gets the answers.
+        from: CoreId,
+        /// The requests.
+        requests: Vec<RemoteRequest>,
+    },
+    /// Answers to requests that this core sent, by token. `None`: the region is on its way to another shard, ask again.
+    Replies(Vec<(u64, Option<Bytes>)>),
+    /// Everything that is not a client's request.
+    Control(Box<Control>),
+}
+
+/// A request on its way to the core of its region.
+#[derive(Debug)]
+pub struct RemoteRequest {
+    /// Names the request among those of its sender.
+    pub token: u64,
+    /// Which command: see [`crate::service::Command`].
+    pub tag: u32,
+    /// When the client stops waiting; `None` if it did not say.
+    pub deadline: Option<base::Instant>,
+    /// When it came in.
+    pub arrived: base::Instant,
+    /// The encoded request.
+    pub body: Bytes,
+}
+
+/// Where a region is from now on; `None` if it is no longer on this node.
+pub type Route = (RegionId, Option<ShardId>);
+
+/// Messages that keep the node together. Each `reply` is answered once, or dropped when the other side is closing.
+pub enum Control {
+    /// To every core: new routes.
+    Routes(Vec<Route>),
+    /// To core 0: a leader's report for PD.
+    Heartbeat(Box<RegionReport>),
+    /// To core 0: ids for `count` new regions.
+    AskSplit {
+        /// The region as its leader knows it.
+        region: metapb::Region,
+        /// How many new regions.
+        count: u32,
+        /// The ids, or why there are none.
+        reply: Reply<Result<Vec<pdpb::SplitId>, String>>,
+    },
+    /// To core 0: a split was applied on `shard`.
+    SplitDone {
+        /// Where.
+        shard: ShardId,
+        /// The parent.
+        parent: RegionId,
+        /// All resulting regions in key order.
+        regions: Vec<metapb::Region>,
+        /// Estimated bytes of each.
+        bytes: u64,
+    },
+    /// To the core of the source: hand `ticket.region` over.
+    Move {
+        /// What goes where.
+        ticket: MoveTicket,
+        /// Whether it arrived.
+        reply: Reply<Result<(), MoveError>>,
+    },
+    /// To the core of the target: make room for a region's range.
+    MovePrepare {
+        /// Where.
+        shard: ShardId,
+        /// First key, inclusive.
+        start: Bytes,
+        /// Last key, exclusive; empty is infinity.
+        end: Bytes,
+        /// Done.
+        reply: Reply<Result<(), MoveError>>,
+    },
+    /// To the core of the target: part of the region's data, engine keys.
+    MoveData {
+        /// Where.
+        shard: ShardId,
+        /// Family, key, value.
+        entries: Vec<(Cf, Bytes, Bytes)>,
+        /// Done.
+        reply: Reply<Result<(), MoveError>>,
+    },
+    /// To the core of the target: all data is there, take the peer over, asleep.
+    MoveInstall {
+        /// Where.
+        shard: ShardId,
+        /// The peer.
+        home: Box<HomeRecord>,
+        /// Done: the record is durable.
+        reply: Reply<Result<(), MoveError>>,
+    },
+    /// To the core of the target: the source has let go, serve.
+    MoveActivate {
+        /// Where.
+        shard: ShardId,
+        /// Which.
+        region: RegionId,
+    },
+    /// To core 0: the region of `ticket` has left its source and is durable at its target.
+    Arrived {
+        /// What went where.
+        ticket: MoveTicket,
+    },
+    /// To core 0: the next `count` timestamps of the cluster; answers with the last one.
+    Timestamps {
+        /// How many.
+        count: u32,
+        /// The last one, or why there is none.
+        reply: Reply<Result<u64, String>>,
+    },
+    /// To every core: report all leaders to core 0.
+    Report,
+    /// To every core: your counters as lines of the Prometheus text format.
+    Metrics {
+        /// The lines.
+        reply: Reply<String>,
+    },
+    /// To every core: describe your shards, for the status page.
+    Describe {
+        /// One entry per shard of the core.
+        reply: Reply<Vec<ShardDescription>>,
+    },
+}
+
+/// A region as its leader reports it to PD.
+#[derive(Clone, Debug, Default)]
+pub struct RegionReport {
+    /// The shard that holds it.
+    pub shard: ShardId,
+    /// The region.
+    pub region: metapb::Region,
+    /// Our peer, which leads.
+    pub leader: metapb::Peer,
+    /// Raft's term.
+    pub term: u64,
+    /// Estimated size; 1 stands for known empty.
+    pub approximate_bytes: u64,
+    /// Estimated keys.
+    pub approximate_keys: u64,
+    /// Bytes of keys and values written since the last report.
+    pub bytes_written: u64,
+    /// Keys written since the last report.
+    pub keys_written: u64,
+    /// Bytes read since the last report.
+    pub bytes_read: u64,
+    /// Keys read since the last report.
+    pub keys_read: u64,
+}
+
+/// A shard as the status page shows it.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct ShardDescription {
+    /// Which.
+    pub shard: u32,
+    /// The core that hosts it.
+    pub core: u16,
+    /// Regions on it.
+    pub regions: Vec<RegionDescription>,
+    /// Bytes of raft log on disk.
+    pub log_bytes: u64,
+    /// Bytes of raft log that a restart would replay.
+    pub log_bytes_unflushed: u64,
+    /// Bytes in memtables.
+    pub memtable_bytes: u64,
+}
+
+/// A region as the status page shows it.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct RegionDescription {
+    /// Region id.
+    pub id: u64,
+    /// First key in hexadecimal.
+    pub start_key: String,
+    /// Last key in hexadecimal; empty is infinity.
+    pub end_key: String,
+    /// Epoch as `conf_ver:version`.
+    pub epoch: String,
+    /// Our peer's id.
+    pub peer: u64,
+    /// True if it leads.
+    pub leader: bool,
+    /// Raft's term.
+    pub term: u64,
+    /// Index of the last entry applied.
+    pub applied_index: u64,
+    /// Estimated size.
+    pub approximate_bytes: u64,
+    /// Estimated keys.
+    pub approximate_keys: u64,
+    /// Times that it was moved between shards.
+    pub moves: u64,
+}
+
+/// Why a region stayed where it was.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MoveError {
+    /// The source cannot let go of it now.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The engine or the log of one side failed.
+    #[error("move failed: {0}")]
+    Failed(String),
+    /// The other side is closing.
+    #[error("the other core is closing")]
+    Closing,
+}
+
+/// The place where one answer from another core is put.
+pub struct Reply<T>(MailSender<T>);
+
+/// The place where it is awaited.
+pub struct Answer<T>(MailReceiver<T>);
+
+/// A place for one answer across cores.
+pub fn reply<T: Send + 'static>() -> (Reply<T>, Answer<T>) {
+    let (sender, receiver) = executor::mailbox(1);
+    (Reply(sender), Answer(receiver))
+}
+
+impl<T: Send + 'static> Reply<T> {
+    /// Answers. Whoever asked may have given up.
+    pub fn send(self, answer: T) {
+        drop(self.0.try_send(answer));
+    }
+}
+
+impl<T: Send + 'static> Answer<T> {
+    /// The answer, or `None` if the other side is gone.
+    pub async fn wait(mut self) -> Option<T> {
+        self.0.recv().await
+    }
+}

@@ -1,0 +1,28 @@
+//! A core's work: its shards, their turns, recovery, routing between cores, and moves of regions.
+
+mod apply;
+mod config;
+pub mod directory;
+mod error;
+mod host;
+mod mail;
+mod meta;
+pub mod moves;
+mod peer;
+pub mod records;
+mod recovery;
+mod shard;
+mod split;
+mod turn;
+
+pub use config::ShardConfig;
+pub use error::RegionError;
+pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};
+pub use mail::{
+    Answer, Control, CoreMail, MoveError, Reply, RegionDescription, RegionReport, RemoteRequest, Route, ShardDescription, reply,
+};
+pub use peer::{Done, hex};
+pub use recovery::{OpenError, Opened, open};
+pub use shard::{Outlet, RegionRead, Shard, ShardMetrics};
+pub use split::Measured;
+pub use turn::ShardFailure;

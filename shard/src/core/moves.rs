@@ -1,0 +1,231 @@
+//! A region's way from one shard to another.
+//!
+//! ```text
+//!  source (drives)                              target
+//!  freeze: refuse writes, drain          
+//!  ──────────────── prepare ──────────────▶  empty the range
+//!  snapshot ─────── data, in pieces ──────▶  write
+//!  ──────────────── install ──────────────▶  flush, then one durable `home` record; asleep
+//!  flush, durable `moved away` record, erase
+//!  ──────────────── route, activate ──────▶  campaign, serve
+//!  flush, then the directory may move it again
+//! ```
+//!
+//! A crash before the home record leaves data outside of all regions at the target, which recovery erases. A crash
+//! after it leaves two copies, of which the higher move number wins. The flush at the end makes a return to the source
+//! safe: nothing of the earlier stay can be replayed over it.
+
+use std::rc::Rc;
+
+use base::{CoreId, RegionId, ShardId};
+use bytes::Bytes;
+use executor::Class;
+use futures_channel::oneshot;
+use mvcc::Cf;
+
+use super::directory::MoveTicket;
+use super::error::RegionError;
+use super::host::CoreHost;
+use super::mail::{Control, MoveError, Reply, reply};
+use super::records::HomeRecord;
+use super::shard::{Input, Shard};
+use crate::engine::{
+    Engine, EngineIter as _, EngineSnapshot as _, Tier, WriteBatch as _, WriteError, WriteMode, data_range,
+};
+
+/// Bytes of keys and values per piece.
+const PIECE_BYTES: usize = 256 << 10;
+
+type Entries = Vec<(Cf, Bytes, Bytes)>;
+
+/// Moves `ticket.region` away from a shard of this core. When this returns, the move is over on both sides.
+///
+/// # Errors
+/// See [`MoveError`]. The region serves at the source again, unless the process is ending.
+pub async fn move_away<E: Engine>(
+    host: &Rc<CoreHost<E>>,
+    ticket: &MoveTicket,
+) -> Result<(), MoveError> {
+    let source = host.shard(ticket.source).ok_or(RegionError::RegionNotFound(ticket.region))?;
+    let (reply, answer) = oneshot::channel();
+    source.push(Input::Freeze { region: ticket.region, reply });
+    let mut home = answer.await.map_err(|_| MoveError::Closing)??;
+    home.move_number = ticket.move_number;
+    if let Err(error) = hand_over(host, &source, ticket, home).await {
+        source.push(Input::Unfreeze(ticket.region));
+        return Err(error);
+    }
+    // What was split off here must be durable before the log forgets the region's entries.
+    source.flush().await?;
+    let (reply, answer) = oneshot::channel();
+    source.push(Input::End { region: ticket.region, reply });
+    answer.await.map_err(|_| MoveError::Closing)??;
+    host.update_routes(&[(ticket.region, Some(ticket.target))]);
+    host.control(CoreId(0), Control::Arrived { ticket: ticket.clone() });
+    host.control(host.core_of(ticket.target), Control::MoveActivate { shard: ticket.target, region: ticket.region });
+    Ok(source.flush().await?)
+}
+
+async fn hand_over<E: Engine>(
+    host: &Rc<CoreHost<E>>,
+    source: &Rc<Shard<E>>,
+    ticket: &MoveTicket,
+    home: Box<HomeRecord>,
+) -> Result<(), MoveError> {
+    let target = host.core_of(ticket.target);
+    let shard = ticket.target;
+    let region = home.region.clone().unwrap_or_default();
+    let (start, end) = (region.start_key.clone(), region.end_key.clone());
+    ask(host, target, |reply| Control::MovePrepare { shard, start, end, reply }).await?;
+    let snapshot = source.engine.snapshot();
+    let (lower, upper) = data_range(&region.start_key, &region.end_key);
+    for cf in Cf::DATA {
+        let mut from = Some(lower.clone());
+        while let Some(at) = from {
+            let (snapshot, upper) = (snapshot.clone(), upper.clone());
+            let (entries, next) =
+                executor::blocking(Class::Background, move || read_piece::<E>(&snapshot, cf, &at, &upper))
+                    .await
+                    .map_err(MoveError::Failed)?;
+            from = next;
+            if !entries.is_empty() {
+                ask(host, target, |reply| Control::MoveData { shard, entries, reply }).await?;
+            }
+        }
+    }
+    ask(host, target, |reply| Control::MoveInstall { shard, home, reply }).await
+}
+
+async fn ask<E: Engine>(
+    host: &Rc<CoreHost<E>>,
+    core: CoreId,
+    message: impl FnOnce(Reply<Result<(), MoveError>>) -> Control,
+) -> Result<(), MoveError> {
+    let (reply, answer) = reply();
+    host.control(core, message(reply));
+    answer.wait().await.ok_or(MoveError::Closing)?
+}
+
+/// Reads about [`PIECE_BYTES`] from `at` on; answers with the key to go on from, if there is more.
+fn read_piece<E: Engine>(
+    snapshot: &E::Snapshot,
+    cf: Cf,
+    at: &[u8],
+    upper: &[u8],
+) -> Result<(Entries, Option<Vec<u8>>), String> {
+    let mut iter = snapshot.iter(cf, at, upper, Tier::Disk, false);
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    let mut entry = iter.seek(at).map_err(|error| error.to_string())?;
+    while let Some((key, value)) = entry {
+        if bytes >= PIECE_BYTES {
+            return Ok((entries, Some(key.to_vec())));
+        }
+        bytes += key.len() + value.len();
+        entries.push((cf, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        entry = iter.next().map_err(|error| error.to_string())?;
+    }
+    Ok((entries, None))
+}
+
+/// At the target: empties the range that a region is about to come to.
+///
+/// # Errors
+/// [`MoveError::Failed`] if a region of this shard has keys there, or the engine failed.
+pub async fn prepare<E: Engine>(shard: &Rc<Shard<E>>, start: Bytes, end: Bytes) -> Result<(), MoveError> {
+    let taken = shard.peers.borrow().values().any(|peer| {
+        base::keys::overlaps(&peer.meta.region.start_key, &peer.meta.region.end_key, &start, &end)
+    });
+    if taken {
+        return Err(MoveError::Failed("the range is not free at the target".into()));
+    }
+    let mut batch = shard.engine.batch();
+    super::meta::erase_range(&mut batch, &start, &end);
+    write(shard, batch).await
+}
+
+/// At the target: writes a piece of the region's data.
+///
+/// # Errors
+/// [`MoveError::Failed`] if the engine failed.
+pub async fn receive<E: Engine>(shard: &Rc<Shard<E>>, entries: Entries) -> Result<(), MoveError> {
+    let mut batch = shard.engine.batch();
+    for (cf, key, value) in &entries {
+        batch.put(*cf, key, value);
+    }
+    write(shard, batch).await
+}
+
+/// At the target: makes the data durable and takes the peer over, asleep.
+///
+/// # Errors
+/// [`MoveError`] if the engine failed or the shard has the region already.
+pub async fn install<E: Engine>(shard: &Rc<Shard<E>>, home: Box<HomeRecord>) -> Result<(), MoveError> {
+    let engine = shard.engine.clone();
+    executor::blocking(Class::Background, move || engine.flush())
+        .await
+        .map_err(|error| MoveError::Failed(error.to_string()))?;
+    let (reply, answer) = oneshot::channel();
+    shard.push(Input::Install { home, reply });
+    Ok(answer.await.map_err(|_| MoveError::Closing)??)
+}
+
+/// At the target: the source has let go.
+pub fn activate<E: Engine>(shard: &Shard<E>, region: RegionId) {
+    shard.push(Input::Campaign(region));
+}
+
+/// Writes from a helper, since neither side's data may hold a core.
+async fn write<E: Engine>(shard: &Rc<Shard<E>>, batch: E::Batch) -> Result<(), MoveError> {
+    let engine = shard.engine.clone();
+    let result = executor::blocking(Class::Background, move || engine.write(batch, WriteMode::Helper)).await;
+    result.map_err(|error| match error {
+        WriteError::Incomplete(_) => MoveError::Failed("the engine has no room".into()),
+        WriteError::Failed(error) => MoveError::Failed(error.to_string()),
+    })
+}
+
+/// What one core does with the letters of a move, and with the order to move.
+pub fn handle<E: Engine>(host: &Rc<CoreHost<E>>, control: Control) {
+    let host = host.clone();
+    executor::spawn_local(Class::Background, async move {
+        match control {
+            Control::Move { ticket, reply } => {
+                let result = move_away(&host, &ticket).await;
+                reply.send(result);
+            }
+            Control::MovePrepare { shard, start, end, reply } => {
+                let result = match find(&host, shard) {
+                    Ok(shard) => prepare(&shard, start, end).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result);
+            }
+            Control::MoveData { shard, entries, reply } => {
+                let result = match find(&host, shard) {
+                    Ok(shard) => receive(&shard, entries).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result);
+            }
+            Control::MoveInstall { shard, home, reply } => {
+                let result = match find(&host, shard) {
+                    Ok(shard) => install(&shard, home).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result);
+            }
+            Control::MoveActivate { shard, region } => {
+                if let Ok(found) = find(&host, shard) {
+                    host.update_routes(&[(region, Some(shard))]);
+                    activate(&found, region);
+                }
+            }
+            _ => {}
+        }
+    });
+}
+
+fn find<E: Engine>(host: &CoreHost<E>, shard: ShardId) -> Result<Rc<Shard<E>>, MoveError> {
+    host.shard(shard).ok_or_else(|| MoveError::Failed(format!("shard {shard} is not on this core")))
+}

@@ -1,0 +1,483 @@
+//! Opening a shard: what the engine holds, what the log says beyond it, and peers that go on from there.
+//!
+//! The engine's durable state is a prefix of the shard's apply order. Recovery replays the rest: it takes the
+//! lifecycle events that the engine does not contain in their order, and before each one the entries of its region
+//! up to it. So a parent's split comes before its children, a peer's end before the next owner of its range, and
+//! nothing of a peer is replayed past its end. What remains of the entries goes through raft like any other.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::rc::Rc;
+
+use base::{PeerId, RegionId, ShardId, StoreId};
+use mvcc::Cf;
+use prost::Message as _;
+use proto::raft_serverpb;
+use raftstore::eraftpb::{Entry, HardState};
+use raftstore::{InitError, LogPosition, PeerInit};
+
+use super::apply::{Outcome, apply_entry, apply_split};
+use super::config::ShardConfig;
+use super::directory::{Claim, Placement};
+use super::meta::PeerMeta;
+use super::peer::{PeerState, Phase};
+use super::records::{
+    ApplyingRecord, EndRecord, HomeRecord, PeerExtra, SHARD_STATE_KEY, ShardState, SplitRecord, peer_extra_key,
+};
+use super::shard::{Input, Outlet, Shard, ShardMetrics};
+use super::turn::{home_meta, put_event};
+use crate::engine::{Engine, EngineIter as _, EngineSnapshot as _, Tier, WriteBatch as _, WriteMode};
+use crate::log::{Damage, EngineState, Lifecycle, LifecycleKind, LogConfig, LogEntry, RaftLog, Recovered, RecoveredPeer};
+
+/// Why a shard could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The engine could not be read or written.
+    #[error("engine of shard {shard}: {why}")]
+    Engine {
+        /// Which.
+        shard: ShardId,
+        /// What it said.
+        why: String,
+    },
+    /// The log could not be opened.
+    #[error("raft log of shard {shard}: {why}")]
+    Log {
+        /// Which.
+        shard: ShardId,
+        /// What it said.
+        why: String,
+    },
+    /// Engine and log contradict each other.
+    #[error("shard {shard} is inconsistent: {why}")]
+    Inconsistent {
+        /// Which.
+        shard: ShardId,
+        /// How.
+        why: String,
+    },
+}
+
+/// A shard that was opened and serves nothing yet.
+pub struct Opened<E: Engine> {
+    /// The shard; its peers are asleep until [`Opened::start`].
+    pub shard: Rc<Shard<E>>,
+    /// What it could serve, for the directory.
+    pub claims: Vec<Claim>,
+    /// What is wrong with its log, if anything.
+    pub damage: Option<Damage>,
+    /// Entries that were replayed.
+    pub replayed: u64,
+    log: RaftLog,
+}
+
+impl<E: Engine> Opened<E> {
+    /// Erases the copies that the directory gave to other shards, and whatever else lies outside of all regions;
+    /// then runs the shard's turn and lets its peers campaign.
+    ///
+    /// # Errors
+    /// [`OpenError::Engine`] if the engine fails.
+    pub async fn start(self, erase: &[RegionId]) -> Result<Rc<Shard<E>>, OpenError> {
+        let Opened { shard, log, .. } = self;
+        let mut batch = shard.engine.batch();
+        for region in erase {
+            if let Some(peer) = shard.peers.borrow_mut().remove(region) {
+                peer.meta.erase(&mut batch);
+            }
+        }
+        erase_gaps(&shard, &mut batch).map_err(|why| OpenError::Engine { shard: shard.id, why })?;
+        if batch.count() > 0 {
+            // Without a flush, a replay of the erased peers' entries would bring their data back.
+            let engine = shard.engine.clone();
+            let work = move || {
+                engine.write(batch, WriteMode::Helper).map_err(|error| error.to_string())?;
+                engine.flush().map_err(|error| error.to_string())
+            };
+            executor::blocking(executor::Class::Background, work)
+                .await
+                .map_err(|why| OpenError::Engine { shard: shard.id, why })?;
+        }
+        let regions: Vec<RegionId> = shard.peers.borrow().keys().copied().collect();
+        executor::spawn_local(executor::Class::Raft, shard.clone().run(log));
+        for region in regions {
+            shard.push(Input::Campaign(region));
+        }
+        Ok(shard)
+    }
+}
+
+/// Deletes data outside of all regions: what a move left behind that did not complete.
+fn erase_gaps<E: Engine>(shard: &Shard<E>, batch: &mut E::Batch) -> Result<(), String> {
+    let peers = shard.peers.borrow();
+    let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = peers
+        .values()
+        .map(|peer| {
+            let region = &peer.meta.region;
+            (base::keys::data_key(&region.start_key), base::keys::data_end_key(&region.end_key))
+        })
+        .collect();
+    ranges.sort();
+    ranges.push((base::keys::DATA_MAX.to_vec(), Vec::new()));
+    let snapshot = shard.engine.snapshot();
+    let mut at = base::keys::DATA_MIN.to_vec();
+    for (start, end) in ranges {
+        if at < start {
+            for cf in Cf::DATA {
+                let mut iter = snapshot.iter(cf, &at, &start, Tier::Disk, false);
+                if iter.seek(&at).map_err(|error| error.to_string())?.is_some() {
+                    batch.delete_range(cf, &at, &start);
+                }
+            }
+        }
+        at = at.max(end);
+    }
+    Ok(())
+}
+
+/// A peer while its shard is being recovered: no raft yet, only what was durable.
+struct Recovering {
+    meta: PeerMeta,
+    entries: VecDeque<Entry>,
+    hard_state: HardState,
+    damaged: bool,
+}
+
+impl Recovering {
+    fn new(meta: PeerMeta, logged: Option<RecoveredPeer>) -> Recovering {
+        let mut hard_state =
+            HardState { term: meta.applied_term, vote: 0, commit: meta.applied_index };
+        let mut entries = VecDeque::new();
+        let mut damaged = false;
+        if let Some(logged) = logged.filter(|logged| logged.peer == meta.peer_id()) {
+            if let Some(state) = logged.hard_state {
+                hard_state.term = hard_state.term.max(state.term);
+                hard_state.vote = state.vote;
+                hard_state.commit = hard_state.commit.max(state.commit);
+            }
+            damaged = logged.damaged;
+            entries = decode_entries(logged.entries).filter(|entry| entry.index > meta.applied_index).collect();
+        }
+        if entries.front().is_some_and(|first| first.index != meta.applied_index + 1) {
+            damaged = true;
+            entries.clear();
+        }
+        Recovering { meta, entries, hard_state, damaged }
+    }
+}
+
+struct Replay<'a, E: Engine> {
+    shard: ShardId,
+    store: StoreId,
+    engine: &'a E,
+    snap_dir: &'a Path,
+    peers: BTreeMap<RegionId, Recovering>,
+    logged: BTreeMap<RegionId, RecoveredPeer>,
+    last_event: u64,
+    replayed: u64,
+    batch: E::Batch,
+    damaged: bool,
+}
+
+/// Opens shard `id` of `store` on `engine`, its log in `log_dir` and files of snapshots in `snap_dir`.
+///
+/// # Errors
+/// See [`OpenError`].
+#[allow(clippy::too_many_arguments, reason = "everything that a shard is made of, once")]
+pub async fn open<E: Engine>(
+    id: ShardId,
+    store: StoreId,
+    engine: E,
+    log_dir: &Path,
+    snap_dir: &Path,
+    config: ShardConfig,
+    log_config: LogConfig,
+    outlet: Rc<dyn Outlet>,
+    seed: u64,
+) -> Result<Opened<E>, OpenError> {
+    let (metas, last_event) = {
+        let engine = engine.clone();
+        executor::blocking(executor::Class::Background, move || load_metas(&engine, store))
+            .await
+            .map_err(|why| OpenError::Engine { shard: id, why })?
+    };
+    let state = EngineState {
+        peers: metas.iter().map(|meta| (meta.region_id(), (meta.peer_id(), meta.applied_index))).collect(),
+        last_event,
+    };
+    let (log, recovered) = RaftLog::open(log_dir, id, log_config, &state)
+        .await
+        .map_err(|error| OpenError::Log { shard: id, why: error.to_string() })?;
+    let Recovered { peers: mut logged, lifecycle, last_event: last_logged, damage, .. } = recovered;
+    let peers = metas
+        .into_iter()
+        .map(|meta| {
+            let region = meta.region_id();
+            (region, Recovering::new(meta, logged.remove(&region)))
+        })
+        .collect();
+    let mut replay = Replay {
+        shard: id,
+        store,
+        engine: &engine,
+        snap_dir,
+        peers,
+        logged,
+        last_event,
+        replayed: 0,
+        batch: engine.batch(),
+        damaged: damage.is_some(),
+    };
+    replay.run(lifecycle).await?;
+    let Replay { peers, last_event, replayed, .. } = replay;
+    let claims = peers.values().map(|peer| claim(id, &peer.meta)).collect();
+    let mut revived = BTreeMap::new();
+    for (region, peer) in peers {
+        let peer = revive(peer, &config, seed)
+            .map_err(|error| OpenError::Inconsistent { shard: id, why: format!("region {region}: {error}") })?;
+        revived.insert(region, peer);
+    }
+    let shard = Rc::new(Shard {
+        id,
+        store,
+        engine,
+        config,
+        metrics: ShardMetrics::default(),
+        peers: RefCell::new(revived),
+        inbox: RefCell::new(VecDeque::new()),
+        inbox_bytes: Cell::new(0),
+        wake: executor::Notify::new(),
+        outlet,
+        last_event: Cell::new(last_event.max(last_logged)),
+        closing: Cell::new(false),
+        seed,
+    });
+    Ok(Opened { shard, claims, damage, replayed, log })
+}
+
+fn claim(shard: ShardId, meta: &PeerMeta) -> Claim {
+    Claim {
+        region: meta.region_id(),
+        placement: Placement {
+            shard,
+            move_number: meta.move_number,
+            version: meta.version(),
+            start: meta.region.start_key.to_vec(),
+            end: meta.region.end_key.to_vec(),
+            bytes: meta.approximate_bytes,
+        },
+    }
+}
+
+/// Gives a recovered peer its raft. Entries that were not replayed are committed again by raft itself.
+fn revive(recovering: Recovering, config: &ShardConfig, seed: u64) -> Result<PeerState, InitError> {
+    let Recovering { meta, entries, hard_state, damaged } = recovering;
+    let applied = LogPosition { index: meta.applied_index, term: meta.applied_term };
+    let mut init = PeerInit {
+        seed,
+        hard_state,
+        truncated: applied,
+        applied,
+        entries: entries.into(),
+        ..PeerInit::first((*meta.region).clone(), meta.peer.clone())
+    };
+    if damaged {
+        // What it keeps is its term and vote. It does nothing with them.
+        init.entries.clear();
+        init.hard_state.commit = meta.applied_index;
+    }
+    let raft = raftstore::Peer::new(init, &config.raft)?;
+    Ok(PeerState::new(meta, raft, if damaged { Phase::Damaged } else { Phase::Serving }))
+}
+
+/// The entries of a log record, as raft takes them.
+fn decode_entries(logged: Vec<LogEntry>) -> impl Iterator<Item = Entry> {
+    logged.into_iter().map(|entry| Entry::decode(entry.data).expect("a record whose checksum is right holds an entry"))
+}
+
+/// Reads all peers and the last event out of family `raft`.
+fn load_metas<E: Engine>(engine: &E, store: StoreId) -> Result<(Vec<PeerMeta>, u64), String> {
+    let snapshot = engine.snapshot();
+    let get = |key: &[u8]| snapshot.get(Cf::Raft, key, Tier::Disk).map_err(|error| error.to_string());
+    let last_event = match get(SHARD_STATE_KEY)? {
+        Some(bytes) => ShardState::decode(bytes).map_err(|error| error.to_string())?.last_event,
+        None => 0,
+    };
+    let mut metas = Vec::new();
+    let mut iter = snapshot.iter(Cf::Raft, &[0x01, 0x03], &[0x01, 0x04], Tier::Disk, false);
+    let mut at = iter.seek(&[0x01, 0x03]).map_err(|error| error.to_string())?;
+    while let Some((key, value)) = at {
+        if let Some(region) = base::keys::decode_region_state(&key) {
+            let state = raft_serverpb::RegionLocalState::decode(value).map_err(|error| error.to_string())?;
+            let applied = get(&base::keys::apply_state(region))?.ok_or("a region has no apply state")?;
+            let extra = get(&peer_extra_key(region))?.unwrap_or_default();
+            metas.push(load_meta(state, &applied, &extra, store)?);
+        }
+        at = iter.next().map_err(|error| error.to_string())?;
+    }
+    Ok((metas, last_event))
+}
+
+fn load_meta(state: raft_serverpb::RegionLocalState, applied: &[u8], extra: &[u8], store: StoreId) -> Result<PeerMeta, String> {
+    let region = state.region.ok_or("a region state names no region")?;
+    let applied = raft_serverpb::RaftApplyState::decode(applied).map_err(|error| error.to_string())?;
+    let extra = PeerExtra::decode(extra).map_err(|error| error.to_string())?;
+    let mut meta = PeerMeta::first(region, store).ok_or("a region has no peer on this store")?;
+    meta.applied_index = applied.applied_index;
+    meta.applied_term = applied.commit_term;
+    meta.move_number = extra.move_number;
+    meta.approximate_bytes = extra.approximate_bytes;
+    meta.approximate_keys = extra.approximate_keys;
+    Ok(meta)
+}
+
+impl<E: Engine> Replay<'_, E> {
+    async fn run(&mut self, lifecycle: Vec<Lifecycle>) -> Result<(), OpenError> {
+        for event in lifecycle {
+            if event.event <= self.last_event {
+                continue;
+            }
+            self.replay_event(event).await?;
+        }
+        let regions: Vec<RegionId> = self.peers.keys().copied().collect();
+        for region in regions {
+            let committed = self.peers.get(&region).map_or(0, |peer| peer.hard_state.commit);
+            self.replay_through(region, committed).await?;
+        }
+        self.write().await
+    }
+
+    async fn replay_event(&mut self, event: Lifecycle) -> Result<(), OpenError> {
+        let Lifecycle { event: number, region, peer, kind, payload, .. } = event;
+        match kind {
+            LifecycleKind::Split => {
+                let record: SplitRecord = self.decode(payload)?;
+                self.replay_through(region, record.index).await?;
+            }
+            LifecycleKind::MovedAway | LifecycleKind::Destroyed => {
+                let record: EndRecord = self.decode(payload)?;
+                self.replay_through(region, record.applied_index).await?;
+                if let Some(gone) = self.peers.remove(&region) {
+                    gone.meta.erase(&mut self.batch);
+                }
+                self.logged.remove(&region);
+            }
+            LifecycleKind::Home | LifecycleKind::Created => {
+                let record: HomeRecord = self.decode(payload)?;
+                self.settle_home(&record, region, peer)?;
+            }
+            LifecycleKind::Applying => {
+                let record: ApplyingRecord = self.decode(payload)?;
+                let home = record.home.clone().ok_or_else(|| self.inconsistent("a snapshot names no peer"))?;
+                self.redo_ingest(&record, &home).await?;
+                self.settle_home(&home, region, peer)?;
+                put_event(&mut self.batch, number);
+                self.write().await?;
+                self.flush().await?;
+            }
+            LifecycleKind::Applied => {}
+            other => return Err(self.inconsistent(&format!("events of kind {other:?} come with a later version"))),
+        }
+        self.last_event = self.last_event.max(number);
+        put_event(&mut self.batch, self.last_event);
+        self.write().await
+    }
+
+    fn settle_home(&mut self, home: &HomeRecord, region: RegionId, peer: PeerId) -> Result<(), OpenError> {
+        let meta = home_meta(home, self.store).ok_or_else(|| self.inconsistent("a home record names no peer of ours"))?;
+        if meta.peer_id() != peer || meta.region_id() != region {
+            return Err(self.inconsistent("a home record names another peer than its event"));
+        }
+        meta.put_all(&mut self.batch);
+        let mut recovering = Recovering::new(meta, self.logged.remove(&region));
+        recovering.hard_state.term = recovering.hard_state.term.max(home.term);
+        if recovering.hard_state.term == home.term && recovering.hard_state.vote == 0 {
+            recovering.hard_state.vote = home.vote;
+        }
+        self.peers.insert(region, recovering);
+        Ok(())
+    }
+
+    /// Redoes what an `Applying` record began: the range is emptied and the files are ingested again.
+    async fn redo_ingest(&mut self, record: &ApplyingRecord, home: &HomeRecord) -> Result<(), OpenError> {
+        self.write().await?;
+        self.flush().await?;
+        let region = home.region.clone().unwrap_or_default();
+        super::meta::erase_range(&mut self.batch, &region.start_key, &region.end_key);
+        self.write().await?;
+        for (cf, name) in Cf::DATA.into_iter().zip(&record.files) {
+            if !name.is_empty() {
+                let (engine, file) = (self.engine.clone(), self.snap_dir.join(name));
+                executor::blocking(executor::Class::Background, move || engine.ingest(cf, &[file]))
+                    .await
+                    .map_err(|error| self.engine_failed(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the entries of `region` up to `index` that the engine does not contain.
+    async fn replay_through(&mut self, region: RegionId, index: u64) -> Result<(), OpenError> {
+        while let Some(peer) = self.peers.get_mut(&region) {
+            if peer.meta.applied_index >= index {
+                break;
+            }
+            let Some(entry) = peer.entries.pop_front() else {
+                if self.damaged {
+                    peer.damaged = true;
+                    break;
+                }
+                return Err(self.inconsistent(&format!("entry before {index} of region {region} is missing")));
+            };
+            let meta = &mut peer.meta;
+            let effect = apply_entry(meta, &entry, &mut self.batch);
+            meta.approximate_bytes += effect.bytes;
+            meta.approximate_keys += effect.keys;
+            self.replayed += 1;
+            if let Outcome::Split(regions) = effect.outcome {
+                let children = apply_split(meta, regions, self.store, &mut self.batch);
+                for child in children {
+                    let id = child.region_id();
+                    let logged = self.logged.remove(&id);
+                    self.peers.insert(id, Recovering::new(child, logged));
+                }
+            } else {
+                meta.put_applied(&mut self.batch);
+            }
+            if self.batch.data_bytes() > 1 << 20 {
+                self.write().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self) -> Result<(), OpenError> {
+        let batch = std::mem::replace(&mut self.batch, self.engine.batch());
+        if batch.count() == 0 {
+            return Ok(());
+        }
+        let engine = self.engine.clone();
+        executor::blocking(executor::Class::Background, move || engine.write(batch, WriteMode::Helper))
+            .await
+            .map_err(|error| self.engine_failed(error.to_string()))
+    }
+
+    async fn flush(&mut self) -> Result<(), OpenError> {
+        let engine = self.engine.clone();
+        executor::blocking(executor::Class::Background, move || engine.flush())
+            .await
+            .map_err(|error| self.engine_failed(error.to_string()))
+    }
+
+    fn decode<M: prost::Message + Default>(&self, payload: bytes::Bytes) -> Result<M, OpenError> {
+        M::decode(payload).map_err(|error| self.inconsistent(&format!("lifecycle record: {error}")))
+    }
+
+    fn inconsistent(&self, why: &str) -> OpenError {
+        OpenError::Inconsistent { shard: self.shard, why: why.into() }
+    }
+
+    fn engine_failed(&self, why: String) -> OpenError {
+        OpenError::Engine { shard: self.shard, why }
+    }
+}

@@ -1,0 +1,392 @@
+//! One shard at work: the turn, and what others may ask of it.
+//!
+//! ```text
+//!  inbox ─▶ step all ─▶ one log write ─▶ persisted ─▶ apply to the engine ─▶ answers
+//!    ▲                     (awaits)                      (awaits if refused)     │
+//!    └──────────── meanwhile new inputs gather: the next turn takes them all ◀───┘
+//! ```
+//!
+//! The turn is one task and owns the raft log. Reads do not pass through it: they look at the peer's state, take an
+//! engine snapshot and go. No borrow of `peers` is held across an await.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use base::{Instant, RegionId, ShardId, StoreId};
+use bytes::Bytes;
+use futures_channel::oneshot;
+use mvcc::Modify;
+use proto::{kvrpcpb, metapb, raft_cmdpb};
+use raftstore::command;
+
+use super::config::ShardConfig;
+use super::error::RegionError;
+use super::mail::{RegionReport, ShardDescription};
+use super::peer::{Done, PeerState, Phase, Waiter, check_store};
+use super::records::HomeRecord;
+use super::split::Measured;
+use super::turn::FlushMark;
+use crate::engine::Engine;
+
+/// What a shard tells its core.
+pub trait Outlet {
+    /// A leader reports its region.
+    fn report(&self, report: RegionReport);
+    /// A split was applied; all resulting regions in key order.
+    fn split(&self, shard: ShardId, parent: RegionId, regions: Vec<metapb::Region>, bytes: u64);
+    /// `region` is too large: it should be split at `keys`.
+    fn split_due(&self, shard: ShardId, region: metapb::Region, keys: Vec<Vec<u8>>);
+    /// The shard cannot go on; the process must end without acknowledging anything more.
+    fn failed(&self, shard: ShardId, why: String);
+}
+
+/// A region's data at one moment, for a read.
+pub struct RegionRead<E: Engine> {
+    /// The region.
+    pub region: Arc<metapb::Region>,
+    /// The engine at this moment.
+    pub snapshot: E::Snapshot,
+    /// Index of the last entry that the snapshot contains.
+    pub applied_index: u64,
+}
+
+/// Counters of one shard.
+#[derive(Debug, Default)]
+pub struct ShardMetrics {
+    /// Turns that had something to do.
+    pub turns_total: Cell<u64>,
+    /// Entries proposed.
+    pub proposals_total: Cell<u64>,
+    /// Entries applied.
+    pub applied_total: Cell<u64>,
+    /// Log commits, each one durable write.
+    pub log_commits_total: Cell<u64>,
+    /// Engine writes that were refused for lack of room and tried again.
+    pub engine_refusals_total: Cell<u64>,
+    /// Flushes that the shard asked for.
+    pub flushes_total: Cell<u64>,
+    /// Splits applied.
+    pub splits_total: Cell<u64>,
+    /// Regions that arrived from another shard.
+    pub moves_in_total: Cell<u64>,
+    /// Bytes of log on disk.
+    pub log_bytes: Cell<u64>,
+    /// Bytes of log that a restart would replay.
+    pub log_unflushed_bytes: Cell<u64>,
+    /// Bytes of proposals that wait for the turn.
+    pub inbox_bytes: Cell<u64>,
+}
+
+/// Adds to a counter.
+pub(crate) fn add(cell: &Cell<u64>, by: u64) {
+    cell.set(cell.get() + by);
+}
+
+pub(crate) enum Body {
+    Write(Bytes),
+    Admin(Bytes),
+}
+
+pub(crate) enum Input {
+    Propose { region: RegionId, body: Body, reply: oneshot::Sender<Result<Done, RegionError>> },
+    Tick,
+    Campaign(RegionId),
+    Freeze { region: RegionId, reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>> },
+    Unfreeze(RegionId),
+    Create { region: Box<metapb::Region>, reply: oneshot::Sender<Result<(), RegionError>> },
+    Install { home: Box<HomeRecord>, reply: oneshot::Sender<Result<(), RegionError>> },
+    End { region: RegionId, reply: oneshot::Sender<Result<(), RegionError>> },
+    Measured { region: RegionId, version: u64, result: Result<Measured, String> },
+    Flushed { applied: Vec<FlushMark>, last_event: u64, result: Result<(), String> },
+    Flush { reply: oneshot::Sender<()> },
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// One RocksDB, one raft log, and the peers in them. See the module's text.
+pub struct Shard<E: Engine> {
+    /// Which.
+    pub id: ShardId,
+    /// The node's store id.
+    pub store: StoreId,
+    /// Its engine.
+    pub engine: E,
+    /// Settings.
+    pub config: ShardConfig,
+    /// Counters.
+    pub metrics: ShardMetrics,
+    pub(crate) peers: RefCell<BTreeMap<RegionId, PeerState>>,
+    pub(crate) inbox: RefCell<VecDeque<Input>>,
+    pub(crate) inbox_bytes: Cell<usize>,
+    pub(crate) wake: executor::Notify,
+    pub(crate) outlet: Rc<dyn Outlet>,
+    pub(crate) last_event: Cell<u64>,
+    pub(crate) closing: Cell<bool>,
+    pub(crate) seed: u64,
+}
+
+impl<E: Engine> Shard<E> {
+    /// Puts `input` into the next turn.
+    pub(crate) fn push(&self, input: Input) {
+        self.inbox.borrow_mut().push_back(input);
+        self.wake.notify();
+    }
+
+    /// Number of regions here.
+    pub fn regions(&self) -> usize {
+        self.peers.borrow().len()
+    }
+
+    /// Checks `context` and gives a view of its region. The caller looks the region up on another core if the error
+    /// is [`RegionError::Moving`] or [`RegionError::RegionNotFound`].
+    ///
+    /// # Errors
+    /// Every [`RegionError`] that the checks of a read can meet.
+    pub fn read(&self, context: &kvrpcpb::Context) -> Result<RegionRead<E>, RegionError> {
+        check_store(self.store, context)?;
+        let region = RegionId(context.region_id);
+        let peers = self.peers.borrow();
+        let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
+        peer.check(self.store, context)?;
+        Ok(RegionRead {
+            region: peer.meta.region.clone(),
+            snapshot: self.engine.snapshot(),
+            applied_index: peer.meta.applied_index,
+        })
+    }
+
+    /// Notes what a read returned, for PD's picture of the load.
+    pub fn note_read(&self, region: RegionId, keys: u64, bytes: u64) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
+            peer.traffic.keys_read += keys;
+            peer.traffic.bytes_read += bytes;
+        }
+    }
+
+    /// Replicates `changes` and applies them; answers when they are in the engine. They become one entry if they
+    /// fit into `entry_cut_bytes` or must be `atomic`, else several in order.
+    ///
+    /// # Errors
+    /// Every [`RegionError`] that the checks can meet. [`RegionError::Undetermined`] if the shard closed meanwhile.
+    pub async fn write(
+        &self,
+        context: &kvrpcpb::Context,
+        changes: Vec<Modify>,
+        atomic: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Done, RegionError> {
+        let entries = self.cut(changes, atomic)?;
+        self.wait_for_room(deadline).await?;
+        let mut answers = Vec::with_capacity(entries.len());
+        for ops in &entries {
+            answers.push(self.propose_write(context, ops)?);
+        }
+        let mut done = Done::default();
+        for answer in answers {
+            done = answer.await.map_err(|_| RegionError::Undetermined)??;
+        }
+        Ok(done)
+    }
+
+    fn cut(&self, changes: Vec<Modify>, atomic: bool) -> Result<Vec<Vec<command::WriteOp>>, RegionError> {
+        let mut entries = vec![Vec::new()];
+        let mut bytes = 0;
+        for change in changes {
+            let size = change.data_bytes() + 32;
+            if bytes > 0 && bytes + size > self.config.entry_cut_bytes && !atomic {
+                entries.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += size;
+            if bytes as u64 > self.config.entry_max_bytes {
+                return Err(RegionError::EntryTooLarge { region: RegionId(0), entry_bytes: bytes as u64 });
+            }
+            if let Some(entry) = entries.last_mut() {
+                entry.push(write_op(change));
+            }
+        }
+        Ok(entries)
+    }
+
+    async fn wait_for_room(&self, deadline: Option<Instant>) -> Result<(), RegionError> {
+        let started = executor::now();
+        while self.inbox_bytes.get() > self.config.inbox_max_bytes {
+            let now = executor::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Err(RegionError::DeadlineExceeded);
+            }
+            if now.since(started) > self.config.busy_wait {
+                return Err(RegionError::ServerIsBusy { reason: "raftstore is busy".into(), backoff_ms: 100 });
+            }
+            executor::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    fn propose_write(
+        &self,
+        context: &kvrpcpb::Context,
+        ops: &[command::WriteOp],
+    ) -> Result<oneshot::Receiver<Result<Done, RegionError>>, RegionError> {
+        check_store(self.store, context)?;
+        let region = RegionId(context.region_id);
+        let data = {
+            let peers = self.peers.borrow();
+            let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
+            peer.check(self.store, context)?;
+            self.check_writable(peer)?;
+            command::encode_write(&header(peer), ops)
+        };
+        if data.len() as u64 > self.config.entry_max_bytes {
+            return Err(RegionError::EntryTooLarge { region, entry_bytes: data.len() as u64 });
+        }
+        Ok(self.propose(region, Body::Write(data)))
+    }
+
+    fn check_writable(&self, peer: &PeerState) -> Result<(), RegionError> {
+        if self.closing.get() {
+            return Err(RegionError::Closing);
+        }
+        match peer.phase {
+            Phase::Frozen => Err(RegionError::Moving(peer.meta.region_id())),
+            _ => Ok(()),
+        }
+    }
+
+    fn propose(&self, region: RegionId, body: Body) -> oneshot::Receiver<Result<Done, RegionError>> {
+        let (reply, answer) = oneshot::channel();
+        let (Body::Write(data) | Body::Admin(data)) = &body;
+        self.inbox_bytes.set(self.inbox_bytes.get() + data.len());
+        self.push(Input::Propose { region, body, reply });
+        answer
+    }
+
+    /// Splits the region of `context` at `requests`' keys; answers with all resulting regions in key order.
+    ///
+    /// # Errors
+    /// Every [`RegionError`] that the checks can meet.
+    pub async fn split(
+        &self,
+        region: &metapb::Region,
+        requests: Vec<raft_cmdpb::SplitRequest>,
+    ) -> Result<Vec<metapb::Region>, RegionError> {
+        let id = RegionId(region.id);
+        let admin = raft_cmdpb::AdminRequest {
+            cmd_type: raft_cmdpb::AdminCmdType::BatchSplit as i32,
+            splits: Some(raft_cmdpb::BatchSplitRequest { requests, right_derive: true, ..Default::default() }),
+            ..Default::default()
+        };
+        let data = {
+            let peers = self.peers.borrow();
+            let peer = peers.get(&id).ok_or(RegionError::RegionNotFound(id))?;
+            if !peer.leads() || !peer.readable {
+                return Err(RegionError::NotLeader { region: id, leader: None });
+            }
+            self.check_writable(peer)?;
+            let epoch = region.region_epoch.clone().unwrap_or_default();
+            command::encode_admin(&command::Header { epoch, ..header(peer) }, admin)
+        };
+        let done = self.propose(id, Body::Admin(data)).await.map_err(|_| RegionError::Undetermined)??;
+        Ok(done.regions)
+    }
+
+    /// The region of `context` as it is now, after the checks of a write.
+    ///
+    /// # Errors
+    /// Every [`RegionError`] that the checks can meet.
+    pub fn region(&self, context: &kvrpcpb::Context) -> Result<Arc<metapb::Region>, RegionError> {
+        self.read(context).map(|read| read.region)
+    }
+
+    /// Makes a region's first peer here: the first region of a cluster.
+    ///
+    /// # Errors
+    /// [`RegionError::StaleCommand`] if the region has no peer on this store or exists here already.
+    pub async fn create(&self, region: metapb::Region) -> Result<(), RegionError> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Input::Create { region: Box::new(region), reply });
+        answer.await.map_err(|_| RegionError::Closing)?
+    }
+
+    /// Gives raft its sense of time. Peers that are alone in their group need none.
+    pub fn tick(&self) {
+        self.push(Input::Tick);
+    }
+
+    /// A region's meta, whoever leads it.
+    pub fn region_by_id(&self, region: RegionId) -> Option<Arc<metapb::Region>> {
+        self.peers.borrow().get(&region).map(|peer| peer.meta.region.clone())
+    }
+
+    /// Reports of all regions that lead here; their traffic counts start again.
+    pub fn reports(&self) -> Vec<RegionReport> {
+        let mut peers = self.peers.borrow_mut();
+        peers.values_mut().filter(|peer| peer.leads()).map(|peer| peer.report(self.id)).collect()
+    }
+
+    /// Flushes the engine and waits until the log knows it.
+    pub async fn flush(&self) -> Result<(), RegionError> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Input::Flush { reply });
+        answer.await.map_err(|_| RegionError::Closing)
+    }
+
+    /// Ends the shard's work: no more writes; what was proposed is applied; the engine is flushed and the log sealed.
+    pub async fn close(&self) {
+        self.closing.set(true);
+        let (reply, answer) = oneshot::channel();
+        self.push(Input::Close { reply });
+        // A turn that is gone has nothing left to close.
+        let _ = answer.await;
+    }
+
+    /// For the status page.
+    pub fn describe(&self, core: base::CoreId) -> ShardDescription {
+        ShardDescription {
+            shard: self.id.0,
+            core: core.0,
+            regions: self.peers.borrow().values().map(PeerState::describe).collect(),
+            log_bytes: self.metrics.log_bytes.get(),
+            log_bytes_unflushed: self.metrics.log_unflushed_bytes.get(),
+            memtable_bytes: self.engine.memtable_bytes(),
+        }
+    }
+}
+
+fn header(peer: &PeerState) -> command::Header {
+    command::Header {
+        region_id: peer.meta.region.id,
+        peer_id: peer.meta.peer.id,
+        store_id: peer.meta.peer.store_id,
+        epoch: peer.meta.region.region_epoch.clone().unwrap_or_default(),
+        term: peer.term,
+        flags: 0,
+    }
+}
+
+fn write_op(change: Modify) -> command::WriteOp {
+    match change {
+        Modify::Put { cf, key, value } => command::WriteOp::Put { cf: cf_name(cf), key, value },
+        Modify::Delete { cf, key } => command::WriteOp::Delete { cf: cf_name(cf), key },
+        Modify::DeleteRange { cf, start, end } => {
+            command::WriteOp::DeleteRange { cf: cf_name(cf), start, end, notify_only: false }
+        }
+    }
+}
+
+fn cf_name(cf: mvcc::Cf) -> command::CfName {
+    match cf {
+        mvcc::Cf::Default => command::CfName::Default,
+        mvcc::Cf::Lock => command::CfName::Lock,
+        mvcc::Cf::Write => command::CfName::Write,
+        mvcc::Cf::Raft => unreachable!("no command plans changes of the node's own records"),
+    }
+}
+
+impl Waiter {
+    pub(crate) fn answer(self, result: Result<Done, RegionError>) {
+        // A receiver that is gone gave up waiting.
+        let _ = self.reply.send(result);
+    }
+}

@@ -1,0 +1,824 @@
+//! The turn: one iteration of a shard's raft loop. See `shard` for the drawing.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use base::{Instant, RegionId};
+use executor::Class;
+use futures_channel::oneshot;
+use futures_util::FutureExt as _;
+use raftstore::eraftpb::Entry;
+use raftstore::{Committed, Effect, Input as RaftInput, LogPosition, RejectReason};
+
+use super::apply::{Outcome, apply_entry, apply_split};
+use super::error::RegionError;
+use super::meta::{INITIAL_INDEX, PeerMeta};
+use super::peer::{Done, PeerState, Phase, Waiter};
+use super::records::{EndRecord, HomeRecord, SHARD_STATE_KEY, ShardState, SplitRecord};
+use super::shard::{Body, Input, Shard, add};
+use super::split::{Measured, measure};
+use crate::engine::{Engine, WriteBatch as _, WriteError, WriteMode};
+use crate::log::{HardState, Lifecycle, LifecycleKind, LogEffect, LogEntry, Position, RaftLog, Record, Scope};
+
+/// Inputs taken into one turn at most, so that the first of them does not wait for the last.
+const INPUTS_PER_TURN: usize = 4096;
+
+/// What stops a shard for good.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardFailure {
+    /// The raft log could not be written.
+    #[error("raft log: {0}")]
+    Log(String),
+    /// The engine could not be written or flushed.
+    #[error("engine: {0}")]
+    Engine(String),
+}
+
+/// A region, our peer of it, and up to where that one is applied.
+pub(crate) type FlushMark = (RegionId, base::PeerId, u64);
+
+/// A peer that hands its region over once all its proposals are applied.
+struct Freezing {
+    region: RegionId,
+    reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>>,
+}
+
+/// The turn's own state: it outlives one iteration, and nobody else sees it.
+#[derive(Default)]
+struct Turn {
+    dirty: BTreeSet<RegionId>,
+    persisted: Vec<(RegionId, u64)>,
+    committed: Vec<(RegionId, Vec<Committed>)>,
+    freezing: Vec<Freezing>,
+    /// Who waits for the next flush, and who for the one that runs: a flush covers what came before its start.
+    flush_waiters: Vec<oneshot::Sender<()>>,
+    running_flush_waiters: Vec<oneshot::Sender<()>>,
+    close_waiters: Vec<oneshot::Sender<()>>,
+    flushing: bool,
+    next_proposal: u64,
+    oldest_unflushed: Option<Instant>,
+    /// Records for the next log write.
+    records: Vec<Record>,
+    log_written: Instant,
+}
+
+impl<E: Engine> Shard<E> {
+    /// Runs the shard until it is closed or fails. The log comes from recovery, as do the peers.
+    pub(crate) async fn run(self: Rc<Self>, log: RaftLog) {
+        let mut turn = Turn::default();
+        match self.run_turns(&mut turn, &log).await {
+            Ok(()) => {}
+            Err(failure) => {
+                self.closing.set(true);
+                tracing::error!(shard = self.id.0, %failure, "shard stops");
+                self.outlet.failed(self.id, failure.to_string());
+            }
+        }
+        for peer in self.peers.borrow_mut().values_mut() {
+            peer.fail_waiters(&RegionError::Undetermined);
+        }
+        self.inbox.borrow_mut().clear();
+        for waiter in turn.close_waiters.drain(..) {
+            // Whoever closes us may have given up.
+            let _ = waiter.send(());
+        }
+    }
+
+    async fn run_turns(self: &Rc<Self>, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+        loop {
+            self.wait(log).await?;
+            let inputs: Vec<Input> = {
+                let mut inbox = self.inbox.borrow_mut();
+                let count = inbox.len().min(INPUTS_PER_TURN);
+                inbox.drain(..count).collect()
+            };
+            if !inputs.is_empty() {
+                add(&self.metrics.turns_total, 1);
+            }
+            for input in inputs {
+                self.step(input, turn, log).await?;
+            }
+            self.settle(turn, log).await?;
+            self.hand_over(turn);
+            self.maintain(turn, log).await?;
+            if self.closing.get() && !turn.close_waiters.is_empty() && self.inbox.borrow().is_empty() {
+                return self.finish(log).await;
+            }
+        }
+    }
+
+    /// Waits for inputs; seals the log if none come.
+    async fn wait(&self, log: &RaftLog) -> Result<(), ShardFailure> {
+        loop {
+            if !self.inbox.borrow().is_empty() {
+                return Ok(());
+            }
+            let Some(due) = log.next_seal() else {
+                self.wake.notified().await;
+                continue;
+            };
+            futures_util::select_biased! {
+                () = self.wake.notified().fuse() => {}
+                () = executor::sleep_until(due).fuse() => {
+                    log.seal().await.map_err(log_failed)?;
+                }
+            }
+        }
+    }
+
+    async fn step(self: &Rc<Self>, input: Input, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+        match input {
+            Input::Propose { region, body, reply } => self.step_propose(region, body, reply, turn),
+            Input::Tick => self.step_tick(turn),
+            Input::Campaign(region) => self.step_campaign(region, turn),
+            Input::Freeze { region, reply } => self.step_freeze(region, reply, turn),
+            Input::Unfreeze(region) => {
+                if let Some(peer) = self.peers.borrow_mut().get_mut(&region).filter(|peer| peer.phase == Phase::Frozen) {
+                    peer.phase = Phase::Serving;
+                }
+            }
+            Input::Create { region, reply } => {
+                let result = self.step_create(*region, log).await?;
+                let _ = reply.send(result);
+            }
+            Input::Install { home, reply } => {
+                let result = self.install(*home, log).await?;
+                let _ = reply.send(result);
+            }
+            Input::End { region, reply } => {
+                let result = self.end(region, log).await?;
+                let _ = reply.send(result);
+            }
+            Input::Measured { region, version, result } => self.step_measured(region, version, result),
+            Input::Flushed { applied, last_event, result } => {
+                self.step_flushed(applied, last_event, result, turn, log).await?;
+            }
+            Input::Flush { reply } => turn.flush_waiters.push(reply),
+            Input::Close { reply } => turn.close_waiters.push(reply),
+        }
+        Ok(())
+    }
+
+    fn step_propose(
+        &self,
+        region: RegionId,
+        body: Body,
+        reply: oneshot::Sender<Result<Done, RegionError>>,
+        turn: &mut Turn,
+    ) {
+        let (Body::Write(data) | Body::Admin(data)) = body;
+        self.inbox_bytes.set(self.inbox_bytes.get().saturating_sub(data.len()));
+        let mut peers = self.peers.borrow_mut();
+        let refusal = match peers.get_mut(&region) {
+            None => Some(RegionError::RegionNotFound(region)),
+            Some(peer) if peer.phase != Phase::Serving => Some(RegionError::Moving(region)),
+            Some(peer) => {
+                let now = executor::now();
+                turn.next_proposal += 1;
+                peer.waiting.insert(turn.next_proposal, Waiter { proposed: now, reply });
+                peer.raft.handle(RaftInput::Propose { id: turn.next_proposal, data, context: Default::default() });
+                turn.dirty.insert(region);
+                add(&self.metrics.proposals_total, 1);
+                return;
+            }
+        };
+        if let Some(error) = refusal {
+            let _ = reply.send(Err(error));
+        }
+    }
+
+    fn step_tick(&self, turn: &mut Turn) {
+        for (region, peer) in self.peers.borrow_mut().iter_mut() {
+            if peer.phase == Phase::Serving && peer.meta.region.peers.len() > 1 {
+                peer.raft.handle(RaftInput::Tick);
+                turn.dirty.insert(*region);
+            }
+        }
+    }
+
+    fn step_campaign(&self, region: RegionId, turn: &mut Turn) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&region)
+            && matches!(peer.phase, Phase::Serving | Phase::Asleep)
+        {
+            peer.phase = Phase::Serving;
+            peer.raft.handle(RaftInput::Campaign);
+            turn.dirty.insert(region);
+        }
+    }
+
+    fn step_freeze(
+        &self,
+        region: RegionId,
+        reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>>,
+        turn: &mut Turn,
+    ) {
+        let mut peers = self.peers.borrow_mut();
+        let refusal = match peers.get_mut(&region) {
+            None => RegionError::RegionNotFound(region),
+            Some(peer) if peer.phase != Phase::Serving || !peer.leads() => {
+                RegionError::NotLeader { region, leader: None }
+            }
+            Some(peer) => {
+                peer.phase = Phase::Frozen;
+                turn.freezing.push(Freezing { region, reply });
+                return;
+            }
+        };
+        let _ = reply.send(Err(refusal));
+    }
+
+    /// Carries all peers' effects out until none is left: one log write, then one pass of applying, and again.
+    async fn settle(self: &Rc<Self>, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+        loop {
+            self.collect_effects(turn);
+            for record in turn.records.drain(..) {
+                log.append(record).map_err(log_failed)?;
+            }
+            if log.pending_bytes() > 0 {
+                self.commit(log).await?;
+                turn.log_written = executor::now();
+                turn.oldest_unflushed.get_or_insert(turn.log_written);
+            }
+            for (region, number) in std::mem::take(&mut turn.persisted) {
+                if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
+                    peer.raft.handle(RaftInput::Persisted { number });
+                    turn.dirty.insert(region);
+                }
+            }
+            if turn.dirty.is_empty() && turn.committed.is_empty() {
+                return Ok(());
+            }
+            self.collect_effects(turn);
+            self.apply(turn).await?;
+        }
+    }
+
+    fn collect_effects(&self, turn: &mut Turn) {
+        let mut peers = self.peers.borrow_mut();
+        for region in std::mem::take(&mut turn.dirty) {
+            let Some(peer) = peers.get_mut(&region) else { continue };
+            while let Some(effect) = peer.raft.poll_effect() {
+                self.carry_out(region, peer, effect, turn);
+            }
+        }
+    }
+
+    fn carry_out(&self, region: RegionId, peer: &mut PeerState, effect: Effect, turn: &mut Turn) {
+        match effect {
+            Effect::Persist { number, hard_state, entries } => {
+                let (region_peer, records) = (peer.meta.peer_id(), &mut turn.records);
+                if let Some(state) = hard_state {
+                    let state = HardState { term: state.term, vote: state.vote, commit: state.commit };
+                    records.push(Record::HardState { region, peer: region_peer, state });
+                }
+                if let Some(first) = entries.first() {
+                    let first_index = first.index;
+                    let entries = entries.iter().map(log_entry).collect();
+                    records.push(Record::Entries { region, peer: region_peer, first_index, entries });
+                }
+                turn.persisted.push((region, number));
+            }
+            Effect::Apply(entries) => turn.committed.push((region, entries)),
+            Effect::Rejected { id, reason } => {
+                if let Some(waiter) = peer.waiting.remove(&id) {
+                    waiter.answer(Err(rejection(peer, reason)));
+                }
+            }
+            Effect::Role(role) => {
+                let leader = role.leader.map(|leader| leader.0);
+                let changed = peer.term != role.term || peer.leader != leader;
+                peer.term = role.term;
+                peer.leader = leader;
+                peer.readable &= !changed;
+            }
+            // Peers on other nodes come with replication.
+            _ => {}
+        }
+    }
+
+    /// Applies what was committed: batches of at most `entry_cut_bytes`, each with the apply states of its peers.
+    async fn apply(self: &Rc<Self>, turn: &mut Turn) -> Result<(), ShardFailure> {
+        let mut pass = Pass::new(self.engine.batch(), turn.log_written);
+        for (region, entries) in std::mem::take(&mut turn.committed) {
+            let mut entries = entries.into_iter().peekable();
+            while entries.peek().is_some() {
+                self.apply_some(region, &mut entries, &mut pass, turn);
+                if pass.batch.data_bytes() >= self.config.entry_cut_bytes {
+                    self.write_pass(&mut pass, turn).await?;
+                }
+            }
+        }
+        self.write_pass(&mut pass, turn).await
+    }
+
+    /// Applies entries of one region until the batch is full or they end.
+    fn apply_some(
+        &self,
+        region: RegionId,
+        entries: &mut std::iter::Peekable<std::vec::IntoIter<Committed>>,
+        pass: &mut Pass<E::Batch>,
+        turn: &mut Turn,
+    ) {
+        let mut peers = self.peers.borrow_mut();
+        let Some(peer) = peers.get_mut(&region) else {
+            entries.by_ref().for_each(drop);
+            return;
+        };
+        pass.touched.insert(region);
+        while pass.batch.data_bytes() < self.config.entry_cut_bytes {
+            let Some(Committed { entry, proposal }) = entries.next() else { return };
+            add(&self.metrics.applied_total, 1);
+            let effect = apply_entry(&mut peer.meta, &entry, &mut pass.batch);
+            peer.meta.approximate_bytes += effect.bytes;
+            peer.meta.approximate_keys += effect.keys;
+            peer.unmeasured.0 += effect.bytes;
+            peer.unmeasured.1 += effect.keys;
+            peer.traffic.bytes_written += effect.bytes;
+            peer.traffic.keys_written += effect.keys;
+            let mut done = Done { index: entry.index, ..Default::default() };
+            let mut result = Ok(());
+            match effect.outcome {
+                Outcome::Done => {}
+                Outcome::Refused(error) => result = Err(error),
+                Outcome::Split(regions) => {
+                    done.regions = regions.clone();
+                    self.apply_split(peer, entry.index, regions, pass, turn);
+                }
+            }
+            if let Some(waiter) = proposal.and_then(|id| peer.waiting.remove(&id)) {
+                pass.answers.push((waiter, result.map(|()| done)));
+            }
+        }
+    }
+
+    fn apply_split(
+        &self,
+        peer: &mut PeerState,
+        index: u64,
+        regions: Vec<proto::metapb::Region>,
+        pass: &mut Pass<E::Batch>,
+        turn: &mut Turn,
+    ) {
+        let event = self.next_event();
+        let record = SplitRecord { index, regions: regions.clone() };
+        let children = apply_split(&mut peer.meta, regions.clone(), self.store, &mut pass.batch);
+        let starts = children.iter().map(|child| start_effect(child, first_state())).collect();
+        turn.records.push(lifecycle(event, LifecycleKind::Split, &peer.meta, starts, &record));
+        peer.raft.set_region((*peer.meta.region).clone());
+        put_event(&mut pass.batch, event);
+        add(&self.metrics.splits_total, 1);
+        pass.splits.push((peer.meta.region_id(), regions, peer.meta.approximate_bytes));
+        pass.children.extend(children);
+    }
+
+    /// Writes the pass's batch, answers those who waited for it, and wakes the children of its splits.
+    async fn write_pass(self: &Rc<Self>, pass: &mut Pass<E::Batch>, turn: &mut Turn) -> Result<(), ShardFailure> {
+        for region in &pass.touched {
+            if let Some(peer) = self.peers.borrow().get(region) {
+                peer.meta.put_applied(&mut pass.batch);
+            }
+        }
+        let batch = std::mem::replace(&mut pass.batch, self.engine.batch());
+        if batch.count() > 0 {
+            self.write_engine(batch).await?;
+        }
+        let now = executor::now();
+        let mut peers = self.peers.borrow_mut();
+        for region in std::mem::take(&mut pass.touched) {
+            let Some(peer) = peers.get_mut(&region) else { continue };
+            peer.raft.handle(RaftInput::Applied { index: peer.meta.applied_index });
+            turn.dirty.insert(region);
+            if peer.leads() && !peer.readable && peer.meta.applied_term == peer.term {
+                peer.readable = true;
+                self.outlet.report(peer.report(self.id));
+            }
+            self.measure_if_due(peer);
+        }
+        for child in pass.children.drain(..) {
+            let region = child.region_id();
+            let child = self.fresh_peer(child);
+            peers.insert(region, child);
+            self.inbox.borrow_mut().push_back(Input::Campaign(region));
+        }
+        drop(peers);
+        for (parent, regions, bytes) in pass.splits.drain(..) {
+            self.outlet.split(self.id, parent, regions, bytes);
+        }
+        for (waiter, result) in pass.answers.drain(..) {
+            let (proposed, persisted) = (waiter.proposed, pass.persisted);
+            waiter.answer(result.map(|done| Done { proposed, persisted, applied: now, ..done }));
+        }
+        Ok(())
+    }
+
+    /// Writes `batch` without waiting inside the engine; if that has no room, waits here and tries again.
+    async fn write_engine(&self, batch: E::Batch) -> Result<(), ShardFailure> {
+        if batch.data_bytes() > self.config.entry_cut_bytes * 2 {
+            // One large entry: it would hold the core, so a helper writes it.
+            let engine = self.engine.clone();
+            let result =
+                executor::blocking(Class::Foreground, move || engine.write(batch, WriteMode::Helper)).await;
+            return result.map_err(|error| ShardFailure::Engine(error.to_string()));
+        }
+        let mut batch = batch;
+        let mut pause = std::time::Duration::from_micros(200);
+        loop {
+            match self.engine.write(batch, WriteMode::Core) {
+                Ok(()) => return Ok(()),
+                Err(WriteError::Incomplete(back)) => {
+                    batch = back;
+                    add(&self.metrics.engine_refusals_total, 1);
+                    executor::sleep(pause).await;
+                    pause = (pause * 2).min(std::time::Duration::from_millis(20));
+                }
+                Err(error) => return Err(ShardFailure::Engine(error.to_string())),
+            }
+        }
+    }
+
+    fn fresh_peer(&self, meta: PeerMeta) -> PeerState {
+        let init = raftstore::PeerInit {
+            seed: self.seed,
+            ..raftstore::PeerInit::first((*meta.region).clone(), meta.peer.clone())
+        };
+        let raft = raftstore::Peer::new(init, &self.config.raft).expect("the first state of a peer is sound");
+        PeerState::new(meta, raft, Phase::Serving)
+    }
+
+    async fn commit(&self, log: &RaftLog) -> Result<(), ShardFailure> {
+        log.commit().await.map_err(log_failed)?;
+        add(&self.metrics.log_commits_total, 1);
+        Ok(())
+    }
+
+    pub(crate) fn next_event(&self) -> u64 {
+        self.last_event.set(self.last_event.get() + 1);
+        self.last_event.get()
+    }
+
+    /// Answers those frozen peers' movers whose proposals are all applied.
+    fn hand_over(&self, turn: &mut Turn) {
+        let peers = self.peers.borrow();
+        let mut waiting = Vec::new();
+        for freezing in turn.freezing.drain(..) {
+            match peers.get(&freezing.region) {
+                Some(peer) if peer.phase == Phase::Frozen => {
+                    if peer.raft.last_index() == peer.meta.applied_index && peer.waiting.is_empty() {
+                        let _ = freezing.reply.send(Ok(Box::new(home_record(peer))));
+                    } else {
+                        waiting.push(freezing);
+                    }
+                }
+                _ => {
+                    let _ = freezing.reply.send(Err(RegionError::StaleCommand));
+                }
+            }
+        }
+        turn.freezing = waiting;
+    }
+
+    /// Takes a peer over whose data is durable in this engine. It sleeps until it is told to campaign.
+    async fn install(&self, home: HomeRecord, log: &RaftLog) -> Result<Result<(), RegionError>, ShardFailure> {
+        let Some(meta) = home_meta(&home, self.store) else {
+            return Ok(Err(RegionError::StaleCommand));
+        };
+        let region = meta.region_id();
+        if self.peers.borrow().contains_key(&region) {
+            return Ok(Err(RegionError::StaleCommand));
+        }
+        let event = self.next_event();
+        let state = HardState { term: home.term, vote: home.vote, commit: home.applied_index };
+        let starts = vec![start_effect(&meta, state)];
+        log.append(lifecycle(event, LifecycleKind::Home, &meta, starts, &home)).map_err(log_failed)?;
+        self.commit(log).await?;
+        let mut batch = self.engine.batch();
+        meta.put_all(&mut batch);
+        put_event(&mut batch, event);
+        self.write_engine(batch).await?;
+        let init = raftstore::PeerInit { seed: self.seed, ..home_init(&home, &meta) };
+        let raft = match raftstore::Peer::new(init, &self.config.raft) {
+            Ok(raft) => raft,
+            Err(error) => return Err(ShardFailure::Log(format!("home record of region {region}: {error}"))),
+        };
+        self.peers.borrow_mut().insert(region, PeerState::new(meta, raft, Phase::Asleep));
+        add(&self.metrics.moves_in_total, 1);
+        Ok(Ok(()))
+    }
+
+    /// Makes the first peer of a cluster's first region: record first, then its state.
+    async fn step_create(
+        &self,
+        region: proto::metapb::Region,
+        log: &RaftLog,
+    ) -> Result<Result<(), RegionError>, ShardFailure> {
+        let Some(meta) = PeerMeta::first(region.clone(), self.store) else {
+            return Ok(Err(RegionError::StaleCommand));
+        };
+        let id = meta.region_id();
+        if self.peers.borrow().contains_key(&id) {
+            return Ok(Err(RegionError::StaleCommand));
+        }
+        let event = self.next_event();
+        let starts = vec![start_effect(&meta, first_state())];
+        let record = HomeRecord {
+            region: Some(region),
+            peer_id: meta.peer.id,
+            term: INITIAL_INDEX,
+            applied_index: INITIAL_INDEX,
+            applied_term: INITIAL_INDEX,
+            ..Default::default()
+        };
+        log.append(lifecycle(event, LifecycleKind::Created, &meta, starts, &record)).map_err(log_failed)?;
+        self.commit(log).await?;
+        let mut batch = self.engine.batch();
+        meta.put_all(&mut batch);
+        put_event(&mut batch, event);
+        self.write_engine(batch).await?;
+        let peer = self.fresh_peer(meta);
+        self.peers.borrow_mut().insert(id, peer);
+        self.push(Input::Campaign(id));
+        Ok(Ok(()))
+    }
+
+    /// Lets go of a peer that lives on another shard now: record first, then its data.
+    async fn end(&self, region: RegionId, log: &RaftLog) -> Result<Result<(), RegionError>, ShardFailure> {
+        let Some(meta) = self.peers.borrow().get(&region).map(|peer| peer.meta.clone()) else {
+            return Ok(Err(RegionError::RegionNotFound(region)));
+        };
+        let event = self.next_event();
+        let record = end_record(&meta);
+        let ends = vec![LogEffect::End { region, peer: meta.peer_id() }];
+        log.append(lifecycle(event, LifecycleKind::MovedAway, &meta, ends, &record)).map_err(log_failed)?;
+        self.commit(log).await?;
+        if let Some(mut peer) = self.peers.borrow_mut().remove(&region) {
+            peer.fail_waiters(&RegionError::Moving(region));
+        }
+        let mut batch = self.engine.batch();
+        meta.erase(&mut batch);
+        put_event(&mut batch, event);
+        self.write_engine(batch).await?;
+        Ok(Ok(()))
+    }
+
+    /// Starts measuring a region of which enough was written, on a helper.
+    fn measure_if_due(self: &Rc<Self>, peer: &mut PeerState) {
+        let (bytes, keys) = peer.unmeasured;
+        let due = bytes >= self.config.split_check_diff_bytes || keys >= (self.config.region_max_keys / 8).max(1);
+        let large = peer.meta.approximate_bytes >= self.config.region_max_bytes
+            || peer.meta.approximate_keys >= self.config.region_max_keys;
+        if !due || !large || peer.measuring || peer.phase != Phase::Serving {
+            return;
+        }
+        peer.measuring = true;
+        peer.unmeasured = (0, 0);
+        let (shard, config, meta) = (self.clone(), self.config.clone(), peer.meta.clone());
+        let snapshot = self.engine.snapshot();
+        executor::spawn_local(Class::Background, async move {
+            let (region, version) = (meta.region_id(), meta.version());
+            let work = move || measure::<E>(&snapshot, &meta.region, &config);
+            let result = executor::blocking(Class::Background, work).await;
+            shard.push(Input::Measured { region, version, result });
+        });
+    }
+
+    fn step_measured(&self, region: RegionId, version: u64, result: Result<Measured, String>) {
+        let mut peers = self.peers.borrow_mut();
+        let Some(peer) = peers.get_mut(&region) else { return };
+        peer.measuring = false;
+        match result {
+            Ok(measured) if peer.meta.version() == version => {
+                peer.meta.approximate_bytes = measured.bytes;
+                peer.meta.approximate_keys = measured.keys;
+                if !measured.split_keys.is_empty() && peer.leads() {
+                    let meta = (*peer.meta.region).clone();
+                    self.outlet.split_due(self.id, meta, measured.split_keys);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%region, %error, "region could not be measured"),
+        }
+    }
+
+    /// Between turns: flush what is due, and let the log recycle what nothing needs.
+    async fn maintain(self: &Rc<Self>, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+        self.metrics.log_bytes.set(log.size_bytes());
+        self.metrics.log_unflushed_bytes.set(log.unflushed_bytes());
+        self.metrics.inbox_bytes.set(self.inbox_bytes.get() as u64);
+        let aged = turn
+            .oldest_unflushed
+            .is_some_and(|oldest| executor::now().since(oldest) > self.config.flush_age);
+        let due = log.unflushed_bytes() >= self.config.flush_at_bytes || aged || !turn.flush_waiters.is_empty();
+        if due && !turn.flushing {
+            self.start_flush(turn);
+        }
+        // The cap is hard: while a flush is behind, nothing more is taken.
+        while turn.flushing && log.unflushed_bytes() >= self.config.replay_cap_bytes {
+            let flushed = self.wait_for_flush().await;
+            if let Some(input) = flushed {
+                self.step(input, turn, log).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the end of the running flush out of the inbox, past everything else, or waits for it.
+    async fn wait_for_flush(&self) -> Option<Input> {
+        loop {
+            {
+                let mut inbox = self.inbox.borrow_mut();
+                if let Some(at) = inbox.iter().position(|input| matches!(input, Input::Flushed { .. })) {
+                    return inbox.remove(at);
+                }
+            }
+            executor::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
+    fn start_flush(self: &Rc<Self>, turn: &mut Turn) {
+        turn.flushing = true;
+        turn.running_flush_waiters = std::mem::take(&mut turn.flush_waiters);
+        turn.oldest_unflushed = None;
+        add(&self.metrics.flushes_total, 1);
+        let applied = self.flush_marks();
+        let (shard, engine, last_event) = (self.clone(), self.engine.clone(), self.last_event.get());
+        executor::spawn_local(Class::Background, async move {
+            let result = executor::blocking(Class::Background, move || engine.flush()).await;
+            let result = result.map_err(|error| error.to_string());
+            shard.push(Input::Flushed { applied, last_event, result });
+        });
+    }
+
+    async fn step_flushed(
+        &self,
+        applied: Vec<FlushMark>,
+        last_event: u64,
+        result: Result<(), String>,
+        turn: &mut Turn,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
+        turn.flushing = false;
+        result.map_err(ShardFailure::Engine)?;
+        log.flushed(applied, last_event);
+        log.maintain().await.map_err(log_failed)?;
+        for waiter in turn.running_flush_waiters.drain(..) {
+            let _ = waiter.send(());
+        }
+        Ok(())
+    }
+
+    /// Up to where each peer is applied: what a flush that begins now will make durable.
+    fn flush_marks(&self) -> Vec<FlushMark> {
+        let peers = self.peers.borrow();
+        peers.iter().map(|(region, peer)| (*region, peer.meta.peer_id(), peer.meta.applied_index)).collect()
+    }
+
+    async fn finish(&self, log: &RaftLog) -> Result<(), ShardFailure> {
+        let applied = self.flush_marks();
+        let engine = self.engine.clone();
+        executor::blocking(Class::Background, move || engine.flush())
+            .await
+            .map_err(|error| ShardFailure::Engine(error.to_string()))?;
+        log.flushed(applied, self.last_event.get());
+        log.maintain().await.map_err(log_failed)?;
+        log.seal().await.map_err(log_failed).map(drop)
+    }
+}
+
+/// One pass of applying: a batch and what follows when it is written.
+struct Pass<B> {
+    batch: B,
+    persisted: Instant,
+    touched: BTreeSet<RegionId>,
+    answers: Vec<(Waiter, Result<Done, RegionError>)>,
+    children: Vec<PeerMeta>,
+    splits: Vec<(RegionId, Vec<proto::metapb::Region>, u64)>,
+}
+
+impl<B> Pass<B> {
+    fn new(batch: B, persisted: Instant) -> Pass<B> {
+        Pass {
+            batch,
+            persisted,
+            touched: BTreeSet::new(),
+            answers: Vec::new(),
+            children: Vec::new(),
+            splits: Vec::new(),
+        }
+    }
+}
+
+fn log_failed(error: crate::log::LogError) -> ShardFailure {
+    ShardFailure::Log(error.to_string())
+}
+
+/// Puts the number of the last event whose effects are in `batch`.
+pub(crate) fn put_event(batch: &mut impl crate::engine::WriteBatch, event: u64) {
+    use prost::Message as _;
+    batch.put(mvcc::Cf::Raft, SHARD_STATE_KEY, &ShardState { last_event: event }.encode_to_vec());
+}
+
+/// A lifecycle record about `meta`'s peer.
+fn lifecycle(
+    event: u64,
+    kind: LifecycleKind,
+    meta: &PeerMeta,
+    effects: Vec<LogEffect>,
+    payload: &impl prost::Message,
+) -> Record {
+    let scope = Scope {
+        conf_ver: meta.conf_ver(),
+        version: meta.version(),
+        start: meta.region.start_key.clone(),
+        end: meta.region.end_key.clone(),
+        applied: meta.applied_index,
+        move_number: meta.move_number,
+    };
+    Record::Lifecycle(Lifecycle {
+        event,
+        kind,
+        region: meta.region_id(),
+        peer: meta.peer_id(),
+        scope,
+        effects,
+        payload: payload.encode_to_vec().into(),
+    })
+}
+
+/// The log of `meta`'s peer begins after what is applied.
+fn start_effect(meta: &PeerMeta, hard_state: HardState) -> LogEffect {
+    LogEffect::Start {
+        region: meta.region_id(),
+        peer: meta.peer_id(),
+        hard_state,
+        truncated: Position { index: meta.applied_index, term: meta.applied_term },
+        entries: Vec::new(),
+    }
+}
+
+fn first_state() -> HardState {
+    HardState { term: INITIAL_INDEX, vote: 0, commit: INITIAL_INDEX }
+}
+
+fn rejection(peer: &PeerState, reason: RejectReason) -> RegionError {
+    let region = peer.meta.region_id();
+    match reason {
+        RejectReason::NotLeader { .. } => RegionError::NotLeader { region, leader: peer.leader_peer() },
+        RejectReason::Stale => RegionError::StaleCommand,
+        RejectReason::Busy => RegionError::ServerIsBusy { reason: "raftstore is busy".into(), backoff_ms: 100 },
+        RejectReason::Unknown => RegionError::Undetermined,
+        RejectReason::Transferring | RejectReason::NotReady | RejectReason::ConfChangeRefused => {
+            RegionError::NotLeader { region, leader: None }
+        }
+    }
+}
+
+fn log_entry(entry: &Entry) -> LogEntry {
+    LogEntry { term: entry.term, data: prost::Message::encode_to_vec(entry).into() }
+}
+
+fn home_record(peer: &PeerState) -> HomeRecord {
+    let state = peer.raft.hard_state();
+    HomeRecord {
+        region: Some((*peer.meta.region).clone()),
+        peer_id: peer.meta.peer.id,
+        move_number: peer.meta.move_number + 1,
+        term: state.term,
+        vote: state.vote,
+        applied_index: peer.meta.applied_index,
+        applied_term: peer.meta.applied_term,
+        approximate_bytes: peer.meta.approximate_bytes,
+        approximate_keys: peer.meta.approximate_keys,
+    }
+}
+
+/// What a home record says of the peer.
+pub(crate) fn home_meta(home: &HomeRecord, store: base::StoreId) -> Option<PeerMeta> {
+    let mut meta = PeerMeta::first(home.region.clone()?, store)?;
+    meta.applied_index = home.applied_index;
+    meta.applied_term = home.applied_term;
+    meta.move_number = home.move_number;
+    meta.approximate_bytes = home.approximate_bytes;
+    meta.approximate_keys = home.approximate_keys;
+    Some(meta)
+}
+
+/// What a home record says of the peer's raft.
+fn home_init(home: &HomeRecord, meta: &PeerMeta) -> raftstore::PeerInit {
+    let mut init = raftstore::PeerInit::first((*meta.region).clone(), meta.peer.clone());
+    init.hard_state.term = home.term;
+    init.hard_state.vote = home.vote;
+    init.hard_state.commit = home.applied_index;
+    init.applied = LogPosition { index: home.applied_index, term: home.applied_term };
+    init.truncated = init.applied;
+    init
+}
+
+/// The record of a peer's end on this shard.
+pub(crate) fn end_record(meta: &PeerMeta) -> EndRecord {
+    EndRecord {
+        applied_index: meta.applied_index,
+        start: meta.region.start_key.clone(),
+        end: meta.region.end_key.clone(),
+        move_number: meta.move_number,
+    }
+}
