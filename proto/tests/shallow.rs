@@ -291,7 +291,6 @@ fn answers_are_encoded_as_prost_encodes_them() {
             store_id: prng.below(9),
             feedback_seq_no: prng.next_u64(),
             slow_score: 1,
-            ..Default::default()
         });
         let encoded = shallow::encode_batch_response(&parts, whole.health_feedback.as_ref());
         assert_eq!(encoded, whole.encode_to_vec(), "seed {seed}");
