@@ -1,0 +1,47 @@
+//! What a placement driver is told at its start.
+
+use crate::storage::JournalConfig;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The version that the placement driver announces. That of TiKV's release whose calls it serves, and no later one,
+/// so that duties of later protocols are not owed.
+pub const ANNOUNCED_VERSION: &str = "v8.1.0";
+
+/// Configuration of one member. The names in parentheses are PD's keys.
+#[derive(Clone, Debug)]
+pub struct PdConfig {
+    /// Where to listen (`client-urls`); port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The URL that clients are told, `http://host:port` (`advertise-client-urls`). Clients dial it, so it must be
+    /// reachable for them; by default it is the address that was bound, which must not be 0.0.0.0 then.
+    pub advertise_url: Option<String>,
+    /// The folder of the journal (`data-dir`).
+    pub data_dir: PathBuf,
+    /// The member's name (`name`).
+    pub name: String,
+    /// Replicas that a region should have (`replication.max-replicas`). Told to those who ask; replicas are not
+    /// placed yet.
+    pub max_replicas: u32,
+    /// Most bytes of keys and values that clients may keep here (`quota-backend-bytes`). They live in memory.
+    pub quota_backend_bytes: usize,
+    /// How the journal is kept.
+    pub journal: JournalConfig,
+    /// Bounds of the server.
+    pub server: net::ServerConfig,
+}
+
+impl Default for PdConfig {
+    fn default() -> Self {
+        PdConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 2379)),
+            advertise_url: None,
+            data_dir: PathBuf::from("pd"),
+            name: String::from("pd"),
+            max_replicas: 3,
+            quota_backend_bytes: 256 << 20,
+            journal: JournalConfig::default(),
+            server: net::ServerConfig::default(),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! PD's REST paths, as far as tools, tests and clients ask for them. The shapes are those of `pd-ctl`.
+
+mod encoding;
+mod keyspaces;
+mod regions;
+mod settings;
+mod stores;
+
+use crate::config::ANNOUNCED_VERSION;
+use crate::service::Core;
+use crate::state::GcScope;
+use encoding::Query;
+use net::{HttpHandler, HttpRequest, HttpResponse};
+use proto::rpc::LocalFuture;
+use serde_json::{Value, json};
+use std::rc::Rc;
+
+/// Answers the REST paths.
+pub(crate) struct Rest(pub(crate) Rc<Core>);
+
+impl HttpHandler for Rest {
+    fn handle(&self, request: HttpRequest) -> LocalFuture<HttpResponse> {
+        let core = Rc::clone(&self.0);
+        Box::pin(async move {
+            if !core.is_serving() {
+                return HttpResponse::text(503, "server not started");
+            }
+            match route(&core, &request).await {
+                Ok(response) => response,
+                Err(failure) => failure.into_response(),
+            }
+        })
+    }
+}
+
+/// A request that is not answered with 200.
+#[derive(Debug)]
+struct Failure {
+    status: u16,
+    text: String,
+}
+
+impl Failure {
+    fn new(status: u16, text: impl ToString) -> Failure {
+        Failure {
+            status,
+            text: text.to_string(),
+        }
+    }
+
+    fn not_found() -> Failure {
+        Failure::new(404, "404 page not found")
+    }
+
+    fn bad(text: impl ToString) -> Failure {
+        Failure::new(400, text)
+    }
+
+    /// PD answers errors with a JSON string.
+    fn into_response(self) -> HttpResponse {
+        HttpResponse::json(self.status, Value::from(self.text).to_string())
+    }
+}
+
+impl From<proto::rpc::Status> for Failure {
+    fn from(status: proto::rpc::Status) -> Failure {
+        Failure::new(503, status.message)
+    }
+}
+
+type Answer = Result<HttpResponse, Failure>;
+
+fn ok(value: Value) -> Answer {
+    Ok(HttpResponse::json(200, value.to_string()))
+}
+
+async fn route(core: &Rc<Core>, request: &HttpRequest) -> Answer {
+    let path = request.path.trim_end_matches('/');
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let query = Query::parse(&request.query);
+    match (request.method.as_str(), parts.as_slice()) {
+        ("GET", ["pd", "api", "v1", rest @ ..]) => get(core, rest, &query).await,
+        (_, ["pd", "api", "v1", rest @ ..]) => change(core, request, rest, &query).await,
+        (_, ["pd", "api", "v2", "keyspaces", rest @ ..]) => {
+            keyspaces::route(core, request, rest, &query).await
+        }
+        ("GET", ["pd", "api", "v2", "members"]) => ok(json!({ "members": [member(core)] })),
+        // etcd's own paths, which some tools probe.
+        ("GET", ["health"]) => ok(json!({ "health": "true" })),
+        ("GET", ["version"]) => ok(json!({ "etcdserver": "3.5.0", "etcdcluster": "3.5.0" })),
+        _ => Err(Failure::not_found()),
+    }
+}
+
+async fn get(core: &Rc<Core>, path: &[&str], query: &Query) -> Answer {
+    match path {
+        ["version"] => ok(json!({ "version": ANNOUNCED_VERSION })),
+        ["status"] => ok(json!({
+            "build_ts": "",
+            "version": ANNOUNCED_VERSION,
+            "git_hash": "",
+            "start_timestamp": core.started.seconds(),
+        })),
+        ["ping"] => Ok(HttpResponse::text(200, "")),
+        ["members"] => ok(members(core)),
+        ["leader"] => ok(member(core)),
+        ["health"] => ok(json!([{
+            "name": core.identity.name,
+            "member_id": core.identity.member_id,
+            "client_urls": [core.identity.client_url],
+            "health": true,
+        }])),
+        ["cluster"] => cluster(core).await,
+        ["cluster", "status"] => cluster_status(core).await,
+        ["min-resolved-ts", scope @ ..] => min_resolved_ts(core, scope),
+        ["gc", "safepoint"] => gc_safe_point(core).await,
+        ["stores"] | ["stores", "check"] => stores::list(core, query).await,
+        ["store", id] => stores::one(core, id).await,
+        ["regions", rest @ ..] => regions::list(core, rest, query).await,
+        ["region", "id", id] => regions::by_id(core, id),
+        ["region", "key", key] => regions::by_key(core, key, query),
+        ["stats", "region"] => regions::stats(core, query),
+        ["hotspot", "regions", "read" | "write"] => ok(json!({ "as_peer": {}, "as_leader": {} })),
+        ["hotspot", "stores"] => ok(json!({
+            "bytes-write-rate": {}, "bytes-read-rate": {}, "keys-write-rate": {}, "keys-read-rate": {},
+        })),
+        ["operators"] | ["schedulers"] => ok(json!([])),
+        ["config", rest @ ..] => settings::get(core, rest),
+        _ => Err(Failure::not_found()),
+    }
+}
+
+async fn change(core: &Rc<Core>, request: &HttpRequest, path: &[&str], query: &Query) -> Answer {
+    match (request.method.as_str(), path) {
+        ("POST", ["store", id, "label"]) => stores::label(core, id, request, query).await,
+        ("POST", ["store", id, "state"]) => stores::set_state(core, id, query).await,
+        ("DELETE", ["store", id]) => stores::remove(core, id, query).await,
+        ("POST", ["regions", "split"]) => regions::split(core, request).await,
+        ("POST", ["regions", "scatter"]) => ok(json!({ "processed-percentage": 100 })),
+        (
+            "POST",
+            ["regions", "accelerate-schedule"] | ["regions", "accelerate-schedule", "batch"],
+        ) => ok(json!("Accelerate regions scheduling, nothing is scheduled")),
+        ("DELETE", ["admin", "cache", "region", id]) => regions::forget(core, id),
+        // There is nothing behind these yet: 412 is what TiDB takes for "not supported".
+        (
+            "POST" | "PATCH" | "PUT" | "DELETE",
+            ["config", ..] | ["schedulers", ..] | ["operators", ..],
+        ) => Err(Failure::new(
+            412,
+            "this placement driver does not place replicas yet",
+        )),
+        _ => Err(Failure::not_found()),
+    }
+}
+
+fn member(core: &Core) -> Value {
+    let identity = &core.identity;
+    json!({
+        "name": identity.name,
+        "member_id": identity.member_id,
+        "peer_urls": [identity.client_url],
+        "client_urls": [identity.client_url],
+        "deploy_path": identity.deploy_path,
+        "binary_version": ANNOUNCED_VERSION,
+        "git_hash": "",
+    })
+}
+
+fn members(core: &Core) -> Value {
+    json!({
+        "header": { "cluster_id": core.identity.cluster_id.0 },
+        "members": [member(core)],
+        "leader": member(core),
+        "etcd_leader": member(core),
+    })
+}
+
+async fn cluster(core: &Core) -> Answer {
+    let cluster = core.read(|state| state.cluster()).await?;
+    let max_peer_count = cluster.map_or(core.config.max_replicas, |cluster| cluster.max_peer_count);
+    ok(json!({ "id": core.identity.cluster_id.0, "max_peer_count": max_peer_count }))
+}
+
+async fn cluster_status(core: &Core) -> Answer {
+    let time = core.read(|state| state.bootstrap_time()).await?;
+    ok(json!({
+        "raft_bootstrap_time": time.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), encoding::rfc3339),
+        "is_initialized": time.is_some(),
+        "replication_status": "",
+    }))
+}
+
+fn min_resolved_ts(core: &Core, scope: &[&str]) -> Answer {
+    let ts = match scope {
+        [] => core.min_resolved_ts(),
+        [store] => {
+            let store = store
+                .parse()
+                .map_err(|_| Failure::bad("the store's id is not a number"))?;
+            core.vitals.borrow().of(store).min_resolved_ts
+        }
+        _ => return Err(Failure::not_found()),
+    };
+    ok(json!({
+        "min_resolved_ts": ts.unwrap_or(u64::MAX),
+        "persist_interval": "1s",
+        "is_real_time": true,
+        "stores_min_resolved_ts": null,
+    }))
+}
+
+async fn gc_safe_point(core: &Core) -> Answer {
+    let now = executor::unix_time();
+    let state = core
+        .read(|state| state.gc_state(GcScope::CLUSTER, now))
+        .await?;
+    let barriers: Vec<Value> = state
+        .barriers
+        .iter()
+        .map(|barrier| {
+            json!({ "service_id": barrier.id, "expired_at": barrier.expires_at, "safe_point": barrier.ts })
+        })
+        .collect();
+    let smallest = state
+        .barriers
+        .iter()
+        .map(|barrier| barrier.ts)
+        .fold(state.txn_safe_point, u64::min);
+    ok(json!({
+        "service_gc_safe_points": barriers,
+        "min_service_gc_safe_point": smallest,
+        "gc_safe_point": state.gc_safe_point,
+    }))
+}
