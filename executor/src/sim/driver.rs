@@ -101,7 +101,8 @@ impl Sim {
         self.world.end_process(&self.node(node), Ending::PowerLoss);
     }
 
-    /// Kills the process only, as SIGKILL does: what it has written stays, even what it had just begun to write.
+    /// Kills the process only, as SIGKILL does: what it has written to log files stays, even what it had just begun to
+    /// write. A file that it was creating or replacing may be left half done.
     pub fn kill_process(&self, node: SimNode) {
         self.world.end_process(&self.node(node), Ending::Killed);
     }
@@ -253,6 +254,12 @@ impl Sim {
     /// process.
     pub fn event_hash(&self) -> u64 {
         self.world.event_hash()
+    }
+
+    /// From now on tells `sink` of every event in a line: world time, kind and detail. To find where two runs of one
+    /// seed part.
+    pub fn trace(&self, sink: impl FnMut(&str) + 'static) {
+        self.world.set_tracer(Box::new(sink));
     }
 
     /// Polls and events so far.

@@ -26,9 +26,27 @@ pub(super) struct Node {
     pub(super) paused: Cell<bool>,
     /// Counts the pauses, so that only the newest one's end counts.
     pub(super) pauses: Cell<u64>,
-    /// Tasks that were picked while the node was paused.
-    pub(super) parked: RefCell<Vec<TaskId>>,
+    /// What was to run while the node was paused.
+    pub(super) parked: RefCell<Vec<Parked>>,
     pub(super) next_port: Cell<u16>,
+}
+
+/// What waits for the end of a pause.
+pub(super) enum Parked {
+    /// A woken task.
+    Task(TaskId),
+    /// Work of a helper.
+    Work(Rc<Core>, Box<dyn FnOnce()>),
+}
+
+impl Parked {
+    /// Drops what no longer runs, in its core's context.
+    pub(super) fn discard(self) {
+        if let Parked::Work(core, work) = self {
+            let _entered = context::enter(&core);
+            drop(work);
+        }
+    }
 }
 
 /// One run of a node.

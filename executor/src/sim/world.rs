@@ -3,7 +3,7 @@
 use super::config::SimConfig;
 use super::context::{self, Core};
 use super::net::Net;
-use super::node::{Node, Process};
+use super::node::{Node, Parked, Process};
 use super::task::{self, Ready, TaskId, Tasks};
 use super::timer::{Event, Key, Timers};
 use crate::metrics::add;
@@ -14,12 +14,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
 
+/// Who is told of every event, in a line each.
+pub(super) type Tracer = Box<dyn FnMut(&str)>;
+
 /// Everything of one simulation. Each part has a cell of its own, so that no borrow spans a call to outside code.
 pub(super) struct World {
     pub(super) config: SimConfig,
     now: Cell<u64>,
     hash: Cell<u64>,
     steps: Cell<u64>,
+    traced: Cell<bool>,
+    tracer: RefCell<Option<Tracer>>,
     /// True while the loop runs: it must not be entered again from within.
     running: Cell<bool>,
     pub(super) chance: Chance,
@@ -42,7 +47,7 @@ pub(super) struct Chance {
 }
 
 /// What the event hash is told about.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Note {
     Poll = 1,
     Spawn,
@@ -87,6 +92,8 @@ impl World {
             now: Cell::new(0),
             hash: Cell::new(hash::mix64(seed)),
             steps: Cell::new(0),
+            traced: Cell::new(false),
+            tracer: RefCell::new(None),
             running: Cell::new(false),
             chance: Chance {
                 schedule: fork(),
@@ -111,8 +118,26 @@ impl World {
 
     /// Folds something that happened into the event hash.
     pub(super) fn note(&self, what: Note, detail: u64) {
+        if self.traced.get() {
+            self.trace(what, detail);
+        }
         self.hash
             .set(hash::fold(self.hash.get(), detail ^ ((what as u64) << 56)));
+    }
+
+    fn trace(&self, what: Note, detail: u64) {
+        // Taken out for the call, which is outside code.
+        let Some(mut sink) = self.tracer.take() else {
+            return;
+        };
+        sink(&format!("{:>14} {what:?} {detail:x}", self.now()));
+        self.tracer.replace(Some(sink));
+    }
+
+    /// From now on tells `sink` of every event that the hash is told of.
+    pub(super) fn set_tracer(&self, sink: Tracer) {
+        self.traced.set(true);
+        self.tracer.replace(Some(sink));
     }
 
     /// Folds bytes that travel or are written into the event hash.
@@ -199,11 +224,25 @@ impl World {
                 Event::Stuck(end, blockade) => self.stuck_too_long(end, blockade),
                 Event::Resume { node, pause } => self.resume(node, pause),
                 Event::Disk { done, .. } => done(self),
-                Event::Work { core, work } => {
-                    let _entered = context::enter(&core);
-                    work();
-                }
+                Event::Work { core, work } => self.run_work(core, work),
             }
+        }
+    }
+
+    /// Runs what a core's helper was given, unless its process is gone; after the pause, if there is one.
+    fn run_work(&self, core: Rc<Core>, work: Box<dyn FnOnce()>) {
+        if core.node.paused.get() {
+            core.node
+                .parked
+                .borrow_mut()
+                .push(Parked::Work(core.clone(), work));
+            return;
+        }
+        let _entered = context::enter(&core);
+        if core.run == core.node.run.get() {
+            work()
+        } else {
+            drop(work)
         }
     }
 
@@ -212,7 +251,7 @@ impl World {
             let mut tasks = self.tasks.borrow_mut();
             match tasks.get(id) {
                 Some(entry) if entry.core.node.paused.get() => {
-                    entry.core.node.parked.borrow_mut().push(id);
+                    entry.core.node.parked.borrow_mut().push(Parked::Task(id));
                     None
                 }
                 _ => tasks.begin(id, self.now(), self.config.busy_polls_max),
@@ -336,17 +375,15 @@ impl World {
         self.note(Note::End, (node.index as u64) << 8 | ending as u64);
         node.run.set(node.run.get() + 1);
         node.paused.set(false);
-        node.parked.borrow_mut().clear();
+        let parked = node.parked.take();
         if ending != Ending::Exit {
             self.abort_sockets(node.index);
         }
         self.drop_tasks(|core| core.node.index == node.index);
         self.abort_sockets(node.index);
+        parked.into_iter().for_each(Parked::discard);
+        self.end_disk(node, ending);
         self.drop_events(node, ending);
-        match ending {
-            Ending::PowerLoss => self.crash_disk(node),
-            Ending::Exit | Ending::Killed => node.disk.borrow_mut().unlock_all(),
-        }
         let _entered = process.cores.first().map(context::enter);
         drop(process.stop_wakers);
     }
@@ -368,10 +405,7 @@ impl World {
             .take_all(|event| event.owner() == Some(node.index));
         for event in events {
             match event {
-                Event::Work { core, work } => {
-                    let _entered = context::enter(&core);
-                    drop(work);
-                }
+                Event::Work { core, work } => Parked::Work(core, work).discard(),
                 Event::Disk { done, .. } if ending != Ending::PowerLoss => done(self),
                 other => drop(other),
             }
@@ -396,10 +430,12 @@ impl World {
         let node = self.node(node);
         if node.pauses.get() == pause {
             node.paused.set(false);
-            node.parked
-                .take()
-                .into_iter()
-                .for_each(|id| self.ready.push(id));
+            for parked in node.parked.take() {
+                match parked {
+                    Parked::Task(id) => self.ready.push(id),
+                    Parked::Work(core, work) => self.run_work(core, work),
+                }
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use super::config::nanos;
 use super::context;
 use super::node::Node;
 use super::timer::Event;
-use super::world::{Note, World};
+use super::world::{Ending, Note, World};
 use base::Prng;
 use file::File;
 use std::cell::RefCell;
@@ -162,18 +162,14 @@ impl Disk {
         }
     }
 
-    pub(super) fn unlock_all(&mut self) {
-        self.locks.clear();
-    }
-
     /// The power fails: a prefix of the names survives, and of the bytes what the seed leaves.
     fn crash(&mut self, prng: &mut Prng) -> u64 {
         self.locks.clear();
         self.settle(prng.below(self.changes.len() as u64 + 1) as usize);
         self.changes.clear();
-        for birth in std::mem::take(&mut self.births).into_values() {
-            self.crash_birth(birth, prng);
-        }
+        self.names = self.durable_names.clone();
+        self.interrupt_births(prng);
+        self.settle(self.changes.len());
         let mut marks = 0u64;
         for entry in self.durable_names.values() {
             if let Entry::File(file) = entry {
@@ -182,40 +178,30 @@ impl Disk {
                 *file.borrow_mut() = survivor;
             }
         }
-        self.names = self.durable_names.clone();
         marks
     }
 
-    /// An atomic one is there or not, perhaps with its temporary file left behind; another may be cut short.
-    fn crash_birth(&mut self, birth: Birth, prng: &mut Prng) {
-        let Birth {
-            path,
-            file,
-            is_atomic,
-        } = birth;
-        if !path
-            .parent()
-            .is_some_and(|folder| is_root(folder) || self.durable_names.contains_key(folder))
-        {
-            return;
-        }
-        let whole = file.borrow().len();
-        match prng.below(3) {
-            0 => {}
-            1 if is_atomic => {
-                let mut name = path.into_os_string();
-                name.push(".tmp");
+    /// Files that were being created or replaced are there or not, or half done: one that replaces leaves its temporary
+    /// file behind, another is cut short.
+    fn interrupt_births(&mut self, prng: &mut Prng) {
+        for birth in std::mem::take(&mut self.births).into_values() {
+            let Birth {
+                mut path,
+                file,
+                is_atomic,
+            } = birth;
+            let whole = file.borrow().len();
+            let fate = prng.below(3);
+            if fate == 0 || !path.parent().is_some_and(|folder| self.is_folder(folder)) {
+                continue;
+            }
+            if fate == 1 && is_atomic {
+                path.as_mut_os_string().push(".tmp");
                 file.borrow_mut().cut(prng.below(whole + 1));
-                self.durable_names
-                    .insert(PathBuf::from(name), Entry::File(file));
-            }
-            1 => {
+            } else if fate == 1 {
                 file.borrow_mut().cut(prng.below(whole / 4096 + 1) * 4096);
-                self.durable_names.insert(path, Entry::File(file));
             }
-            _ => {
-                self.durable_names.insert(path, Entry::File(file));
-            }
+            self.change(&path, Some(Entry::File(file)));
         }
     }
 }
@@ -324,11 +310,16 @@ impl World {
         );
     }
 
-    pub(super) fn crash_disk(&self, node: &Node) {
-        let marks = node
-            .disk
-            .borrow_mut()
-            .crash(&mut self.chance.disk.borrow_mut());
-        self.note(Note::Crash, marks >> 8);
+    /// Brings the disk to what the end of its process leaves of it. Operations under way are not ended by this.
+    pub(super) fn end_disk(&self, node: &Node, ending: Ending) {
+        let mut disk = node.disk.borrow_mut();
+        let mut prng = self.chance.disk.borrow_mut();
+        disk.locks.clear();
+        match ending {
+            Ending::PowerLoss => self.note(Note::Crash, disk.crash(&mut prng) >> 8),
+            // A helper may have been done with it in the last moment.
+            Ending::Killed if prng.one_in(2) => disk.interrupt_births(&mut prng),
+            Ending::Exit | Ending::Killed => {}
+        }
     }
 }

@@ -389,6 +389,9 @@ impl World {
             return;
         }
         self.note(Note::Reset, end.mark());
+        if let Some(conn) = net.conn(end) {
+            conn.pipe(1 - end.side).arrive(self.now()); // what is due came before the reset
+        }
         let wakers = net
             .conn(end)
             .map(|conn| conn.fail(end.side, ErrorKind::ConnectionReset));

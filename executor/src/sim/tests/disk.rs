@@ -173,6 +173,7 @@ fn writes_complete_out_of_order_and_run_to_their_end_when_dropped() {
 
 #[test]
 fn a_killed_process_keeps_what_it_has_written() {
+    let mut kept = 0;
     for seed in 0..20 {
         let (sim, nodes) = world(seed, SimConfig::default(), 1);
         sim.spawn_on(nodes[0], async {
@@ -190,8 +191,11 @@ fn a_killed_process_keeps_what_it_has_written() {
                 .iter()
                 .all(|byte| *byte == 1)
         );
-        assert_eq!(disk.bytes("/data/id").as_deref(), Some(&b"7"[..]));
+        let id = disk.bytes("/data/id");
+        kept += u32::from(id.is_some());
+        assert!(id.is_none_or(|bytes| bytes == b"7"), "all or nothing");
     }
+    assert!((3..20).contains(&kept), "{kept} of 20");
 }
 
 #[test]

@@ -123,6 +123,29 @@ fn the_same_seed_replays_and_others_differ() {
 }
 
 #[test]
+fn a_trace_tells_of_every_event() {
+    let trace = |seed| {
+        let lines = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let (sim, nodes) = world(seed, SimConfig::default(), 1);
+        let sink = lines.clone();
+        sim.trace(move |line| sink.borrow_mut().push(line.to_owned()));
+        sim.start(nodes[0], 1, busy_main);
+        sim.run_for(millis(100));
+        drop(sim);
+        lines.take()
+    };
+    let lines = trace(5);
+    assert!(lines.len() > 100);
+    for kind in [
+        "Start", "Spawn", "Poll", "Timer", "Disk", "Blocking", "Bind",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(kind)), "{kind}");
+    }
+    assert_eq!(lines, trace(5));
+    assert_ne!(lines, trace(6));
+}
+
+#[test]
 fn the_same_seed_replays_in_another_process() {
     if let Ok(seed) = std::env::var(SEED) {
         println!("\nhash {:016x}", run(seed.parse().expect("a seed")));

@@ -111,6 +111,21 @@ fn a_paused_node_executes_nothing_while_its_clock_runs() {
 }
 
 #[test]
+fn helpers_of_a_paused_node_pause_too() {
+    let (sim, nodes) = world(4, SimConfig::default(), 1);
+    let (ran, bumped) = counter();
+    sim.spawn_on(nodes[0], async move {
+        crate::sim::blocking(Class::Scan, move || bump(&bumped)).await
+    });
+    sim.run_for(Duration::from_micros(5));
+    sim.pause(nodes[0], SECOND);
+    sim.run_for(millis(900));
+    assert_eq!(ran.get(), 0);
+    sim.run_for(millis(200));
+    assert_eq!(ran.get(), 1);
+}
+
+#[test]
 fn a_longer_pause_replaces_a_shorter_one() {
     let (sim, nodes) = world(4, SimConfig::default(), 1);
     let done = counter();
