@@ -24,7 +24,7 @@ pub struct Maintained {
     pub segments_freed: u64,
     /// Segments whose live records were copied forward.
     pub segments_copied: u64,
-    /// The log is above twice its cap, but most of it is live: only a flush helps.
+    /// The log is above twice its cap or the disk is full, but most of the log is live: only a flush helps.
     pub flush_needed: bool,
     /// There is no room for the spare segments.
     pub disk_full: bool,
@@ -42,7 +42,7 @@ impl<D: Disk> RaftLog<D> {
     }
 
     /// Frees the segments in which nothing is live, copies the live remains of the oldest ones forward when the log
-    /// is above twice its cap, and makes or removes spare segments. A call during another one does nothing.
+    /// is above twice its cap or there is no room for spares, and makes or removes spare segments. A call during another one does nothing.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
@@ -54,30 +54,44 @@ impl<D: Disk> RaftLog<D> {
         let _reset = Reset(&self.maintaining);
         self.state.borrow().check()?;
         done.segments_freed += self.free_segments().await?;
-        let cap = self.config.replay_cap_bytes;
         // Each round moves on by a segment; more rounds than segments would only turn in a circle.
         let rounds = self.state.borrow().segments.len();
         for _ in 0..rounds {
-            if self.used_bytes() <= 2 * cap {
+            if self.used_bytes() <= 2 * self.config.replay_cap_bytes
+                || !self.free_oldest(&mut done).await?
+            {
                 break;
             }
-            if self.live_bytes() > self.used_bytes() / 2 {
-                done.flush_needed = true;
-                break;
-            }
-            let (oldest, newest) = {
-                let state = self.state.borrow();
-                (state.first_needed(), state.durable_segment)
-            };
-            if oldest >= newest {
-                break;
-            }
-            self.copy_forward(oldest).await?;
-            done.segments_copied += 1;
-            done.segments_freed += self.free_segments().await?;
         }
         self.keep_spares(&mut done).await?;
+        if done.disk_full {
+            match self.free_oldest(&mut done).await {
+                Ok(true) => self.keep_spares(&mut done).await?,
+                // No room even for the copies.
+                Ok(false) | Err(LogError::DiskFull(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(done)
+    }
+
+    /// Copies what is live in the oldest segment forward, and frees it; false if that would gain too little.
+    async fn free_oldest(&self, done: &mut Maintained) -> Result<bool, LogError> {
+        if self.live_bytes() > self.used_bytes() / 2 {
+            done.flush_needed = true;
+            return Ok(false);
+        }
+        let (oldest, newest) = {
+            let state = self.state.borrow();
+            (state.first_needed(), state.durable_segment)
+        };
+        if oldest >= newest {
+            return Ok(false);
+        }
+        self.copy_forward(oldest).await?;
+        done.segments_copied += 1;
+        done.segments_freed += self.free_segments().await?;
+        Ok(true)
     }
 
     /// Copies all that holds into new segments and frees the old ones.
@@ -216,6 +230,7 @@ impl<D: Disk> RaftLog<D> {
     }
 
     async fn keep_spares(&self, done: &mut Maintained) -> Result<(), LogError> {
+        done.disk_full = false;
         loop {
             let (excess, missing) = {
                 let mut state = self.state.borrow_mut();

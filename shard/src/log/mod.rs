@@ -54,6 +54,9 @@ pub struct LogConfig {
     /// Length of a segment file, a multiple of 4 KiB. Long enough that switching is rare, short enough that an idle
     /// shard takes little disk.
     pub segment_bytes: u64,
+    /// Length in bytes at which a block ends and the next one begins, but for longer records. Reading one entry reads
+    /// its whole block.
+    pub block_bytes: usize,
     /// How a write is made durable; `None` lets a probe choose at every open.
     pub sync: Option<LogSync>,
     /// How much log without a flush the shard lets grow. Twice of it held back by old records makes
@@ -72,6 +75,7 @@ impl Default for LogConfig {
     fn default() -> LogConfig {
         LogConfig {
             segment_bytes: 16 << 20,
+            block_bytes: 256 << 10,
             sync: None,
             replay_cap_bytes: 256 << 20,
             spare_segments: 2,
@@ -144,7 +148,7 @@ pub struct RaftLog<D: Disk = Files> {
 impl<D: Disk> RaftLog<D> {
     /// Takes a record into memory; [`commit`](Self::commit) makes it durable. The caller bounds what is pending.
     ///
-    /// Entries of more than 256 KiB together become several records, a prefix of which may survive a crash.
+    /// Entries of more than [`LogConfig::block_bytes`] together become several records, a prefix of which may survive a crash.
     ///
     /// # Errors
     /// [`LogError`], and then nothing of the record was taken.

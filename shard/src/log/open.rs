@@ -155,7 +155,7 @@ impl<D: Disk> RaftLog<D> {
         }
         let mut recovered = replay.finish(&linked);
         recovered.stats.files = scanned.files.len() as u64;
-        let mut state = State::new(config.segment_bytes);
+        let mut state = State::new(&config);
         state.index = replay.index;
         state.index.last_event = state.index.last_event.max(recovered.last_event);
         scanned.hand_over(&linked, &mut state);

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::block::{self, UNIT};
 use super::record::{self, Lifecycle, LogEffect, LogEntry, Record};
 use super::runs::{At, Run};
-use super::write::BLOCK_BYTES;
 use super::{Disk, DiskFile, RaftLog};
 
 /// Why entries cannot be read.
@@ -232,7 +231,7 @@ impl<D: Disk> RaftLog<D> {
         blocks: &mut Vec<Bytes>,
     ) -> Result<bool, ReadError> {
         let units = u32::try_from(file.len_bytes() / UNIT as u64).unwrap_or(u32::MAX);
-        let mut reach = (last + block::units_bound(BLOCK_BYTES)).min(units);
+        let mut reach = (last + block::units_bound(self.config.block_bytes)).min(units);
         loop {
             let len = (reach - start) as usize * UNIT;
             let bytes = file.read_at(u64::from(start) * UNIT as u64, len).await?;

@@ -13,10 +13,7 @@ use executor::AlignedBuf;
 use super::block::{self, Flags, Header, UNIT};
 use super::record::{self, LogEffect, LogEntry};
 use super::runs::At;
-use super::{Disk, DiskFile, Index, LogError, RECORD_BYTES_MAX, RaftLog, Record};
-
-/// Records are put into one block until it holds this many bytes: reading one entry reads its whole block.
-pub(crate) const BLOCK_BYTES: usize = 256 << 10;
+use super::{Disk, DiskFile, Index, LogConfig, LogError, RECORD_BYTES_MAX, RaftLog, Record};
 
 /// What a commit did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +82,7 @@ pub(crate) struct State<F> {
     /// Files of another length that hold nothing needed, to be removed.
     pub(crate) discard: Vec<Segment<F>>,
     pub(crate) segment_units: u32,
+    block_bytes: usize,
     pub(crate) next_segment: u64,
     pub(crate) next_name: u64,
     pub(crate) tail: Tail,
@@ -106,15 +104,16 @@ pub(crate) struct State<F> {
 }
 
 impl<F> State<F> {
-    pub(crate) fn new(segment_bytes: u64) -> State<F> {
+    pub(crate) fn new(config: &LogConfig) -> State<F> {
         State {
             index: Index::default(),
             segments: BTreeMap::new(),
             planned: BTreeMap::new(),
             free: Vec::new(),
             discard: Vec::new(),
-            segment_units: u32::try_from(segment_bytes / UNIT as u64)
+            segment_units: u32::try_from(config.segment_bytes / UNIT as u64)
                 .expect("a segment is below 16 TiB"),
+            block_bytes: config.block_bytes,
             next_segment: 1,
             next_name: 1,
             tail: Tail::default(),
@@ -202,7 +201,7 @@ impl<F> State<F> {
             return Err(LogError::TooLarge(entry.data.len()));
         }
         let mut first_index = first_index;
-        for piece in pieces(entries) {
+        for piece in pieces(entries, self.block_bytes) {
             let count = piece.len() as u64;
             let record = Record::Entries {
                 region,
@@ -224,7 +223,7 @@ impl<F> State<F> {
         }
         let full = self.open.as_ref().is_some_and(|open| {
             let length = open.records.len() + bytes.len();
-            length > BLOCK_BYTES || open.at.unit + block::units_bound(length) > self.tail.units
+            length > self.block_bytes || open.at.unit + block::units_bound(length) > self.tail.units
         });
         if full {
             self.close();
@@ -384,12 +383,12 @@ struct Write<F> {
 }
 
 /// Cuts entries into records of about a block each.
-fn pieces(entries: Vec<LogEntry>) -> Vec<Vec<LogEntry>> {
+fn pieces(entries: Vec<LogEntry>, block_bytes: usize) -> Vec<Vec<LogEntry>> {
     let mut pieces = vec![Vec::new()];
     let mut bytes = 0;
     for entry in entries {
         let len = entry.data.len() + 16;
-        if bytes > 0 && bytes + len > BLOCK_BYTES {
+        if bytes > 0 && bytes + len > block_bytes {
             pieces.push(Vec::new());
             bytes = 0;
         }
