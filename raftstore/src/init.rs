@@ -227,7 +227,7 @@ mod tests {
         };
         let region = metapb::Region {
             id: 1,
-            peers: vec![peer.clone()],
+            peers: vec![peer],
             ..Default::default()
         };
         PeerInit::first(region, peer)

@@ -6,9 +6,11 @@
 //!   functions, since every replica must come to the same answer.
 //! - [`state`] encodes what a peer keeps in family `raft`.
 //!
-//! raft-rs 0.7 is inside, and named nowhere else. Its messages are ours (`raft-proto` in this folder): the published
-//! ones copy each entry's bytes; with ours an entry's bytes exist once per node, and the log, the cache, the messages and
-//! the apply share them by count.
+//! raft-rs 0.7 is inside, and named nowhere else. Its messages are ours (`raft-proto` in this folder), with `Bytes` where
+//! the published ones have `Vec<u8>`. So the bytes of an entry are written once by [`command::encode_write`], and from
+//! then on raft-rs's log, the cache, [`Effect::Persist`], every [`Effect::Send`] and [`Effect::Apply`] share them by
+//! count. They are copied where they leave: into the log's block, into each follower's frame, into the engine's batch.
+//! A follower cuts them out of the frame that came in without copying (see the tests of `raft-proto`).
 
 pub mod command;
 mod config;

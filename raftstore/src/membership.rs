@@ -170,7 +170,7 @@ fn apply_one(
         (Some(at), None) => drop(region.peers.remove(at)),
         (Some(at), Some(role)) => region.peers[at].set_role(role),
         (None, Some(role)) => {
-            let mut peer = peer.clone();
+            let mut peer = *peer;
             peer.set_role(role);
             region.peers.push(peer);
         }

@@ -18,7 +18,7 @@ use crate::init::{InitError, LogPosition, PeerInit, conf_state};
 use crate::io::{Committed, Effect, Input, RejectReason, Role, RoleKind};
 use crate::log_view::LogView;
 use crate::proposals::Proposals;
-use crate::screen::{self, Bounds};
+use crate::screen::{self, Bounds, Refusal};
 use crate::sending::{Outstanding, split_by_promise};
 use base::{PeerId, RegionId, hash};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -49,6 +49,7 @@ pub struct Peer {
     applying_bytes: usize,
     /// Last index handed out to apply.
     handed_out: u64,
+    loss_reported: bool,
 }
 
 impl Peer {
@@ -82,6 +83,7 @@ impl Peer {
             applying: VecDeque::new(),
             applying_bytes: 0,
             handed_out: init.applied.index,
+            loss_reported: false,
         })
     }
 
@@ -156,15 +158,8 @@ impl Peer {
             id: self.peer.id,
             last_index: self.node.raft.raft_log.last_index(),
         };
-        if let Err(why) = screen::check(&message, bounds) {
-            tracing::warn!(
-                region = self.region.id,
-                peer = self.peer.id,
-                from = message.from,
-                why,
-                "message dropped"
-            );
-            return;
+        if let Err(refusal) = screen::check(&message, bounds) {
+            return self.refused(&message, refusal);
         }
         match message.msg_type() {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
@@ -180,6 +175,21 @@ impl Peer {
         }
         // Errors say that the sender is no member, or that the message is not for a peer; there is nobody to tell.
         let _ = self.node.step(message);
+    }
+
+    /// Nobody may fill the log with such lines, so only what says that data was lost is loud, and once.
+    fn refused(&mut self, message: &Message, refusal: Refusal) {
+        let (region, peer, from) = (self.region.id, self.peer.id, message.from);
+        if refusal == Refusal::Lost && !self.loss_reported {
+            self.loss_reported = true;
+            tracing::error!(
+                region,
+                peer,
+                from,
+                "the leader commits what this peer acknowledged and no longer has"
+            );
+        }
+        tracing::debug!(region, peer, from, %refusal, "message dropped");
     }
 
     fn propose(&mut self, id: u64, entry: Entry) {

@@ -11,48 +11,61 @@ pub(crate) struct Bounds {
     pub(crate) last_index: u64,
 }
 
-/// Says why a message must not reach raft-rs.
-///
-/// A commit index beyond our log is among the reasons: it means that we lost what we had acknowledged, and such a peer
-/// must not go on as if nothing had happened; it stays behind until it is replaced.
-pub(crate) fn check(message: &Message, bounds: Bounds) -> Result<(), &'static str> {
-    let kind = MessageType::try_from(message.msg_type).map_err(|_| "unknown type")?;
+/// Why a message must not reach raft-rs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// No honest peer of this group sends it.
+    #[error("{0}")]
+    Dishonest(&'static str),
+    /// It is honest, but comes another way.
+    #[error("not taken from the network")]
+    NotHere,
+    /// The leader counts on entries that this log does not hold: it lost what it had acknowledged. Such a peer must not
+    /// go on as if nothing had happened; it stays behind until it is replaced.
+    #[error("commits what this log does not hold")]
+    Lost,
+}
+
+/// Looks at a message before raft-rs does.
+pub(crate) fn check(message: &Message, bounds: Bounds) -> Result<(), Refusal> {
+    let kind =
+        MessageType::try_from(message.msg_type).map_err(|_| Refusal::Dishonest("unknown type"))?;
     if message.to != bounds.id {
-        return Err("not for this peer");
+        return Err(Refusal::Dishonest("not for this peer"));
     }
     if message.from == 0 || message.from == bounds.id {
-        return Err("no sender");
+        return Err(Refusal::Dishonest("no sender"));
     }
     // A term of 0 marks a local message, which skips all comparison of terms.
     if message.term == 0 && kind != MessageType::MsgReadIndex {
-        return Err("no term");
+        return Err(Refusal::Dishonest("no term"));
     }
     match kind {
         MessageType::MsgAppend => check_append(message),
-        MessageType::MsgHeartbeat if message.commit > bounds.last_index => {
-            Err("commits what this log does not hold")
-        }
+        MessageType::MsgHeartbeat if message.commit > bounds.last_index => Err(Refusal::Lost),
         MessageType::MsgAppendResponse if !message.reject && message.index > bounds.last_index => {
-            Err("acknowledges what this log does not hold")
+            Err(Refusal::Dishonest(
+                "acknowledges what this log does not hold",
+            ))
         }
-        MessageType::MsgReadIndex if message.entries.len() != 1 => Err("a read without its name"),
+        MessageType::MsgReadIndex if message.entries.len() != 1 => {
+            Err(Refusal::Dishonest("a read without its name"))
+        }
         MessageType::MsgHup
         | MessageType::MsgBeat
         | MessageType::MsgUnreachable
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum
-        | MessageType::MsgPropose => Err("a local message"),
+        | MessageType::MsgPropose => Err(Refusal::Dishonest("a local message")),
         // Snapshots come with their data, by the shard's hands, and a transfer is begun by Input::TransferLeader.
-        MessageType::MsgSnapshot | MessageType::MsgTransferLeader => {
-            Err("not taken from the network")
-        }
+        MessageType::MsgSnapshot | MessageType::MsgTransferLeader => Err(Refusal::NotHere),
         _ => Ok(()),
     }
 }
 
-fn check_append(message: &Message) -> Result<(), &'static str> {
+fn check_append(message: &Message) -> Result<(), Refusal> {
     if message.log_term == 0 && message.index != 0 {
-        return Err("an append without its place");
+        return Err(Refusal::Dishonest("an append without its place"));
     }
     let mut before = (message.index, message.log_term);
     for entry in &message.entries {
@@ -60,7 +73,7 @@ fn check_append(message: &Message) -> Result<(), &'static str> {
             || entry.term < before.1
             || entry.term > message.term
         {
-            return Err("entries that do not follow each other");
+            return Err(Refusal::Dishonest("entries that do not follow each other"));
         }
         before = (entry.index, entry.term);
     }
@@ -90,7 +103,9 @@ mod tests {
         }
     }
 
-    fn refused(kind: MessageType, change: fn(&mut Message)) -> Option<&'static str> {
+    type Change = fn(&mut Message);
+
+    fn refused(kind: MessageType, change: Change) -> Option<Refusal> {
         let mut message = append();
         message.set_msg_type(kind);
         change(&mut message);
@@ -105,7 +120,7 @@ mod tests {
     fn dishonest_messages_are_refused() {
         use MessageType::*;
         assert_eq!(refused(MsgAppend, |_| {}), None);
-        let cases: [(MessageType, fn(&mut Message)); 14] = [
+        let cases: [(MessageType, Change); 14] = [
             (MsgAppend, |m| m.to = 3),
             (MsgAppend, |m| m.from = 0),
             (MsgAppend, |m| m.from = 1),
@@ -129,7 +144,7 @@ mod tests {
                 m.index = u64::MAX;
                 m.entries.truncate(1);
             }),
-            Some("entries that do not follow each other")
+            Some(Refusal::Dishonest("entries that do not follow each other"))
         );
     }
 }

@@ -79,12 +79,7 @@ fn child(region: &Region, split: &SplitRequest) -> Region {
     let peers = region.peers.iter().zip(&split.new_peer_ids);
     Region {
         id: split.new_region_id,
-        peers: peers
-            .map(|(peer, id)| Peer {
-                id: *id,
-                ..peer.clone()
-            })
-            .collect(),
+        peers: peers.map(|(peer, id)| Peer { id: *id, ..*peer }).collect(),
         ..Default::default()
     }
 }

@@ -394,16 +394,18 @@ mod tests {
     }
 
     #[test]
-    fn data_is_a_slice_of_what_came_in() {
-        let bytes = Bytes::from(
-            Entry {
-                data: Bytes::from(vec![7; 4096]),
-                ..Default::default()
-            }
-            .encode_to_vec(),
-        );
-        let entry = Entry::decode(bytes.clone()).expect("its own bytes");
-        let (outer, inner) = (bytes.as_ptr_range(), entry.data.as_ptr_range());
+    fn an_entry_s_data_is_a_slice_of_the_message_that_came_in() {
+        let entry = Entry {
+            data: Bytes::from(vec![7; 4096]),
+            ..Default::default()
+        };
+        let message = Message {
+            entries: vec![entry],
+            ..Default::default()
+        };
+        let bytes = Bytes::from(message.encode_to_vec());
+        let message = Message::decode(bytes.clone()).expect("its own bytes");
+        let (outer, inner) = (bytes.as_ptr_range(), message.entries[0].data.as_ptr_range());
         assert!(
             outer.start <= inner.start && inner.end <= outer.end,
             "the data was copied"
