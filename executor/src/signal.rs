@@ -27,6 +27,11 @@ pub fn shutdown_signal() -> impl Future<Output = ()> {
     }
 }
 
+/// Does what a signal does.
+pub(crate) fn request() {
+    install().stop();
+}
+
 #[derive(Default)]
 struct Signals {
     stopped: AtomicBool,

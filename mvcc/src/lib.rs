@@ -2,6 +2,7 @@
 
 mod cf;
 mod modify;
+pub mod raw;
 mod view;
 
 pub use cf::Cf;

@@ -3,3 +3,6 @@
 pub mod core;
 pub mod engine;
 pub mod log;
+pub mod node;
+pub mod pd_client;
+pub mod service;

@@ -46,6 +46,7 @@ pub(crate) use disk::fs;
 pub use disk::{DiskCounters, SimDisk};
 pub use driver::{Sim, SimNode};
 pub(crate) use net::{SimHandoff, SimListener, SimStream};
+pub(crate) use node::request_shutdown;
 pub(crate) use node::shutdown_signal;
 pub(crate) use task::{SimTask, spawn_local, yield_now};
 pub(crate) use timer::{Sleep, sleep_until};

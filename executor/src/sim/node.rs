@@ -87,6 +87,11 @@ impl Node {
     }
 }
 
+/// Asks the current task's node to end, as SIGTERM does.
+pub(crate) fn request_shutdown() {
+    context::current().node.stop();
+}
+
 /// Resolves when the node is asked to end ([`super::Sim::stop`]), as SIGTERM does.
 pub(crate) fn shutdown_signal() -> impl Future<Output = ()> {
     let core = context::current();

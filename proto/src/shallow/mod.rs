@@ -48,6 +48,25 @@ pub fn region_id(request: &[u8]) -> Result<u64, ShallowError> {
     Ok(region_id)
 }
 
+/// Reads `Context.cluster_id` (field 35) like [`region_id`]; 0 if it is absent.
+///
+/// # Errors
+/// [`ShallowError`] if the bytes are no message, or field 1 is none.
+pub fn cluster_id(request: &[u8]) -> Result<u64, ShallowError> {
+    const CONTEXT: u32 = 1;
+    const CLUSTER_ID: u32 = 35;
+    let mut cluster_id = 0;
+    for field in Fields::of(request) {
+        let (CONTEXT, value) = field? else { continue };
+        for field in Fields::of(value.message(CONTEXT)?) {
+            if let (CLUSTER_ID, value) = field? {
+                cluster_id = value.varint(CLUSTER_ID)?;
+            }
+        }
+    }
+    Ok(cluster_id)
+}
+
 /// Why bytes are not the message that they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShallowError {

@@ -12,7 +12,7 @@ use futures_channel::oneshot;
 use proto::{metapb, pdpb};
 
 use super::error::RegionError;
-use super::mail::{Control, CoreMail, RegionReport, RemoteRequest, Route, reply};
+use super::mail::{Answered, Control, CoreMail, RegionReport, RemoteRequest, Route, reply};
 use super::shard::{Outlet, Shard};
 use crate::engine::Engine;
 
@@ -55,7 +55,7 @@ pub struct CoreHost<E: Engine> {
     pub node: Arc<NodeShared>,
     shards: RefCell<BTreeMap<ShardId, Rc<Shard<E>>>>,
     routes: RefCell<BTreeMap<RegionId, ShardId>>,
-    waiting: RefCell<BTreeMap<u64, oneshot::Sender<Option<Bytes>>>>,
+    waiting: RefCell<BTreeMap<u64, oneshot::Sender<Answered>>>,
     next_token: Cell<u64>,
 }
 
@@ -133,14 +133,14 @@ impl<E: Engine> CoreHost<E> {
         body: Bytes,
         arrived: Instant,
         deadline: Option<Instant>,
-    ) -> Result<oneshot::Receiver<Option<Bytes>>, Overloaded> {
+    ) -> Result<oneshot::Receiver<Answered>, Overloaded> {
         let (token, answer) = self.expect_answer();
         let request = RemoteRequest { token, tag, deadline, arrived, body };
         self.send_requests(core, vec![request]).map(|()| answer)
     }
 
     /// A token for a request that will be sent with [`CoreHost::send_requests`], and the place of its answer.
-    pub fn expect_answer(&self) -> (u64, oneshot::Receiver<Option<Bytes>>) {
+    pub fn expect_answer(&self) -> (u64, oneshot::Receiver<Answered>) {
         let token = self.next_token.get();
         self.next_token.set(token + 1);
         let (sender, receiver) = oneshot::channel();
@@ -166,13 +166,13 @@ impl<E: Engine> CoreHost<E> {
     }
 
     /// Answers requests of another core.
-    pub fn reply(&self, to: CoreId, replies: Vec<(u64, Option<Bytes>)>) {
+    pub fn reply(&self, to: CoreId, replies: Vec<(u64, Answered)>) {
         if let Err(refused) = self.node.mail[usize::from(to.0)].try_send(CoreMail::Replies(replies)) {
             self.send_later(to, refused.0);
         }
     }
 
-    fn take_replies(&self, replies: Vec<(u64, Option<Bytes>)>) {
+    fn take_replies(&self, replies: Vec<(u64, Answered)>) {
         let mut waiting = self.waiting.borrow_mut();
         for (token, body) in replies {
             if let Some(sender) = waiting.remove(&token) {

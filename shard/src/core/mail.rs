@@ -2,7 +2,6 @@
 
 use base::{CoreId, RegionId, ShardId};
 use bytes::Bytes;
-use executor::net::StreamHandoff;
 use executor::{MailReceiver, MailSender};
 use mvcc::Cf;
 use proto::{metapb, pdpb};
@@ -14,7 +13,7 @@ use super::records::HomeRecord;
 /// One letter in a core's mailbox.
 pub enum CoreMail {
     /// A connection that this core serves from now on.
-    Connection(StreamHandoff),
+    Connection(net::Placed),
     /// Requests for regions of this core, from the core that holds the client's connection.
     Requests {
         /// Who gets the answers.
@@ -22,10 +21,21 @@ pub enum CoreMail {
         /// The requests.
         requests: Vec<RemoteRequest>,
     },
-    /// Answers to requests that this core sent, by token. `None`: the region is on its way to another shard, ask again.
-    Replies(Vec<(u64, Option<Bytes>)>),
+    /// Answers to requests that this core sent, by token.
+    Replies(Vec<(u64, Answered)>),
     /// Everything that is not a client's request.
     Control(Box<Control>),
+}
+
+/// What became of a request at the core that it was sent to.
+#[derive(Clone, Debug)]
+pub enum Answered {
+    /// The encoded answer.
+    Bytes(Bytes),
+    /// The region is not on that core any more, or not yet: nothing was done, ask again.
+    Moving(RegionId),
+    /// The request cannot be decoded.
+    Malformed(String),
 }
 
 /// A request on its way to the core of its region.

@@ -20,7 +20,7 @@ const TAG_FAMILY_RANGE_DELETION: u8 = 0xE;
 const TAG_RANGE_DELETION: u8 = 0xF;
 
 /// The batch of both engines: the bytes that RocksDB takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EncodedBatch {
     bytes: Vec<u8>,
     count: u32,
@@ -44,6 +44,16 @@ pub enum BatchOp<'a> {
     Delete(Cf, &'a [u8]),
     /// Removes the keys in `[start, end)`.
     DeleteRange(Cf, &'a [u8], &'a [u8]),
+}
+
+impl std::fmt::Debug for EncodedBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the data: it is a client's, and long.
+        f.debug_struct("EncodedBatch")
+            .field("count", &self.count)
+            .field("data_bytes", &self.data_bytes)
+            .finish()
+    }
 }
 
 impl Default for EncodedBatch {

@@ -83,7 +83,7 @@ pub enum WriteError<B> {
 }
 
 /// Changes that become visible together, in their order: a later one of a key wins. Engine keys, with `z`.
-pub trait WriteBatch: Default + Send + 'static {
+pub trait WriteBatch: Default + std::fmt::Debug + Send + 'static {
     /// Sets `key` to `value`.
     fn put(&mut self, cf: Cf, key: &[u8], value: &[u8]);
     /// Removes `key`.
@@ -186,7 +186,7 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn flush(&self) -> Result<(), EngineError>;
 
     /// Writes `entries`, which ascend strictly by engine key, to a new table file at `path` that any engine of this
-    /// kind can ingest, and syncs it. Helpers only. RocksDB's files are of format version 5, which TiKV reads.
+    /// kind can ingest, and syncs it. A file that is there is removed first. Helpers only. RocksDB's files are of format version 5, which TiKV reads.
     ///
     /// # Errors
     /// No entries, or entries out of order, are [`EngineError::Failed`].
@@ -195,8 +195,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
         I: IntoIterator<Item = (Bytes, Bytes)>;
 
     /// Adds the entries of table files to `cf`, over what is there. Durable when it returns, ahead of earlier writes
-    /// that were not flushed. The files stay where they are (hard links are made). Helpers only; writes with
-    /// [`WriteMode::Core`] are refused meanwhile.
+    /// that were not flushed. The files stay where they are and share their bytes with the database (hard links): they
+    /// may be removed, or ingested again, but never written to. Helpers only; writes with [`WriteMode::Core`] are
+    /// refused meanwhile.
     fn ingest(&self, cf: Cf, files: &[PathBuf]) -> Result<(), EngineError>;
 
     /// Drops table files that lie entirely in `[start, end)`, whatever they hold: values, and *tombstones* too, so

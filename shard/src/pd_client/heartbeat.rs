@@ -37,7 +37,9 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn put(&self, mut report: RegionHeartbeatRequest) {
-        let Some(id) = report.region.as_ref().map(|region| region.id) else { return };
+        let Some(id) = report.region.as_ref().map(|region| region.id) else {
+            return;
+        };
         let mut reports = self.reports.borrow_mut();
         if let Some(older) = reports.remove(&id) {
             join(&older, &mut report);
@@ -60,7 +62,9 @@ impl Outbox {
 
     /// Puts a report back that was not sent, unless a newer one has come.
     fn put_back(&self, report: RegionHeartbeatRequest) {
-        let Some(id) = report.region.as_ref().map(|region| region.id) else { return };
+        let Some(id) = report.region.as_ref().map(|region| region.id) else {
+            return;
+        };
         let mut reports = self.reports.borrow_mut();
         match reports.get_mut(&id) {
             Some(newer) => join(&report, newer),
@@ -91,7 +95,9 @@ pub(super) async fn run(inner: Rc<Inner>) {
                 let ended = serve(&inner, requests, answers).await;
                 tracing::debug!(%ended, "the stream of region heartbeats has ended");
             }
-            Err(error) => tracing::debug!(%error, "the stream of region heartbeats cannot be opened"),
+            Err(error) => {
+                tracing::debug!(%error, "the stream of region heartbeats cannot be opened")
+            }
         }
         let leader = inner.leader.borrow().clone();
         leader.iter().for_each(|leader| inner.leader_failed(leader));
@@ -100,7 +106,10 @@ pub(super) async fn run(inner: Rc<Inner>) {
     }
 }
 
-type Streams = (Outbound<RegionHeartbeatRequest>, Inbound<RegionHeartbeatResponse>);
+type Streams = (
+    Outbound<RegionHeartbeatRequest>,
+    Inbound<RegionHeartbeatResponse>,
+);
 
 async fn open(inner: &Rc<Inner>) -> Result<Streams, PdClientError> {
     let leader = inner.leader().await?;

@@ -206,6 +206,14 @@ impl Engine for RocksEngine {
     where
         I: IntoIterator<Item = (Bytes, Bytes)>,
     {
+        // Never through an older file of that name: it may be one that was ingested, whose bytes are now also a file of
+        // the database.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_error(path, &error));
+            }
+            _ => {}
+        }
         let options = options::portable_table();
         let mut writer = SstFileWriter::create(&options);
         writer.open(path).map_err(engine_error)?;

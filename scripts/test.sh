@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Everything that CI checks, in the order of what fails first. Each step says how long it took.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() {
+  local name=$1 started=$SECONDS
+  shift
+  echo "== $name"
+  "$@"
+  echo "== $name: $((SECONDS - started)) s"
+}
+
+check_wire() {
+  # The reference stands beside the repository where the project is developed; elsewhere proto's own test holds the facts.
+  if [ -f ../shared/wire/check.py ]; then
+    python3 -c 'import google.protobuf' 2>/dev/null || pip install -q protobuf
+    cargo run --release -q -p proto --example descriptor > target/ours.desc
+    python3 ../shared/wire/check.py target/ours.desc
+  fi
+}
+
+step "check" scripts/check.sh
+step "unit, script and model tests" cargo test --release --workspace --exclude basalt-tests
+step "wire facts" check_wire
+step "binary" cargo build --release --bin basalt
+step "simulator, wire and process tests" cargo test --release -p basalt-tests

@@ -1,0 +1,439 @@
+//! What only core 0 does: identity, PD, the directory, the listener, balancing.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{CoreId, RegionId, ShardId};
+use executor::{Class, MailReceiver};
+use futures_util::FutureExt as _;
+use proto::{metapb, pdpb};
+
+use super::ident::api_name;
+use super::{EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, status};
+use crate::core::directory::{Claim, Directory, MoveTicket, Placement};
+use crate::core::{Control, CoreHost, CoreMail, NodeShared, RegionReport, Reply, Route, reply};
+use crate::engine::Engine;
+use crate::pd_client::PdClient;
+
+/// Version that we announce: 8.1, so that later protocol duties are not owed (design.md, "Formats").
+pub(crate) const ANNOUNCED_VERSION: &str = "8.1.0";
+
+/// How often the balancer looks when nobody wakes it.
+const BALANCE_PERIOD: Duration = Duration::from_secs(1);
+
+/// Sums since the last store heartbeat.
+#[derive(Default)]
+struct Traffic {
+    bytes_written: Cell<u64>,
+    keys_written: Cell<u64>,
+    bytes_read: Cell<u64>,
+    keys_read: Cell<u64>,
+}
+
+/// Core 0's own state, shared by its tasks.
+pub(crate) struct CoreZero<E: Engine> {
+    directory: RefCell<Directory>,
+    pd: OnceCell<PdClient>,
+    host: OnceCell<Rc<CoreHost<E>>>,
+    traffic: Traffic,
+    wake_balancer: executor::Notify,
+}
+
+/// Core 0's part of the start, and its duties until the node stops.
+pub(super) async fn run<S: EngineSource>(
+    node: Arc<Node<S>>,
+    zero: Rc<CoreZero<S::Engine>>,
+    mut from_cores: MailReceiver<FromCore>,
+) -> Result<(), NodeError> {
+    let started = executor::unix_time();
+    let start = start(&node, &zero, &mut from_cores);
+    let ident = futures_util::select_biased! {
+        ident = start.fuse() => ident?,
+        () = executor::shutdown_signal().fuse() => return Ok(()),
+    };
+    let listener = listen(node.config.listen, "listen").await?;
+    let status_listener = listen(node.config.status_listen, "status port").await?;
+    let address = advertised(&node.config.advertise, &listener)?;
+    let status_address = advertised("", &status_listener)?;
+    let store = metapb::Store {
+        id: ident.store_id,
+        address: address.clone(),
+        status_address: status_address.clone(),
+        version: ANNOUNCED_VERSION.into(),
+        start_timestamp: i64::try_from(started.seconds()).unwrap_or(0),
+        deploy_path: node.config.data_dir.display().to_string(),
+        labels: node
+            .config
+            .labels
+            .iter()
+            .map(|(key, value)| metapb::StoreLabel { key: key.clone(), value: value.clone() })
+            .collect(),
+        ..Default::default()
+    };
+    zero.bootstrap(&store).await?;
+    zero.pd()?.put_store(store).await.map_err(pd_error)?;
+    let host = zero.host()?;
+    let tasks = [
+        executor::spawn_local(Class::Foreground, accept(&node, &host).run(listener)),
+        executor::spawn_local(Class::Background, status::serve(node.clone(), host.clone(), ident.clone(), status_listener)),
+        executor::spawn_local(Class::Background, balance(zero.clone())),
+        executor::spawn_local(Class::Background, store_heartbeats(node.clone(), zero.clone(), started)),
+        executor::spawn_local(Class::Background, region_heartbeats(node.clone(), host.clone())),
+    ];
+    (node.ready)(NodeReady {
+        store_id: ident.store_id,
+        address,
+        status: format!("http://{status_address}"),
+        cores: node.mail.len(),
+        shards: ident.shards,
+        io: format!("{:?}: {}", node.io.kind, node.io.reason),
+    });
+    executor::shutdown_signal().await;
+    for task in tasks {
+        task.cancel();
+    }
+    Ok(())
+}
+
+/// From nothing to shards that run on every core.
+async fn start<S: EngineSource>(
+    node: &Arc<Node<S>>,
+    zero: &Rc<CoreZero<S::Engine>>,
+    from_cores: &mut MailReceiver<FromCore>,
+) -> Result<NodeIdent, NodeError> {
+    let pd = PdClient::connect(&node.config.pd).await.map_err(pd_error)?;
+    let ident = identify(node, &pd).await?;
+    // Core 0 sets this once.
+    let _ = zero.pd.set(pd);
+    let shared = Arc::new(NodeShared {
+        cluster: ident.cluster_id.into(),
+        store: ident.store_id.into(),
+        mail: node.mail.clone(),
+        api: node.config.api,
+    });
+    tell_cores(node, || ToCore::Begin { shared: shared.clone(), shards: ident.shards, ident: ident.clone() }).await?;
+    let mut claims: Vec<Claim> = Vec::new();
+    for _ in &node.begin {
+        match from_cores.recv().await {
+            Some(FromCore::Opened { claims: more }) => claims.extend(more),
+            _ => return Err(NodeError::Stopped),
+        }
+    }
+    let (directory, erase) = Directory::settle((0..ident.shards).map(ShardId), claims);
+    let routes: Vec<Route> = directory.routes().map(|(region, shard)| (region, Some(shard))).collect();
+    *zero.directory.borrow_mut() = directory;
+    tell_cores(node, || ToCore::Serve { erase: erase.clone(), routes: routes.clone() }).await?;
+    for _ in &node.begin {
+        match from_cores.recv().await {
+            Some(FromCore::Started) => {}
+            _ => return Err(NodeError::Stopped),
+        }
+    }
+    Ok(ident)
+}
+
+async fn tell_cores<S: EngineSource>(node: &Node<S>, letter: impl Fn() -> ToCore) -> Result<(), NodeError> {
+    for begin in &node.begin {
+        begin.send(letter()).await.map_err(|_| NodeError::Stopped)?;
+    }
+    Ok(())
+}
+
+/// Reads who we are, or becomes somebody: a store id from PD, written down before anything is done under it.
+async fn identify<S: EngineSource>(node: &Node<S>, pd: &PdClient) -> Result<NodeIdent, NodeError> {
+    let config = &node.config;
+    let cores = u32::try_from(node.mail.len()).unwrap_or(1);
+    let mut ident = match NodeIdent::load(&config.data_dir).await? {
+        Some(ident) => {
+            ident.check(pd.cluster_id(), config.api)?;
+            ident
+        }
+        None => NodeIdent {
+            format: 1,
+            cluster_id: pd.cluster_id(),
+            store_id: pd.alloc_id().await.map_err(pd_error)?,
+            api: api_name(config.api).into(),
+            shards: 0,
+        },
+    };
+    if ident.shards < cores {
+        ident.shards = cores;
+        ident.store(&config.data_dir).await?;
+    }
+    Ok(ident)
+}
+
+async fn listen(address: std::net::SocketAddr, what: &str) -> Result<executor::net::TcpListener, NodeError> {
+    let io = |source| NodeError::Io { what: format!("{what} {address}"), source };
+    executor::net::TcpListener::bind(address).await.map_err(io)
+}
+
+fn advertised(configured: &str, listener: &executor::net::TcpListener) -> Result<String, NodeError> {
+    if !configured.is_empty() {
+        return Ok(configured.into());
+    }
+    let io = |source| NodeError::Io { what: "address of a listener".into(), source };
+    Ok(listener.local_addr().map_err(io)?.to_string())
+}
+
+fn pd_error(error: impl std::fmt::Display) -> NodeError {
+    NodeError::Pd(error.to_string())
+}
+
+impl<E: Engine> CoreZero<E> {
+    pub(super) fn new() -> Rc<CoreZero<E>> {
+        let (directory, _) = Directory::settle([], Vec::new());
+        Rc::new(CoreZero {
+            directory: RefCell::new(directory),
+            pd: OnceCell::new(),
+            host: OnceCell::new(),
+            traffic: Traffic::default(),
+            wake_balancer: executor::Notify::new(),
+        })
+    }
+
+    /// Gives core 0's duties the core's shards and routes.
+    pub(super) fn attach(&self, host: Rc<CoreHost<E>>) {
+        // Once per start.
+        let _ = self.host.set(host);
+    }
+
+    fn host(&self) -> Result<Rc<CoreHost<E>>, NodeError> {
+        self.host.get().cloned().ok_or(NodeError::Stopped)
+    }
+
+    fn pd(&self) -> Result<PdClient, NodeError> {
+        self.pd.get().cloned().ok_or(NodeError::Stopped)
+    }
+
+    /// Makes the cluster's first region, if this is its first node. The region is durable here before PD hears of it,
+    /// so a crash in between finds it and goes on.
+    async fn bootstrap(&self, store: &metapb::Store) -> Result<(), NodeError> {
+        let pd = self.pd()?;
+        if pd.is_bootstrapped().await.map_err(pd_error)? {
+            return Ok(());
+        }
+        let host = self.host()?;
+        let shard = host.shard(ShardId(0)).ok_or(NodeError::Stopped)?;
+        let held = self.directory.borrow().routes().next();
+        let region = match held {
+            Some((region, _)) => shard.region_by_id(region).map(|region| (*region).clone()),
+            None => None,
+        };
+        let region = match region {
+            Some(region) => region,
+            None => {
+                let region = metapb::Region {
+                    id: pd.alloc_id().await.map_err(pd_error)?,
+                    region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version: 1 }),
+                    peers: vec![metapb::Peer {
+                        id: pd.alloc_id().await.map_err(pd_error)?,
+                        store_id: store.id,
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                };
+                shard.create(region.clone()).await.map_err(|error| NodeError::Pd(error.to_string()))?;
+                self.born(ShardId(0), &region, 0);
+                region
+            }
+        };
+        pd.bootstrap(store.clone(), region).await.map_err(pd_error)
+    }
+
+    /// Notes a region's range on `shard` and tells every core where it is.
+    fn born(&self, shard: ShardId, region: &metapb::Region, bytes: u64) {
+        let id = RegionId(region.id);
+        let mut directory = self.directory.borrow_mut();
+        let move_number = directory.placement(id).map_or(0, |held| held.move_number);
+        let placement = Placement {
+            shard,
+            move_number,
+            version: region.region_epoch.as_ref().map_or(0, |epoch| epoch.version),
+            start: region.start_key.to_vec(),
+            end: region.end_key.to_vec(),
+            bytes,
+        };
+        directory.update(id, placement);
+        drop(directory);
+        self.broadcast(&[(id, Some(shard))]);
+    }
+
+    fn broadcast(&self, news: &[Route]) {
+        let Ok(host) = self.host() else { return };
+        host.update_routes(news);
+        for core in 1..host.node.mail.len() {
+            host.control(CoreId(core as u16), Control::Routes(news.to_vec()));
+        }
+    }
+
+    /// A letter that is for core 0 alone.
+    pub(super) fn handle(self: &Rc<Self>, control: Control) {
+        match control {
+            Control::Heartbeat(report) => self.heartbeat(*report),
+            Control::AskSplit { region, count, reply } => {
+                let zero = self.clone();
+                executor::spawn_local(Class::Background, async move {
+                    reply.send(zero.ask_split(region, count).await.map_err(|error| error.to_string()));
+                });
+            }
+            Control::SplitDone { shard, parent: _, regions, bytes } => self.split_done(shard, regions, bytes),
+            Control::Arrived { ticket } => self.arrived(&ticket),
+            Control::Timestamps { count, reply } => self.timestamps(count, reply),
+            _ => {}
+        }
+    }
+
+    async fn ask_split(&self, region: metapb::Region, count: u32) -> Result<Vec<pdpb::SplitId>, NodeError> {
+        self.pd()?.ask_batch_split(region, count).await.map_err(pd_error)
+    }
+
+    fn split_done(self: &Rc<Self>, shard: ShardId, regions: Vec<metapb::Region>, bytes: u64) {
+        for region in &regions {
+            self.born(shard, region, bytes);
+        }
+        self.wake_balancer.notify();
+        let zero = self.clone();
+        executor::spawn_local(Class::Background, async move {
+            let Ok(pd) = zero.pd() else { return };
+            if let Err(error) = pd.report_batch_split(regions).await {
+                tracing::debug!(%error, "split was not reported; heartbeats will tell");
+            }
+        });
+    }
+
+    fn arrived(&self, ticket: &MoveTicket) {
+        self.directory.borrow_mut().arrive(ticket);
+        self.broadcast(&[(ticket.region, Some(ticket.target))]);
+    }
+
+    fn timestamps(self: &Rc<Self>, count: u32, reply: Reply<Result<u64, String>>) {
+        let zero = self.clone();
+        executor::spawn_local(Class::Foreground, async move {
+            let answer = match zero.pd() {
+                Ok(pd) => pd.timestamps(count).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            reply.send(answer);
+        });
+    }
+
+    /// Passes a leader's report on to PD.
+    fn heartbeat(&self, report: RegionReport) {
+        let add = |cell: &Cell<u64>, by| cell.set(cell.get() + by);
+        add(&self.traffic.bytes_written, report.bytes_written);
+        add(&self.traffic.keys_written, report.keys_written);
+        add(&self.traffic.bytes_read, report.bytes_read);
+        add(&self.traffic.keys_read, report.keys_read);
+        let region = RegionId(report.region.id);
+        self.directory.borrow_mut().note_bytes(region, report.approximate_bytes);
+        let Ok(pd) = self.pd() else { return };
+        let now = executor::unix_time().seconds();
+        pd.region_heartbeat(pdpb::RegionHeartbeatRequest {
+            region: Some(report.region),
+            leader: Some(report.leader),
+            term: report.term,
+            approximate_size: report.approximate_bytes,
+            approximate_keys: report.approximate_keys,
+            bytes_written: report.bytes_written,
+            keys_written: report.keys_written,
+            bytes_read: report.bytes_read,
+            keys_read: report.keys_read,
+            interval: Some(pdpb::TimeInterval { start_timestamp: now.saturating_sub(60), end_timestamp: now }),
+            ..Default::default()
+        });
+    }
+
+    fn store_stats(&self, store: u64, started: u64, interval: (u64, u64), space: (u64, u64)) -> pdpb::StoreStats {
+        let take = |cell: &Cell<u64>| cell.replace(0);
+        let directory = self.directory.borrow();
+        let (capacity, available) = space;
+        pdpb::StoreStats {
+            store_id: store,
+            capacity,
+            available,
+            used_size: directory.total_bytes(),
+            region_count: u32::try_from(directory.routes().count()).unwrap_or(u32::MAX),
+            start_time: u32::try_from(started).unwrap_or(0),
+            bytes_written: take(&self.traffic.bytes_written),
+            keys_written: take(&self.traffic.keys_written),
+            bytes_read: take(&self.traffic.bytes_read),
+            keys_read: take(&self.traffic.keys_read),
+            interval: Some(pdpb::TimeInterval { start_timestamp: interval.0, end_timestamp: interval.1 }),
+            ..Default::default()
+        }
+    }
+}
+
+/// Evens out the number of regions per shard, one move at a time.
+async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
+    loop {
+        let ticket = zero.directory.borrow_mut().next_balancing_move();
+        let Some(ticket) = ticket else {
+            futures_util::select_biased! {
+                () = zero.wake_balancer.notified().fuse() => {}
+                () = executor::sleep(BALANCE_PERIOD).fuse() => {}
+            }
+            continue;
+        };
+        let Ok(host) = zero.host() else { return };
+        let (reply, answer) = reply();
+        host.control(host.core_of(ticket.source), Control::Move { ticket: ticket.clone(), reply });
+        let result = answer.wait().await;
+        zero.directory.borrow_mut().release(&ticket);
+        match result {
+            Some(Ok(())) => tracing::debug!(?ticket, "region moved"),
+            Some(Err(error)) => {
+                tracing::debug!(?ticket, %error, "region stays");
+                executor::sleep(Duration::from_millis(100)).await;
+            }
+            None => return,
+        }
+    }
+}
+
+async fn store_heartbeats<S: EngineSource>(
+    node: Arc<Node<S>>,
+    zero: Rc<CoreZero<S::Engine>>,
+    started: base::UnixTime,
+) {
+    let mut since = started.seconds();
+    loop {
+        let space = executor::fs::disk_space(&node.config.data_dir).await.unwrap_or((0, 0));
+        // PD divides by the interval.
+        let now = executor::unix_time().seconds().max(since + 1);
+        let (Ok(pd), Ok(host)) = (zero.pd(), zero.host()) else { return };
+        let stats = zero.store_stats(host.node.store.0, started.seconds(), (since, now), space);
+        since = now;
+        if let Err(error) = pd.store_heartbeat(stats).await {
+            tracing::warn!(%error, "store heartbeat failed");
+        }
+        executor::sleep(node.config.store_heartbeat).await;
+    }
+}
+
+/// Asks every core for its leaders' reports, once per period.
+async fn region_heartbeats<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>) {
+    loop {
+        executor::sleep(node.config.region_heartbeat).await;
+        for core in 0..host.node.mail.len() {
+            host.control(CoreId(core as u16), Control::Report);
+        }
+    }
+}
+
+/// Hands each connection to the core with the fewest.
+fn accept<S: EngineSource>(node: &Node<S>, host: &CoreHost<S::Engine>) -> net::Acceptor {
+    let targets = host.node.mail.iter().zip(&node.connections).map(|(mail, counter)| {
+        let mail = mail.clone();
+        net::Target::new(counter.clone(), move |placed| {
+            mail.try_send(CoreMail::Connection(placed)).map_err(|full| match full.0 {
+                CoreMail::Connection(placed) => placed,
+                _ => unreachable!("a refused letter comes back as it was"),
+            })
+        })
+    });
+    net::Acceptor::new(targets.collect())
+}

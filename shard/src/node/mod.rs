@@ -1,0 +1,356 @@
+//! A node: its cores from the first file to the last answer.
+//!
+//! ```text
+//!  core 0                                     every core
+//!  identity, PD ──── Begin{shared, shards} ──▶ open shards, replay
+//!  settle claims ◀── Opened{claims} ───────────┘
+//!      └──────────── Serve{erase, routes} ───▶ erase, start, read mail
+//!  register at PD ◀─ Started ──────────────────┘
+//!  listen, heartbeats, balance
+//! ```
+//!
+//! [`run_core`] is the main of each core, on every backend.
+
+mod core_zero;
+mod ident;
+mod letters;
+mod status;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base::{CoreId, RegionId, ShardId};
+use executor::{Class, MailReceiver, MailSender};
+
+use crate::core::directory::Claim;
+use crate::core::{ApiMode, CoreHost, CoreMail, CoreOutlet, NodeShared, Opened, ShardConfig, core_of};
+use crate::engine::Engine;
+use crate::log::LogConfig;
+
+use core_zero::CoreZero;
+pub use ident::{IdentError, NodeIdent};
+pub use status::StatusReport;
+
+/// Letters that a core's mailbox holds.
+const MAILBOX_LETTERS: usize = 4096;
+
+/// Everything that a node is told.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where clients and other nodes connect; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// The address that clients are told, `host:port`; empty is the one that was bound.
+    pub advertise: String,
+    /// Where the status page is; port 0 picks a free one.
+    pub status_listen: SocketAddr,
+    /// PD's addresses, `host:port`.
+    pub pd: Vec<String>,
+    /// Everything that the node keeps.
+    pub data_dir: PathBuf,
+    /// Number of cores.
+    pub cores: usize,
+    /// Raw keys and values.
+    pub api: ApiMode,
+    /// `metapb.Store.labels`.
+    pub labels: Vec<(String, String)>,
+    /// Settings of each shard.
+    pub shard: ShardConfig,
+    /// Settings of each raft log.
+    pub log: LogConfig,
+    /// Settings of the gRPC server.
+    pub server: net::ServerConfig,
+    /// Time between a leader's reports to PD (`raftstore.pd-heartbeat-tick-interval`).
+    pub region_heartbeat: std::time::Duration,
+    /// Time between the node's reports to PD (`raftstore.pd-store-heartbeat-tick-interval`).
+    pub store_heartbeat: std::time::Duration,
+    /// The document that the status port gives as `/config`.
+    pub config_json: String,
+    /// Draws of this node: election time-outs and the like.
+    pub seed: u64,
+}
+
+/// Opens the engine of a shard in its folder.
+pub trait EngineSource: Send + Sync + 'static {
+    /// What it opens.
+    type Engine: Engine;
+    /// Opens or creates; runs on a helper.
+    ///
+    /// # Errors
+    /// What the engine said.
+    fn open(&self, shard: ShardId, dir: &Path) -> Result<Self::Engine, String>;
+    /// Told the wall clock every now and then, for values that expire.
+    fn tick(&self, _unix_seconds: u64) {}
+}
+
+/// What a running node tells whoever started it.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct NodeReady {
+    /// The store id.
+    pub store_id: u64,
+    /// Where clients connect.
+    pub address: String,
+    /// Where the status page is.
+    pub status: String,
+    /// Cores.
+    pub cores: usize,
+    /// Shards.
+    pub shards: u32,
+    /// The I/O backend, and why it was chosen.
+    pub io: String,
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its identity does not fit.
+    #[error(transparent)]
+    Ident(#[from] IdentError),
+    /// A file or socket.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// PD refused or could not be reached.
+    #[error("placement driver: {0}")]
+    Pd(String),
+    /// A shard could not be opened.
+    #[error(transparent)]
+    Open(#[from] crate::core::OpenError),
+    /// Another core gave up.
+    #[error("another core stopped during the start")]
+    Stopped,
+}
+
+enum ToCore {
+    Begin { shared: Arc<NodeShared>, shards: u32, ident: NodeIdent },
+    Serve { erase: Vec<(ShardId, RegionId)>, routes: Vec<(RegionId, Option<ShardId>)> },
+}
+
+enum FromCore {
+    Opened { claims: Vec<Claim> },
+    Started,
+    Failed,
+}
+
+struct CoreStart {
+    begin: MailReceiver<ToCore>,
+    mail: MailReceiver<CoreMail>,
+}
+
+/// A node between its cores: what is handed to each of them once.
+pub struct Node<S: EngineSource> {
+    config: NodeConfig,
+    source: S,
+    io: executor::Io,
+    mail: Vec<MailSender<CoreMail>>,
+    begin: Vec<MailSender<ToCore>>,
+    up: MailSender<FromCore>,
+    starts: Mutex<Vec<Option<CoreStart>>>,
+    from_cores: Mutex<Option<MailReceiver<FromCore>>>,
+    ready: Box<dyn Fn(NodeReady) + Send + Sync>,
+    failure: Mutex<Option<String>>,
+    connections: Vec<net::ConnectionCounter>,
+}
+
+impl<S: EngineSource> Node<S> {
+    /// A node that has not started. `ready` is called once, when clients can connect.
+    pub fn new(
+        config: NodeConfig,
+        source: S,
+        io: executor::Io,
+        ready: impl Fn(NodeReady) + Send + Sync + 'static,
+    ) -> Arc<Node<S>> {
+        let cores = config.cores.max(1);
+        let (mail, mail_in): (Vec<_>, Vec<_>) = (0..cores).map(|_| executor::mailbox(MAILBOX_LETTERS)).unzip();
+        let (begin, begin_in): (Vec<_>, Vec<_>) = (0..cores).map(|_| executor::mailbox(4)).unzip();
+        let (up, from_cores) = executor::mailbox(cores * 4);
+        let starts = mail_in.into_iter().zip(begin_in).map(|(mail, begin)| Some(CoreStart { begin, mail })).collect();
+        Arc::new(Node {
+            config,
+            source,
+            io,
+            mail,
+            begin,
+            up,
+            starts: Mutex::new(starts),
+            from_cores: Mutex::new(Some(from_cores)),
+            ready: Box::new(ready),
+            failure: Mutex::new(None),
+            connections: (0..cores).map(|_| net::ConnectionCounter::new()).collect(),
+        })
+    }
+
+    /// What stopped the node, if anything did.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fail(&self, why: String) {
+        tracing::error!(%why, "node stops");
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        executor::request_shutdown();
+    }
+
+    fn take_start(&self, core: CoreId) -> Option<CoreStart> {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner)[usize::from(core.0)].take()
+    }
+}
+
+/// The main of core `core`: returns when the node has stopped.
+pub async fn run_core<S: EngineSource>(node: Arc<Node<S>>, core: CoreId) {
+    let Some(start) = node.take_start(core) else { return };
+    if core != CoreId(0) {
+        return serve_core(&node, core, start, None).await;
+    }
+    let from_cores = node.from_cores.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(from_cores) = from_cores else { return };
+    let zero = CoreZero::new();
+    let duties = executor::spawn_local(Class::Foreground, core_zero::run(node.clone(), zero.clone(), from_cores));
+    serve_core(&node, core, start, Some(zero)).await;
+    if let Err(error) = duties.await {
+        node.fail(error.to_string());
+    }
+}
+
+async fn serve_core<S: EngineSource>(
+    node: &Arc<Node<S>>,
+    core: CoreId,
+    start: CoreStart,
+    zero: Option<Rc<CoreZero<S::Engine>>>,
+) {
+    if let Err(error) = run_shards(node, core, start, zero).await {
+        let why = error.to_string();
+        // Core 0 may be gone already.
+        let _ = node.up.send(FromCore::Failed).await;
+        node.fail(why);
+    }
+}
+
+async fn run_shards<S: EngineSource>(
+    node: &Arc<Node<S>>,
+    core: CoreId,
+    start: CoreStart,
+    zero: Option<Rc<CoreZero<S::Engine>>>,
+) -> Result<(), NodeError> {
+    let CoreStart { mut begin, mail } = start;
+    let Some(ToCore::Begin { shared, shards, ident }) = receive(&mut begin).await else {
+        return Ok(());
+    };
+    let host: Rc<CoreHost<S::Engine>> = CoreHost::new(core, shared);
+    let outlet: Rc<CoreOutlet<S::Engine>> = Rc::new(CoreOutlet {
+        host: host.clone(),
+        on_failure: {
+            let node = node.clone();
+            Rc::new(move |shard, why| node.fail(format!("shard {shard}: {why}")))
+        },
+    });
+    let mine = (0..shards).map(ShardId).filter(|shard| core_of(*shard, node.mail.len()) == core);
+    let mut opened: Vec<Opened<S::Engine>> = Vec::new();
+    for shard in mine {
+        opened.push(open_shard(node, &ident, shard, outlet.clone()).await?);
+    }
+    let claims = opened.iter().flat_map(|opened| opened.claims.iter().cloned()).collect();
+    if node.up.send(FromCore::Opened { claims }).await.is_err() {
+        return Err(NodeError::Stopped);
+    }
+    let Some(ToCore::Serve { erase, routes }) = receive(&mut begin).await else {
+        return Ok(());
+    };
+    host.update_routes(&routes);
+    for opened in opened {
+        let id = opened.shard.id;
+        let gone: Vec<RegionId> =
+            erase.iter().filter(|(shard, _)| *shard == id).map(|(_, region)| *region).collect();
+        host.add_shard(opened.start(&gone).await?);
+    }
+    let ticker = executor::spawn_local(Class::Raft, tick(node.clone(), host.clone()));
+    let reader = letters::read(node, &host, zero.as_ref(), mail);
+    if let Some(zero) = &zero {
+        zero.attach(host.clone());
+    }
+    if node.up.send(FromCore::Started).await.is_err() {
+        return Err(NodeError::Stopped);
+    }
+    executor::shutdown_signal().await;
+    ticker.cancel();
+    for shard in host.shards() {
+        shard.close().await;
+    }
+    reader.cancel();
+    for shard in host.shards() {
+        let engine = shard.engine.clone();
+        if let Err(error) = executor::blocking(Class::Background, move || engine.close()).await {
+            tracing::warn!(shard = shard.id.0, %error, "engine did not close");
+        }
+    }
+    Ok(())
+}
+
+/// The next letter from core 0, or nothing if the node stops before it comes.
+async fn receive(begin: &mut MailReceiver<ToCore>) -> Option<ToCore> {
+    use futures_util::FutureExt as _;
+    futures_util::select_biased! {
+        letter = begin.recv().fuse() => letter,
+        () = executor::shutdown_signal().fuse() => None,
+    }
+}
+
+async fn tick<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>) {
+    loop {
+        node.source.tick(executor::unix_time().seconds());
+        let period = host.shards().first().map_or(std::time::Duration::from_secs(1), |shard| shard.config.tick);
+        executor::sleep(period).await;
+        for shard in host.shards() {
+            shard.tick();
+        }
+    }
+}
+
+async fn open_shard<S: EngineSource>(
+    node: &Arc<Node<S>>,
+    ident: &NodeIdent,
+    shard: ShardId,
+    outlet: Rc<CoreOutlet<S::Engine>>,
+) -> Result<Opened<S::Engine>, NodeError> {
+    let dir = shard_dir(&node.config.data_dir, shard);
+    for folder in ["engine", "log", "snap"] {
+        let folder = dir.join(folder);
+        executor::fs::create_dir_all(&folder)
+            .await
+            .map_err(|source| NodeError::Io { what: format!("folder {}", folder.display()), source })?;
+    }
+    let engine = {
+        let (node, dir) = (node.clone(), dir.join("engine"));
+        executor::blocking(Class::Background, move || node.source.open(shard, &dir))
+            .await
+            .map_err(|why| crate::core::OpenError::Engine { shard, why })?
+    };
+    let seed = base::hash::fold(node.config.seed, u64::from(shard.0));
+    let opened = crate::core::open(
+        shard,
+        ident.store_id.into(),
+        engine,
+        &dir.join("log"),
+        &dir.join("snap"),
+        node.config.shard.clone(),
+        node.config.log.clone(),
+        outlet,
+        seed,
+    )
+    .await?;
+    if let Some(damage) = &opened.damage {
+        tracing::error!(shard = shard.0, ?damage, "raft log is damaged: its peers neither vote nor serve");
+    }
+    tracing::info!(shard = shard.0, regions = opened.claims.len(), replayed = opened.replayed, "shard opened");
+    Ok(opened)
+}
+
+/// The folder of a shard.
+pub fn shard_dir(data_dir: &Path, shard: ShardId) -> PathBuf {
+    data_dir.join(format!("shard-{:03}", shard.0))
+}

@@ -1,0 +1,44 @@
+//! Timestamps for raw writes of API V2: batches from the placement driver by way of core 0, handed out in order.
+
+use std::cell::Cell;
+
+use base::CoreId;
+
+use crate::core::{Control, CoreHost, RegionError, reply};
+use crate::engine::Engine;
+
+/// Timestamps fetched at once. An idle core keeps none longer than it needs: unused ones are simply skipped.
+const BATCH: u32 = 256;
+
+/// One core's supply.
+#[derive(Default)]
+pub(crate) struct CausalClock {
+    next: Cell<u64>,
+    end: Cell<u64>,
+}
+
+impl CausalClock {
+    /// A timestamp above all that this core handed out before. A batch is used up within one refill, so a timestamp is
+    /// never older than the last refill.
+    ///
+    /// # Errors
+    /// [`RegionError::ServerIsBusy`] if the placement driver does not answer.
+    pub(crate) async fn next<E: Engine>(&self, host: &CoreHost<E>) -> Result<u64, RegionError> {
+        loop {
+            let next = self.next.get();
+            if next < self.end.get() {
+                self.next.set(next + 1);
+                return Ok(next);
+            }
+            let (place, answer) = reply();
+            host.control(CoreId(0), Control::Timestamps { count: BATCH, reply: place });
+            let busy = |why: String| RegionError::ServerIsBusy { reason: format!("timestamps: {why}"), backoff_ms: 100 };
+            let last = answer.wait().await.ok_or(RegionError::Closing)?.map_err(busy)?;
+            // Another task may have refilled meanwhile; the newer batch is the higher one.
+            if last >= self.end.get() {
+                self.next.set((last + 1).saturating_sub(u64::from(BATCH)).max(self.end.get()));
+                self.end.set(last + 1);
+            }
+        }
+    }
+}

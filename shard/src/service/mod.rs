@@ -1,0 +1,221 @@
+//! The service `tikvpb.Tikv` on one core: requests in, routed to the core of their region, answered.
+//!
+//! ```text
+//!  connection's core                          region's core
+//!  shallow parse ── region here ────────────▶ execute ──▶ answer
+//!        └──────── elsewhere: one letter ───▶ execute ──▶ one letter back
+//! ```
+//!
+//! A region that is on its way between shards answers "moving": then the route is looked up again after a moment.
+
+mod batch;
+mod clock;
+mod command;
+mod errors;
+mod latches;
+mod ledger;
+mod raw;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::{CoreId, Instant, RegionId};
+use bytes::Bytes;
+use executor::Class;
+use proto::rpc::{CallContext, LocalFuture, RawInbound, RawOutbound, Service, Shape, Status, refuse};
+use proto::{kvrpcpb, shallow};
+
+use crate::core::{Answered, CoreHost, RegionError, RemoteRequest};
+use crate::engine::Engine;
+use clock::CausalClock;
+use latches::Latches;
+use ledger::{Ledger, ServiceMetrics, count};
+
+/// How long a request waits for its region to arrive somewhere, or for room in a mailbox.
+const REROUTE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The text of TiKV for a request that is meant for another cluster.
+const WRONG_CLUSTER: &str = "the cluster id of the request does not match the TiKV cluster";
+
+/// The service on one core.
+pub struct TikvService<E: Engine> {
+    pub(crate) host: Rc<CoreHost<E>>,
+    metrics: ServiceMetrics,
+    latches: Latches,
+    clock: CausalClock,
+}
+
+impl<E: Engine> TikvService<E> {
+    /// The service of `host`'s core.
+    pub fn new(host: Rc<CoreHost<E>>) -> Rc<TikvService<E>> {
+        Rc::new(TikvService {
+            host,
+            metrics: ServiceMetrics::default(),
+            latches: Latches::default(),
+            clock: CausalClock::default(),
+        })
+    }
+
+    /// The counters as lines of the Prometheus text format.
+    pub fn metrics_text(&self, core: u16, out: &mut String) {
+        self.metrics.write_text(core, out);
+    }
+
+    /// Serves a request on this core.
+    async fn execute(
+        self: &Rc<Self>,
+        tag: u32,
+        body: Bytes,
+        arrived: Instant,
+        deadline: Option<Instant>,
+    ) -> Answered {
+        let ledger = Ledger { arrived, started: arrived, ..Default::default() };
+        raw::execute(raw::Request { service: self.clone(), deadline, ledger }, tag, body).await
+    }
+
+    /// Sends a request to the core of its region until it is answered.
+    async fn call(
+        self: &Rc<Self>,
+        tag: u32,
+        body: Bytes,
+        arrived: Instant,
+        deadline: Option<Instant>,
+    ) -> Result<Bytes, Status> {
+        let region = region_of(&body)?;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let core = self.host.route(region);
+            let answered = if core == self.host.core {
+                self.execute(tag, body.clone(), arrived, deadline).await
+            } else {
+                count(&self.metrics.hops);
+                match self.host.ask(core, tag, body.clone(), arrived, deadline) {
+                    // A core that is gone answers nothing more.
+                    Ok(answer) => answer.await.map_err(|_| Status::unavailable("TiKV is Closing"))?,
+                    Err(_full) => Answered::Moving(region),
+                }
+            };
+            match answered {
+                Answered::Bytes(answer) => return Ok(answer),
+                Answered::Malformed(why) => return Err(Status::internal(format!("request: {why}"))),
+                Answered::Moving(_) => {}
+            }
+            let now = executor::now();
+            let late = deadline.is_some_and(|deadline| now + pause >= deadline);
+            if late || now.since(arrived) >= REROUTE_LIMIT {
+                let error = if core == self.host.core || self.host.node.mail[usize::from(core.0)].is_closed() {
+                    RegionError::RegionNotFound(region)
+                } else {
+                    RegionError::ServerIsBusy { reason: "region is moving between shards".into(), backoff_ms: 50 }
+                };
+                return Ok(refusal(&errors::region_error(error)));
+            }
+            count(&self.metrics.retries);
+            executor::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Refuses a request that bears another cluster's id.
+    fn check_cluster(&self, body: &Bytes) -> Result<(), Status> {
+        match cluster_of(body) {
+            0 => Ok(()),
+            id if id == self.host.node.cluster.0 => Ok(()),
+            _ => Err(Status::invalid_argument(WRONG_CLUSTER)),
+        }
+    }
+}
+
+/// The region that a request names.
+fn region_of(body: &Bytes) -> Result<RegionId, Status> {
+    shallow::region_id(body).map(RegionId).map_err(|error| Status::internal(format!("request: {error}")))
+}
+
+/// `Context.cluster_id` of a request; 0 if it has none. Requests that cannot be read are refused elsewhere.
+fn cluster_of(body: &Bytes) -> u64 {
+    shallow::cluster_id(body).unwrap_or(0)
+}
+
+/// An answer with only a region error: field 1 of every answer of a region's command.
+fn refusal(error: &proto::errorpb::Error) -> Bytes {
+    use prost::Message as _;
+    kvrpcpb::RawPutResponse { region_error: Some(error.clone()), ..Default::default() }.encode_to_vec().into()
+}
+
+impl<E: Engine> Service for ServiceHandle<E> {
+    fn name(&self) -> &'static str {
+        "tikvpb.Tikv"
+    }
+
+    fn shape(&self, method: &str) -> Option<Shape> {
+        match method {
+            "BatchCommands" => Some(Shape::Bidi),
+            "GetStoreSafeTS" | "GetHealthFeedback" => Some(Shape::Unary),
+            _ => command::by_name(method).map(|_| Shape::Unary),
+        }
+    }
+
+    fn unary(&self, method: &str, cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>> {
+        use prost::Message as _;
+        let service = self.0.clone();
+        match method {
+            // Nothing is resolved yet without transactions: 0 says "nothing is known".
+            "GetStoreSafeTS" => Box::pin(async { Ok(kvrpcpb::StoreSafeTsResponse::default().encode_to_vec().into()) }),
+            "GetHealthFeedback" => Box::pin(async move {
+                let health = Some(batch::health(&service));
+                let answer = kvrpcpb::GetHealthFeedbackResponse { health_feedback: health, ..Default::default() };
+                Ok(answer.encode_to_vec().into())
+            }),
+            _ => {
+                let Some(tag) = command::by_name(method) else {
+                    return refuse(Status::no_method("tikvpb.Tikv", method));
+                };
+                let arrived = executor::now();
+                Box::pin(async move {
+                    service.check_cluster(&request)?;
+                    service.call(tag, request, arrived, cx.deadline).await
+                })
+            }
+        }
+    }
+
+    fn stream(
+        &self,
+        method: &str,
+        _cx: CallContext,
+        inbound: Box<dyn RawInbound>,
+        outbound: Rc<dyn RawOutbound>,
+    ) -> LocalFuture<Result<(), Status>> {
+        match method {
+            "BatchCommands" => Box::pin(batch::serve(self.0.clone(), inbound, outbound)),
+            _ => refuse(Status::no_method("tikvpb.Tikv", method)),
+        }
+    }
+}
+
+/// The service as `net` takes it.
+pub struct ServiceHandle<E: Engine>(pub Rc<TikvService<E>>);
+
+/// Serves requests that another core sent. Those that end at once are answered in one letter.
+pub fn serve_remote<E: Engine>(service: &Rc<TikvService<E>>, from: CoreId, requests: Vec<RemoteRequest>) {
+    use futures_util::FutureExt as _;
+    let mut ready = Vec::new();
+    for request in requests {
+        let RemoteRequest { token, tag, deadline, arrived, body } = request;
+        let owned = service.clone();
+        let mut work = Box::pin(async move { owned.execute(tag, body, arrived, deadline).await });
+        match (&mut work).now_or_never() {
+            Some(answer) => ready.push((token, answer)),
+            None => {
+                let service = service.clone();
+                executor::spawn_local(Class::Foreground, async move {
+                    let answer = work.await;
+                    service.host.reply(from, vec![(token, answer)]);
+                });
+            }
+        }
+    }
+    if !ready.is_empty() {
+        service.host.reply(from, ready);
+    }
+}

@@ -1,0 +1,714 @@
+//! The raw commands at the core of their region: decode, check, read or write, encode.
+
+use std::rc::Rc;
+
+use base::{Instant, RegionId};
+use bytes::Bytes;
+use executor::Class;
+use mvcc::raw::{Checksum, RawMode, RawRange, RawReader, RawValue, ScanOptions, ScanState, Step, batch_ranges};
+use mvcc::{Cf, Modify, ReadError};
+use proto::kvrpcpb::{self as kv, Context};
+use proto::shallow::tag;
+
+use super::errors::region_error;
+use super::ledger::Ledger;
+use super::{TikvService, command};
+use crate::core::{Answered, ApiMode, RegionError, RegionRead, Shard, SplitError, split_at};
+use crate::engine::{Engine, RegionView, Tier};
+
+/// Longest key, as the client sends it (`storage.max-key-size` of TiKV).
+const KEY_BYTES_MAX: usize = 8 << 10;
+
+/// Entries that a scan looks at before it lets others run.
+const SCAN_SLICE: usize = 256;
+
+/// Slices after which a scan leaves the core: it is long, and helpers are there for that.
+const SLICES_ON_CORE: usize = 16;
+
+/// Why a command did not do what it was asked.
+pub(super) enum Refusal {
+    /// The region.
+    Region(RegionError),
+    /// The request itself; the text for its `error` field.
+    Request(String),
+}
+
+impl From<RegionError> for Refusal {
+    fn from(error: RegionError) -> Self {
+        Refusal::Region(error)
+    }
+}
+
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        Refusal::Request(error.to_string())
+    }
+}
+
+/// An answer that can say no.
+pub(super) trait Refuse: Default + prost::Message {
+    /// An answer with only a region error.
+    fn region(error: proto::errorpb::Error) -> Self;
+    /// An answer with only an error text.
+    fn request(error: String) -> Self;
+}
+
+macro_rules! refuse {
+    ($($answer:ty: $text:expr;)+) => {$(
+        impl Refuse for $answer {
+            fn region(error: proto::errorpb::Error) -> Self {
+                Self { region_error: Some(error), ..Default::default() }
+            }
+            fn request(error: String) -> Self {
+                let fill: fn(&mut Self, String) = $text;
+                let mut answer = Self::default();
+                fill(&mut answer, error);
+                answer
+            }
+        }
+    )+};
+}
+
+refuse! {
+    kv::RawGetResponse: |answer, error| answer.error = error;
+    kv::RawBatchGetResponse: |answer, error| answer.pairs = vec![abort(error)];
+    kv::RawPutResponse: |answer, error| answer.error = error;
+    kv::RawBatchPutResponse: |answer, error| answer.error = error;
+    kv::RawDeleteResponse: |answer, error| answer.error = error;
+    kv::RawBatchDeleteResponse: |answer, error| answer.error = error;
+    kv::RawScanResponse: |answer, error| answer.kvs = vec![abort(error)];
+    kv::RawBatchScanResponse: |answer, error| answer.kvs = vec![abort(error)];
+    kv::RawDeleteRangeResponse: |answer, error| answer.error = error;
+    kv::RawGetKeyTtlResponse: |answer, error| answer.error = error;
+    kv::RawCasResponse: |answer, error| answer.error = error;
+    kv::RawChecksumResponse: |answer, error| answer.error = error;
+    kv::RawCoprocessorResponse: |answer, error| answer.error = error;
+    kv::SplitRegionResponse: |answer, error| answer.region_error = Some(message(error));
+    kv::ReadIndexResponse: |answer, error| answer.region_error = Some(message(error));
+}
+
+fn abort(error: String) -> kv::KvPair {
+    kv::KvPair { error: Some(kv::KeyError { abort: error, ..Default::default() }), ..Default::default() }
+}
+
+fn message(text: String) -> proto::errorpb::Error {
+    proto::errorpb::Error { message: text, ..Default::default() }
+}
+
+type Outcome<T> = Result<T, Refusal>;
+
+/// One request at the core of its region.
+pub(super) struct Request<E: Engine> {
+    pub(super) service: Rc<TikvService<E>>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) ledger: Ledger,
+}
+
+/// Serves one encoded request on this core.
+pub(super) async fn execute<E: Engine>(mut request: Request<E>, number: u32, body: Bytes) -> Answered {
+    use command as own;
+    let request = &mut request;
+    match number {
+        tag::RAW_GET => request.serve(number, body, async |r, m: kv::RawGetRequest| r.get(m).await).await,
+        tag::RAW_BATCH_GET => request.serve(number, body, async |r, m| r.batch_get(m).await).await,
+        tag::RAW_PUT => request.serve(number, body, async |r, m| r.put(m).await).await,
+        tag::RAW_BATCH_PUT => request.serve(number, body, async |r, m| r.batch_put(m).await).await,
+        tag::RAW_DELETE => request.serve(number, body, async |r, m| r.delete(m).await).await,
+        tag::RAW_BATCH_DELETE => request.serve(number, body, async |r, m| r.batch_delete(m).await).await,
+        tag::RAW_SCAN => request.serve(number, body, async |r, m| r.scan(m).await).await,
+        tag::RAW_BATCH_SCAN => request.serve(number, body, async |r, m| r.batch_scan(m).await).await,
+        tag::RAW_DELETE_RANGE => request.serve(number, body, async |r, m| r.delete_range(m).await).await,
+        tag::RAW_COPROCESSOR => request.serve(number, body, async |r, m| r.coprocessor(m).await).await,
+        own::RAW_GET_KEY_TTL => request.serve(number, body, async |r, m| r.ttl(m).await).await,
+        own::RAW_COMPARE_AND_SWAP => request.serve(number, body, async |r, m| r.compare_and_swap(m).await).await,
+        own::RAW_CHECKSUM => request.serve(number, body, async |r, m| r.checksum(m).await).await,
+        own::SPLIT_REGION => request.serve(number, body, async |r, m| r.split_region(m).await).await,
+        own::READ_INDEX => request.serve(number, body, async |r, m| r.read_index(m).await).await,
+        other => Answered::Malformed(format!("command {other} is not served")),
+    }
+}
+
+impl<E: Engine> Request<E> {
+    async fn serve<M, A>(
+        &mut self,
+        number: u32,
+        body: Bytes,
+        handler: impl AsyncFnOnce(&mut Request<E>, M) -> Outcome<A>,
+    ) -> Answered
+    where
+        M: prost::Message + Default,
+        A: Refuse,
+    {
+        let message = match M::decode(body) {
+            Ok(message) => message,
+            Err(error) => return Answered::Malformed(error.to_string()),
+        };
+        self.ledger.started = executor::now();
+        let answer = match handler(self, message).await {
+            Ok(answer) => answer,
+            Err(Refusal::Region(RegionError::Moving(region))) => return Answered::Moving(region),
+            Err(Refusal::Region(error)) => {
+                super::ledger::count(&self.service.metrics.region_errors);
+                A::region(region_error(error))
+            }
+            Err(Refusal::Request(error)) => A::request(error),
+        };
+        self.service.metrics.done(number, &self.ledger, executor::now());
+        Answered::Bytes(answer.encode_to_vec().into())
+    }
+
+    fn shard(&self, context: &Context) -> Result<Rc<Shard<E>>, RegionError> {
+        let longest = context.max_execution_duration_ms;
+        let now = executor::now();
+        let own = (longest > 0).then(|| self.ledger.arrived + std::time::Duration::from_millis(longest));
+        if [self.deadline, own].into_iter().flatten().any(|deadline| now >= deadline) {
+            return Err(RegionError::DeadlineExceeded);
+        }
+        self.service.host.local(RegionId(context.region_id))
+    }
+
+    fn mode(&self) -> RawMode {
+        match self.service.host.node.api {
+            ApiMode::V1 => RawMode::V1,
+            ApiMode::V1Ttl => RawMode::V1Ttl,
+            ApiMode::V2 => RawMode::V2,
+        }
+    }
+
+    /// The checks of `compat/4-store.md` 4.2: API version, family, and the mode byte of every key.
+    fn reader<'a>(
+        &self,
+        context: &Context,
+        cf: &str,
+        keys: impl IntoIterator<Item = &'a Bytes>,
+    ) -> Outcome<RawReader> {
+        let mode = self.mode();
+        self.check_api(context)?;
+        let cf = match (mode, cf) {
+            (RawMode::V2, "") => Cf::Default,
+            (RawMode::V2, other) => return Err(Refusal::Request(format!("cf is deprecated in API V2, cf name: {other}"))),
+            (_, name) => match Cf::from_name(name) {
+                Some(Cf::Raft) | None => return Err(Refusal::Request(format!("invalid cf name: {name}"))),
+                Some(cf) => cf,
+            },
+        };
+        for key in keys {
+            if mode == RawMode::V2 && key.first() != Some(&b'r') {
+                let (storage, key) = (self.storage_version(), crate::core::hex(key));
+                return Err(Refusal::Request(format!(
+                    "invalid key mode, command: raw, storage_api_version: {storage}, key: {key}"
+                )));
+            }
+            if key.len() > KEY_BYTES_MAX {
+                return Err(Refusal::Request(format!(
+                    "max key size exceeded, size: {}, limit: {KEY_BYTES_MAX}",
+                    key.len()
+                )));
+            }
+        }
+        Ok(RawReader { mode, cf, now: executor::unix_time().seconds() })
+    }
+
+    fn storage_version(&self) -> &'static str {
+        match self.service.host.node.api {
+            ApiMode::V1 => "V1",
+            ApiMode::V1Ttl => "V1ttl",
+            ApiMode::V2 => "V2",
+        }
+    }
+
+    fn check_api(&self, context: &Context) -> Outcome<()> {
+        let expected = match self.service.host.node.api {
+            ApiMode::V1 | ApiMode::V1Ttl => kv::ApiVersion::V1,
+            ApiMode::V2 => kv::ApiVersion::V2,
+        };
+        if context.api_version == expected as i32 {
+            return Ok(());
+        }
+        let asked = kv::ApiVersion::try_from(context.api_version).map_or("unknown", |version| version.as_str_name());
+        let storage = self.storage_version();
+        Err(Refusal::Request(format!(
+            "api version does not match, command: raw, storage_api_version: {storage}, req_api_version: {asked}"
+        )))
+    }
+
+    /// A range of API V2 must lie within the raw keys of one keyspace byte.
+    fn check_range(&self, start: &[u8], end: &[u8]) -> Outcome<()> {
+        let raw = |key: &[u8]| key.first() == Some(&b'r');
+        if self.mode() != RawMode::V2 || (raw(start) && (raw(end) || end == b"s")) {
+            return Ok(());
+        }
+        Err(Refusal::Request(format!(
+            "invalid key range mode, command: raw, storage_api_version: V2, range: ({}, {})",
+            crate::core::hex(start),
+            crate::core::hex(end)
+        )))
+    }
+
+    /// A client's keys as the region's bounds know them.
+    fn check_keys<'a>(&self, read: &RegionRead<E>, keys: impl IntoIterator<Item = &'a Bytes>) -> Outcome<()> {
+        let mode = self.mode();
+        for key in keys {
+            let (start, end) = (&read.region.start_key, &read.region.end_key);
+            let inside = match mode {
+                RawMode::V2 => base::keys::contains(start, end, &mode.prefix(key)),
+                _ => base::keys::contains(start, end, key),
+            };
+            if !inside {
+                let (key, region) = (key.to_vec(), Box::new((*read.region).clone()));
+                return Err(RegionError::KeyNotInRegion { key, region }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn view(&mut self, context: &Context) -> Result<(Rc<Shard<E>>, RegionRead<E>), RegionError> {
+        let shard = self.shard(context)?;
+        let read = shard.read(context)?;
+        self.ledger.snapshot = executor::now();
+        Ok((shard, read))
+    }
+
+    /// Reads on the core, from memory; if that does not suffice, once more on a helper, on the same snapshot.
+    async fn look<T: Send + 'static>(
+        &mut self,
+        read: &RegionRead<E>,
+        work: impl Fn(&RegionView<E::Snapshot>) -> Result<T, ReadError> + Send + 'static,
+    ) -> Outcome<T> {
+        let view = region_view::<E>(read, Tier::Cache);
+        match work(&view) {
+            Err(ReadError::NotCached) => {}
+            other => return Ok(other?),
+        }
+        self.missed();
+        let view = view.at(Tier::Disk);
+        Ok(executor::blocking(Class::Foreground, move || work(&view)).await?)
+    }
+
+    fn missed(&mut self) {
+        self.ledger.cache_misses += 1;
+        super::ledger::count(&self.service.metrics.cache_misses);
+    }
+
+    fn found(&mut self, shard: &Shard<E>, read: &RegionRead<E>, keys: u64, bytes: u64) {
+        self.ledger.keys += keys;
+        self.ledger.bytes += bytes;
+        shard.note_read(RegionId(read.region.id), keys, bytes);
+    }
+
+    async fn get(&mut self, message: kv::RawGetRequest) -> Outcome<kv::RawGetResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [&message.key])?;
+        let (shard, read) = self.view(&context)?;
+        self.check_keys(&read, [&message.key])?;
+        let key = message.key;
+        let found = self.look(&read, move |view| mvcc::raw::get(view, reader, &key)).await?;
+        Ok(match found {
+            Some(value) => {
+                self.found(&shard, &read, 1, value.value.len() as u64);
+                kv::RawGetResponse { value: value.value, ..Default::default() }
+            }
+            None => kv::RawGetResponse { not_found: true, ..Default::default() },
+        })
+    }
+
+    async fn batch_get(&mut self, message: kv::RawBatchGetRequest) -> Outcome<kv::RawBatchGetResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, &message.keys)?;
+        let (shard, read) = self.view(&context)?;
+        self.check_keys(&read, &message.keys)?;
+        let keys = message.keys;
+        let found = self.look(&read, move |view| get_many(view, reader, &keys)).await?;
+        let mut pairs = Vec::with_capacity(found.len());
+        for (key, value) in found {
+            self.found(&shard, &read, 1, (key.len() + value.value.len()) as u64);
+            pairs.push(kv::KvPair { key, value: value.value, ..Default::default() });
+        }
+        Ok(kv::RawBatchGetResponse { pairs, ..Default::default() })
+    }
+
+    async fn ttl(&mut self, message: kv::RawGetKeyTtlRequest) -> Outcome<kv::RawGetKeyTtlResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [&message.key])?;
+        if !reader.mode.has_ttl() {
+            return Err(Refusal::Request("ttl is not enabled, but get ttl request".into()));
+        }
+        let (_, read) = self.view(&context)?;
+        self.check_keys(&read, [&message.key])?;
+        let key = message.key;
+        let found = self.look(&read, move |view| mvcc::raw::get(view, reader, &key)).await?;
+        Ok(match found {
+            Some(value) => {
+                let ttl = value.expires.saturating_sub(reader.now);
+                kv::RawGetKeyTtlResponse { ttl, ..Default::default() }
+            }
+            None => kv::RawGetKeyTtlResponse { not_found: true, ..Default::default() },
+        })
+    }
+
+    /// Walks over a range in slices: on the core while it is short and in memory, else on a helper.
+    async fn walk(&mut self, read: &RegionRead<E>, mut scan: ScanState) -> Outcome<ScanState> {
+        let view = region_view::<E>(read, Tier::Cache);
+        for _ in 0..SLICES_ON_CORE {
+            match scan.step(&view, SCAN_SLICE) {
+                Ok(Step::Done) => {
+                    self.ledger.stepped += scan.stepped();
+                    return Ok(scan);
+                }
+                Ok(Step::More) => executor::yield_now().await,
+                Err(ReadError::NotCached) => {
+                    self.missed();
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let view = view.at(Tier::Disk).fill_cache(false);
+        let work = move || {
+            while scan.step(&view, SCAN_SLICE)? == Step::More {}
+            Ok::<_, ReadError>(scan)
+        };
+        let scan = executor::blocking(Class::Scan, work).await?;
+        self.ledger.stepped += scan.stepped();
+        Ok(scan)
+    }
+
+    async fn scan(&mut self, message: kv::RawScanRequest) -> Outcome<kv::RawScanResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [])?;
+        let range = if message.reverse {
+            RawRange { start: message.end_key, end: message.start_key }
+        } else {
+            RawRange { start: message.start_key, end: message.end_key }
+        };
+        self.check_range(&range.start, &range.end)?;
+        let options =
+            ScanOptions { reverse: message.reverse, key_only: message.key_only, limit: message.limit as usize };
+        let (shard, read) = self.view(&context)?;
+        let scan = ScanState::new(reader, options, &range, &read.region.start_key, &read.region.end_key);
+        let pairs = self.walk(&read, scan).await?.into_pairs();
+        Ok(kv::RawScanResponse { kvs: self.pairs(&shard, &read, pairs), ..Default::default() })
+    }
+
+    fn pairs(&mut self, shard: &Shard<E>, read: &RegionRead<E>, pairs: Vec<(Bytes, RawValue)>) -> Vec<kv::KvPair> {
+        let bytes = pairs.iter().map(|(key, value)| (key.len() + value.value.len()) as u64).sum();
+        self.found(shard, read, pairs.len() as u64, bytes);
+        pairs.into_iter().map(|(key, value)| kv::KvPair { key, value: value.value, ..Default::default() }).collect()
+    }
+
+    async fn batch_scan(&mut self, message: kv::RawBatchScanRequest) -> Outcome<kv::RawBatchScanResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [])?;
+        let asked: Vec<(Bytes, Bytes)> =
+            message.ranges.into_iter().map(|range| (range.start_key, range.end_key)).collect();
+        let ranges = batch_ranges(&asked, message.reverse).map_err(Refusal::Request)?;
+        for range in &ranges {
+            self.check_range(&range.start, &range.end)?;
+        }
+        let options =
+            ScanOptions { reverse: message.reverse, key_only: message.key_only, limit: message.each_limit as usize };
+        let (shard, read) = self.view(&context)?;
+        let mut kvs = Vec::new();
+        for range in &ranges {
+            let scan = ScanState::new(reader, options, range, &read.region.start_key, &read.region.end_key);
+            let pairs = self.walk(&read, scan).await?.into_pairs();
+            kvs.extend(self.pairs(&shard, &read, pairs));
+        }
+        Ok(kv::RawBatchScanResponse { kvs, ..Default::default() })
+    }
+
+    async fn checksum(&mut self, message: kv::RawChecksumRequest) -> Outcome<kv::RawChecksumResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, "", [])?;
+        if message.algorithm != kv::ChecksumAlgorithm::Crc64Xor as i32 {
+            return Err(Refusal::Request(format!("unknown checksum algorithm {}", message.algorithm)));
+        }
+        let (_, read) = self.view(&context)?;
+        let mut sum = Checksum::default();
+        for range in message.ranges {
+            self.check_range(&range.start_key, &range.end_key)?;
+            let range = RawRange { start: range.start_key, end: range.end_key };
+            let options = ScanOptions { reverse: false, key_only: false, limit: usize::MAX };
+            let mut scan = ScanState::new(reader, options, &range, &read.region.start_key, &read.region.end_key);
+            let view = region_view::<E>(&read, Tier::Disk).fill_cache(false);
+            let work = move || {
+                let mut sum = Checksum::default();
+                loop {
+                    let step = scan.step(&view, SCAN_SLICE)?;
+                    for (key, value) in scan.drain_pairs() {
+                        sum.add(&key, &value.value);
+                    }
+                    if step == Step::Done {
+                        return Ok::<_, ReadError>(sum);
+                    }
+                }
+            };
+            let part = executor::blocking(Class::Scan, work).await?;
+            sum.checksum ^= part.checksum;
+            sum.pairs += part.pairs;
+            sum.bytes += part.bytes;
+        }
+        let Checksum { checksum, pairs, bytes } = sum;
+        Ok(kv::RawChecksumResponse { checksum, total_kvs: pairs, total_bytes: bytes, ..Default::default() })
+    }
+
+    /// Seconds from now on as the time of expiry.
+    fn expires(&self, reader: RawReader, ttl: u64) -> Outcome<u64> {
+        match ttl {
+            0 => Ok(0),
+            _ if !reader.mode.has_ttl() => {
+                Err(Refusal::Request("ttl is not enabled, but get put request with ttl".into()))
+            }
+            ttl => Ok(reader.now.saturating_add(ttl)),
+        }
+    }
+
+    async fn timestamp(&self, reader: RawReader) -> Outcome<u64> {
+        match reader.mode {
+            RawMode::V2 => Ok(self.service.clock.next(&self.service.host).await?),
+            _ => Ok(0),
+        }
+    }
+
+    async fn write(&mut self, context: &Context, changes: Vec<Modify>) -> Outcome<()> {
+        let shard = self.shard(context)?;
+        let done = shard.write(context, changes, false, self.deadline).await?;
+        self.ledger.wrote(&done);
+        Ok(())
+    }
+
+    async fn put(&mut self, message: kv::RawPutRequest) -> Outcome<kv::RawPutResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [&message.key])?;
+        let expires = self.expires(reader, message.ttl)?;
+        let keys = vec![message.key.clone()];
+        let ts = self.timestamp(reader).await?;
+        let change = put_change(reader, &message.key, &message.value, expires, ts);
+        self.write_latched(context, vec![change], keys, message.for_cas).await?;
+        Ok(kv::RawPutResponse::default())
+    }
+
+    async fn batch_put(&mut self, message: kv::RawBatchPutRequest) -> Outcome<kv::RawBatchPutResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, message.pairs.iter().map(|pair| &pair.key))?;
+        let ttl = |i: usize| match message.ttls.as_slice() {
+            [] => Ok(0),
+            [one] => Ok(*one),
+            many if many.len() == message.pairs.len() => Ok(many[i]),
+            _ => Err(Refusal::Request("The length of ttls does not equal to the length of pairs".into())),
+        };
+        let ts = self.timestamp(reader).await?;
+        let mut changes = Vec::with_capacity(message.pairs.len());
+        for (i, pair) in message.pairs.iter().enumerate() {
+            let expires = self.expires(reader, ttl(i)?)?;
+            changes.push(put_change(reader, &pair.key, &pair.value, expires, ts));
+        }
+        let keys = message.pairs.into_iter().map(|pair| pair.key).collect();
+        self.write_latched(context, changes, keys, message.for_cas).await?;
+        Ok(kv::RawBatchPutResponse::default())
+    }
+
+    async fn delete(&mut self, message: kv::RawDeleteRequest) -> Outcome<kv::RawDeleteResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [&message.key])?;
+        let ts = self.timestamp(reader).await?;
+        let change = delete_change(reader, &message.key, ts);
+        self.write_latched(context, vec![change], vec![message.key], message.for_cas).await?;
+        Ok(kv::RawDeleteResponse::default())
+    }
+
+    async fn batch_delete(&mut self, message: kv::RawBatchDeleteRequest) -> Outcome<kv::RawBatchDeleteResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, &message.keys)?;
+        let ts = self.timestamp(reader).await?;
+        let changes = message.keys.iter().map(|key| delete_change(reader, key, ts)).collect();
+        self.write_latched(context, changes, message.keys, message.for_cas).await?;
+        Ok(kv::RawBatchDeleteResponse::default())
+    }
+
+    /// Writes; under the keys' latches if it must not cross a compare-and-swap.
+    async fn write_latched(
+        &mut self,
+        context: Context,
+        changes: Vec<Modify>,
+        keys: Vec<Bytes>,
+        latched: bool,
+    ) -> Outcome<()> {
+        if changes.is_empty() {
+            // Nothing to replicate; the region is checked all the same.
+            self.view(&context)?;
+            return Ok(());
+        }
+        if !latched {
+            return self.write(&context, changes).await;
+        }
+        let (service, deadline) = (self.service.clone(), self.deadline);
+        let shard = self.shard(&context)?;
+        // A task of its own: a client that hangs up must not free the latches before the write has ended.
+        let done = executor::spawn_local(Class::Foreground, async move {
+            let _latched = service.latches.lock(keys.iter().map(|key| &key[..])).await;
+            shard.write(&context, changes, false, deadline).await
+        })
+        .await?;
+        self.ledger.wrote(&done);
+        Ok(())
+    }
+
+    async fn delete_range(&mut self, message: kv::RawDeleteRangeRequest) -> Outcome<kv::RawDeleteRangeResponse> {
+        let context = message.context.unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [])?;
+        self.check_range(&message.start_key, &message.end_key)?;
+        for key in [&message.start_key, &message.end_key] {
+            if key.len() > KEY_BYTES_MAX {
+                let size = key.len();
+                return Err(Refusal::Request(format!("max key size exceeded, size: {size}, limit: {KEY_BYTES_MAX}")));
+            }
+        }
+        if !message.end_key.is_empty() && message.start_key >= message.end_key {
+            self.view(&context)?;
+            return Ok(kv::RawDeleteRangeResponse::default());
+        }
+        let end = if message.end_key.is_empty() { Vec::new() } else { reader.mode.prefix(&message.end_key) };
+        let change = Modify::DeleteRange {
+            cf: reader.cf,
+            start: reader.mode.prefix(&message.start_key).into(),
+            end: end.into(),
+        };
+        self.write(&context, vec![change]).await?;
+        Ok(kv::RawDeleteRangeResponse::default())
+    }
+
+    async fn compare_and_swap(&mut self, message: kv::RawCasRequest) -> Outcome<kv::RawCasResponse> {
+        let context = message.context.clone().unwrap_or_default();
+        let reader = self.reader(&context, &message.cf, [&message.key])?;
+        let expires = self.expires(reader, message.ttl)?;
+        let mut inner = Request { service: self.service.clone(), deadline: self.deadline, ledger: self.ledger };
+        // A task of its own: a client that hangs up must not free the latch between the read and the write.
+        let (result, ledger) = executor::spawn_local(Class::Foreground, async move {
+            let result = inner.swap(context, reader, expires, message).await;
+            (result, inner.ledger)
+        })
+        .await;
+        self.ledger = ledger;
+        result
+    }
+
+    async fn swap(
+        &mut self,
+        context: Context,
+        reader: RawReader,
+        expires: u64,
+        message: kv::RawCasRequest,
+    ) -> Outcome<kv::RawCasResponse> {
+        let service = self.service.clone();
+        let _latched = service.latches.lock([&message.key[..]]).await;
+        let (_, read) = self.view(&context)?;
+        self.check_keys(&read, [&message.key])?;
+        let key = message.key.clone();
+        let found = self.look(&read, move |view| mvcc::raw::get(view, reader, &key)).await?;
+        let expected = match &found {
+            None => message.previous_not_exist,
+            Some(value) => !message.previous_not_exist && value.value == message.previous_value,
+        };
+        if expected {
+            let ts = self.timestamp(reader).await?;
+            let change = put_change(reader, &message.key, &message.value, expires, ts);
+            self.write(&context, vec![change]).await?;
+        }
+        Ok(kv::RawCasResponse {
+            succeed: expected,
+            previous_not_exist: found.is_none(),
+            previous_value: found.map(|value| value.value).unwrap_or_default(),
+            ..Default::default()
+        })
+    }
+
+    async fn coprocessor(&mut self, message: kv::RawCoprocessorRequest) -> Outcome<kv::RawCoprocessorResponse> {
+        Err(Refusal::Request(format!("Coprocessor plugin '{}' not found", message.copr_name)))
+    }
+
+    async fn read_index(&mut self, message: kv::ReadIndexRequest) -> Outcome<kv::ReadIndexResponse> {
+        let context = message.context.unwrap_or_default();
+        let (_, read) = self.view(&context)?;
+        Ok(kv::ReadIndexResponse { read_index: read.applied_index, ..Default::default() })
+    }
+
+    async fn split_region(&mut self, message: kv::SplitRegionRequest) -> Outcome<kv::SplitRegionResponse> {
+        let context = message.context.unwrap_or_default();
+        let (shard, read) = self.view(&context)?;
+        #[allow(deprecated, reason = "old clients send one key in its own field")]
+        let asked = if message.split_keys.is_empty() { vec![message.split_key] } else { message.split_keys };
+        let encoded = !message.is_raw_kv || self.mode() == RawMode::V2;
+        let mut keys: Vec<Vec<u8>> = asked
+            .iter()
+            .map(|key| if encoded { base::codec::memcomparable(key) } else { key.to_vec() })
+            .collect();
+        keys.sort();
+        keys.dedup();
+        let (start, end) = (&read.region.start_key, &read.region.end_key);
+        keys.retain(|key| key[..] > start[..] && base::keys::contains(start, end, key));
+        if keys.is_empty() {
+            return Err(Refusal::Request("no split key lies inside the region".into()));
+        }
+        let region = (*read.region).clone();
+        let regions = split_at(&self.service.host, shard.id, region, keys).await.map_err(|error| match error {
+            SplitError::Region(error) => Refusal::Region(error),
+            SplitError::Pd(why) => Refusal::Request(why),
+        })?;
+        let (left, right) = match regions.as_slice() {
+            [left, right] => (Some(left.clone()), Some(right.clone())),
+            _ => (None, None),
+        };
+        #[allow(deprecated, reason = "client-java reads left and right")]
+        Ok(kv::SplitRegionResponse { left, right, regions, ..Default::default() })
+    }
+}
+
+fn region_view<E: Engine>(read: &RegionRead<E>, tier: Tier) -> RegionView<E::Snapshot> {
+    RegionView::new(read.snapshot.clone(), tier, read.region.start_key.clone(), read.region.end_key.clone())
+}
+
+/// Gets of one region in one pass: one call of the engine where keys have one version.
+fn get_many<S: crate::engine::EngineSnapshot>(
+    view: &RegionView<S>,
+    reader: RawReader,
+    keys: &[Bytes],
+) -> Result<Vec<(Bytes, RawValue)>, ReadError> {
+    let mut out = Vec::with_capacity(keys.len());
+    if reader.mode == RawMode::V2 {
+        for key in keys {
+            if let Some(value) = mvcc::raw::get(view, reader, key)? {
+                out.push((key.clone(), value));
+            }
+        }
+        return Ok(out);
+    }
+    for (key, stored) in keys.iter().zip(view.get_many(reader.cf, keys)) {
+        let Some(stored) = stored? else { continue };
+        let value = reader.mode.decode_value(&stored).map_err(|error| ReadError::Failed(error.to_string()))?;
+        if value.is_alive(reader.now) {
+            out.push((key.clone(), value));
+        }
+    }
+    Ok(out)
+}
+
+fn put_change(reader: RawReader, key: &Bytes, value: &Bytes, expires: u64, ts: u64) -> Modify {
+    let RawReader { mode, cf, .. } = reader;
+    Modify::Put { cf, key: stored_key(mode, key, ts), value: mode.encode_value(value, expires) }
+}
+
+fn delete_change(reader: RawReader, key: &Bytes, ts: u64) -> Modify {
+    let RawReader { mode, cf, .. } = reader;
+    match mode {
+        RawMode::V2 => Modify::Put { cf, key: mode.encode_key(key, ts), value: RawMode::tombstone() },
+        _ => Modify::Delete { cf, key: key.clone() },
+    }
+}
+
+fn stored_key(mode: RawMode, key: &Bytes, ts: u64) -> Bytes {
+    match mode {
+        RawMode::V2 => mode.encode_key(key, ts),
+        _ => key.clone(),
+    }
+}

@@ -1,0 +1,173 @@
+//! `basalt dev`: a whole cluster on this machine. It starts `basalt pd` and `basalt serve` as processes of their own and
+//! ends them when it ends, however it ends.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::config::Error;
+
+#[derive(clap::Args)]
+pub(crate) struct DevArgs {
+    /// Number of nodes.
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
+    /// Cores of each node; 0 takes every CPU that this process may use.
+    #[arg(long, default_value_t = 0)]
+    cores: usize,
+    /// Port of the placement driver; 0 picks a free one.
+    #[arg(long, default_value_t = 2379)]
+    pd_port: u16,
+    /// Folder that holds everything of this cluster.
+    #[arg(long, default_value = "basalt-data")]
+    data_dir: PathBuf,
+    /// How cores do I/O: auto, uring or epoll.
+    #[arg(long, default_value = "auto")]
+    io: String,
+    /// Allow a filesystem without O_DIRECT (tmpfs). For tests.
+    #[arg(long)]
+    allow_buffered: bool,
+    /// Configuration file of the nodes (TOML, TiKV's names).
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// End when the process that started this one ends.
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+}
+
+/// How long a child may take until it is ready. A large log to replay takes seconds.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// How long a child may take to stop before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+struct Running {
+    name: String,
+    child: Child,
+}
+
+pub(crate) fn run(args: DevArgs) -> Result<(), Error> {
+    if args.die_with_parent {
+        executor::die_with_parent()?;
+    }
+    std::fs::create_dir_all(&args.data_dir).map_err(|error| format!("{}: {error}", args.data_dir.display()))?;
+    executor::run_one(executor::IoChoice::Epoll, move || async move {
+        let mut children = Vec::new();
+        let result = match start(&args, &mut children).await {
+            Ok(ready) => {
+                println!("{ready}");
+                print_hints(&ready);
+                watch(&mut children).await
+            }
+            Err(error) => Err(error),
+        };
+        stop(&mut children).await;
+        result
+    })
+}
+
+async fn start(args: &DevArgs, children: &mut Vec<Running>) -> Result<serde_json::Value, Error> {
+    let binary = std::env::current_exe()?;
+    let data_dir = std::path::absolute(&args.data_dir)?;
+    let mut command = Command::new(&binary);
+    command
+        .args(["pd", "--die-with-parent", "--addr", &format!("127.0.0.1:{}", args.pd_port)])
+        .arg("--data-dir")
+        .arg(data_dir.join("pd"));
+    if args.allow_buffered {
+        command.arg("--allow-buffered");
+    }
+    let pd = launch("pd".into(), command, children).await?;
+    let pd_address = pd["address"].as_str().ok_or("pd did not say its address")?.to_string();
+    let mut nodes = Vec::new();
+    for number in 1..=args.nodes {
+        let command = node_command(args, &binary, &data_dir, number, &pd_address);
+        nodes.push(launch(format!("node {number}"), command, children).await?);
+    }
+    Ok(serde_json::json!({ "ready": { "pd": pd_address, "pd_pid": pd["pid"], "nodes": nodes } }))
+}
+
+fn node_command(args: &DevArgs, binary: &Path, data_dir: &Path, number: usize, pd: &str) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .args(["serve", "--die-with-parent", "--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"])
+        .args(["--idle-spin-us", "0", "--pd", pd, "--io", &args.io, "--cores", &args.cores.to_string()])
+        .arg("--data-dir")
+        .arg(data_dir.join(format!("node-{number}")));
+    if let Some(config) = &args.config {
+        command.arg("--config").arg(config);
+    }
+    if args.allow_buffered {
+        command.arg("--allow-buffered");
+    }
+    if args.nodes > 1 {
+        // Pinned nodes of one machine would share their first CPUs.
+        command.arg("--no-pin");
+    }
+    command
+}
+
+/// Starts a child and waits for its line `{"ready":…}`.
+async fn launch(name: String, mut command: Command, children: &mut Vec<Running>) -> Result<serde_json::Value, Error> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let stdout = child.stdout.take().ok_or("a child without standard output")?;
+    children.push(Running { name: name.clone(), child });
+    let read = executor::blocking(executor::Class::Background, move || {
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        read.map(|_| line)
+    });
+    let line = executor::timeout(START_LIMIT, read)
+        .await
+        .map_err(|_| format!("{name} was not ready within {} s", START_LIMIT.as_secs()))??;
+    let value: serde_json::Value =
+        serde_json::from_str(&line).map_err(|_| format!("{name} did not start; its log above says why"))?;
+    value.get("ready").cloned().ok_or_else(|| format!("{name} said {line}").into())
+}
+
+/// Returns when a signal asks to stop, or with an error when a child ends by itself.
+async fn watch(children: &mut [Running]) -> Result<(), Error> {
+    use futures_util::FutureExt as _;
+    loop {
+        futures_util::select_biased! {
+            () = executor::shutdown_signal().fuse() => return Ok(()),
+            () = executor::sleep(Duration::from_millis(100)).fuse() => {}
+        }
+        for running in &mut *children {
+            if let Some(status) = running.child.try_wait()? {
+                return Err(format!("{} ended: {status}", running.name).into());
+            }
+        }
+    }
+}
+
+/// Nodes first, then the placement driver: a node tells it goodbye.
+async fn stop(children: &mut [Running]) {
+    for running in children.iter_mut().rev() {
+        executor::terminate(running.child.id());
+        let mut waited = Duration::ZERO;
+        while matches!(running.child.try_wait(), Ok(None)) {
+            if waited >= STOP_LIMIT {
+                tracing::warn!(name = running.name, "did not stop; killed");
+                // It may have ended in this moment.
+                drop(running.child.kill());
+                drop(running.child.wait());
+                break;
+            }
+            executor::sleep(Duration::from_millis(10)).await;
+            waited += Duration::from_millis(10);
+        }
+    }
+}
+
+fn print_hints(ready: &serde_json::Value) {
+    let ready = &ready["ready"];
+    let pd = ready["pd"].as_str().unwrap_or_default();
+    eprintln!("placement driver  {pd}");
+    for node in ready["nodes"].as_array().into_iter().flatten() {
+        let text = |key: &str| node[key].as_str().unwrap_or_default().to_string();
+        eprintln!("node {:<13}{}   status page {}", node["store_id"].to_string(), text("address"), text("status"));
+    }
+    let binary = std::env::current_exe().map_or_else(|_| "basalt".into(), |path| path.display().to_string());
+    eprintln!("try               {binary} ctl --pd {pd} put hello world && {binary} ctl --pd {pd} get hello");
+}
