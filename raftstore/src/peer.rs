@@ -12,19 +12,24 @@
 //! thread-local generator; before each tick that draw is replaced by a hash of seed, peer id and term, so the same
 //! inputs always give the same effects.
 
+mod collect;
+mod view;
+
+pub use view::PeerLoad;
+
 use crate::config::RaftConfig;
 use crate::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
-use crate::init::{InitError, LogPosition, PeerInit, conf_state};
-use crate::io::{Committed, Effect, Input, RejectReason, Role, RoleKind};
+use crate::init::{InitError, PeerInit, conf_state};
+use crate::io::{Effect, Input, RejectReason, Role, RoleKind};
 use crate::log_view::LogView;
 use crate::proposals::Proposals;
 use crate::screen::{self, Bounds, Refusal};
-use crate::sending::{Outstanding, split_by_promise};
-use base::{PeerId, RegionId, hash};
+use crate::sending::Outstanding;
+use base::hash;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use proto::metapb;
-use raft::{RawNode, Ready, StateRole};
+use raft::RawNode;
 use std::collections::VecDeque;
 
 /// One region's replica.
@@ -342,272 +347,6 @@ impl Peer {
     fn reject(&mut self, id: u64, reason: RejectReason) {
         self.effects.push_back(Effect::Rejected { id, reason });
     }
-
-    /// Turns what raft-rs has ready into effects.
-    fn collect(&mut self) {
-        for range in self.node.mut_store().take_wanted() {
-            self.effects.push_back(Effect::FetchEntries {
-                low: range.low,
-                high: range.high,
-                max_bytes: range.max_bytes,
-            });
-        }
-        for to in self.node.mut_store().take_snapshot_wanted() {
-            self.effects
-                .push_back(Effect::SnapshotWanted { to: PeerId(to) });
-        }
-        while self.node.has_ready() {
-            let ready = self.node.ready();
-            self.collect_ready(ready);
-        }
-    }
-
-    fn collect_ready(&mut self, mut ready: Ready) {
-        self.collect_role();
-        let number = ready.number();
-        let entries = ready.take_entries();
-        let committed = ready.take_committed_entries();
-        let reads = ready.take_read_states();
-        let mut messages = ready.take_messages();
-        messages.append(&mut ready.take_persisted_messages());
-
-        let hard_state = self.node.raft.hard_state();
-        let votes = |state: &HardState| (state.term, state.vote);
-        let vote_changed = votes(&hard_state) != votes(&self.hard_state);
-        let persist = vote_changed || !entries.is_empty();
-        if persist {
-            self.outstanding.begin(number, vote_changed);
-        }
-
-        let batches = split_by_promise(messages, &self.outstanding);
-        self.send(batches.at_once, None);
-        if persist {
-            self.node.mut_store().append(entries.clone());
-            self.effects.push_back(Effect::Persist {
-                number,
-                hard_state: (hard_state != self.hard_state).then_some(hard_state),
-                entries,
-            });
-            self.hard_state = hard_state;
-        }
-        self.send(batches.after_vote, self.outstanding.last_vote());
-        self.send(batches.after_log, self.outstanding.last());
-
-        self.node.advance_append_async(ready);
-        if let Some(number) = self.outstanding.nothing_to_wait_for(number) {
-            self.node.on_persist_ready(number);
-        }
-        self.hand_out(committed);
-        for read in reads {
-            if let Some(id) = own_read(self.peer.id, &read.request_ctx) {
-                self.effects.push_back(Effect::ReadReady {
-                    id,
-                    index: read.index,
-                });
-            }
-        }
-    }
-
-    fn send(&mut self, messages: Vec<Message>, after_persist: Option<u64>) {
-        if !messages.is_empty() {
-            self.effects.push_back(Effect::Send {
-                messages,
-                after_persist,
-            });
-        }
-    }
-
-    fn collect_role(&mut self) {
-        let raft = &self.node.raft;
-        let role = Role {
-            kind: match raft.state {
-                StateRole::Follower => RoleKind::Follower,
-                StateRole::PreCandidate => RoleKind::PreCandidate,
-                StateRole::Candidate => RoleKind::Candidate,
-                StateRole::Leader => RoleKind::Leader,
-            },
-            term: raft.term,
-            leader: (raft.leader_id != 0).then_some(PeerId(raft.leader_id)),
-        };
-        if role != self.role {
-            self.role = role;
-            self.effects.push_back(Effect::Role(role));
-        }
-    }
-
-    fn hand_out(&mut self, entries: Vec<Entry>) {
-        let Some(last) = entries.last().map(|entry| entry.index) else {
-            return;
-        };
-        let mut bytes = 0;
-        let mut committed = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let effects = &mut self.effects;
-            let proposal = self.proposals.applied(&entry, |id| {
-                let reason = RejectReason::Stale;
-                effects.push_back(Effect::Rejected { id, reason });
-            });
-            bytes += entry.encoded_len();
-            committed.push(Committed { entry, proposal });
-        }
-        self.handed_out = last;
-        self.applying.push_back((last, bytes));
-        self.applying_bytes += bytes;
-        self.effects.push_back(Effect::Apply(committed));
-    }
-}
-
-/// What others may know of a peer.
-impl Peer {
-    /// The region, as of the last [`Peer::set_region`] or [`Input::ConfChanged`].
-    pub fn region(&self) -> &metapb::Region {
-        &self.region
-    }
-
-    /// Replaces the region after a split or a merge changed its range and epoch. Its peers must be the same.
-    pub fn set_region(&mut self, region: metapb::Region) {
-        assert!(
-            raft_proto::conf_state_eq(&conf_state(&region), &conf_state(&self.region)),
-            "members change by ConfChanged only"
-        );
-        self.region = region;
-    }
-
-    /// The region's id.
-    pub fn region_id(&self) -> RegionId {
-        RegionId(self.region.id)
-    }
-
-    /// This peer, as its region lists it.
-    pub fn peer(&self) -> &metapb::Peer {
-        &self.peer
-    }
-
-    /// This peer's id.
-    pub fn id(&self) -> PeerId {
-        PeerId(self.peer.id)
-    }
-
-    /// Part, term and leader right now; [`Effect::Role`] may still have to say so.
-    pub fn is_leader(&self) -> bool {
-        self.node.raft.state == StateRole::Leader
-    }
-
-    /// The leader of the present term, if it is known.
-    pub fn leader(&self) -> Option<PeerId> {
-        Some(PeerId(self.node.raft.leader_id)).filter(|id| id.0 != 0)
-    }
-
-    /// The present term.
-    pub fn term(&self) -> u64 {
-        self.node.raft.term
-    }
-
-    /// True if this peer is the only voter, so that it is its own quorum.
-    pub fn is_sole_voter(&self) -> bool {
-        let conf = self.node.raft.prs().conf();
-        self.node.raft.prs().is_singleton() && conf.voters().contains(self.peer.id)
-    }
-
-    /// True if the peer leads and has applied an entry of its term: then its engine holds all that was ever
-    /// acknowledged. A sole voter may read; others also need a lease or a quorum.
-    pub fn is_leader_up_to_date(&self) -> bool {
-        self.is_leader() && self.node.raft.apply_to_current_term()
-    }
-
-    /// Last index of the log, durable or not.
-    pub fn last_index(&self) -> u64 {
-        self.node.raft.raft_log.last_index()
-    }
-
-    /// Last index known to be committed.
-    pub fn committed(&self) -> u64 {
-        self.node.raft.raft_log.committed
-    }
-
-    /// Last index that was said to be applied.
-    pub fn applied(&self) -> u64 {
-        self.node.raft.raft_log.applied
-    }
-
-    /// Index before the first one that the log holds.
-    pub fn truncated(&self) -> u64 {
-        self.node.store().truncated()
-    }
-
-    /// Place of `index`; `None` before the truncated index and beyond the log's end.
-    pub fn position(&self, index: u64) -> Option<LogPosition> {
-        let log = &self.node.raft.raft_log;
-        if !(self.truncated()..=log.last_index()).contains(&index) {
-            return None;
-        }
-        let term = log.term(index).ok()?;
-        Some(LogPosition { index, term })
-    }
-
-    /// The hard state of the last [`Effect::Persist`] that had one, or the recovered one.
-    pub fn hard_state(&self) -> HardState {
-        self.hard_state
-    }
-
-    /// Every other member with the index up to which its log is known to match, if this peer leads.
-    pub fn followers(&self) -> Vec<(PeerId, u64)> {
-        if !self.is_leader() {
-            return Vec::new();
-        }
-        let all = self.node.raft.prs().iter();
-        let mut followers: Vec<_> = all
-            .filter(|(id, _)| **id != self.peer.id)
-            .map(|(id, progress)| (PeerId(*id), progress.matched))
-            .collect();
-        followers.sort_unstable();
-        followers
-    }
-
-    /// What the peer holds in memory, for gauges and budgets.
-    pub fn load(&self) -> PeerLoad {
-        PeerLoad {
-            cached_bytes: self.node.store().cached_bytes(),
-            applying_bytes: self.applying_bytes,
-            proposals: self.proposals.len(),
-            persists: self.outstanding.len(),
-        }
-    }
-
-    /// Drops applied entries from memory until at most `bytes` of entries are left. Entries not applied yet stay.
-    pub fn trim(&mut self, bytes: usize) {
-        let applied = self.applied();
-        self.node.mut_store().evict(applied, bytes);
-    }
-
-    /// Ends the peer: every pending proposal comes out as rejected with `Unknown`.
-    pub fn close(mut self) -> impl Iterator<Item = Effect> {
-        let reason = RejectReason::Unknown;
-        self.proposals
-            .drain()
-            .into_iter()
-            .map(move |id| Effect::Rejected { id, reason })
-    }
-}
-
-/// What a peer holds in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PeerLoad {
-    /// Bytes of log entries.
-    pub cached_bytes: usize,
-    /// Of those, bytes handed out to apply and not applied yet.
-    pub applying_bytes: usize,
-    /// Proposals not applied yet.
-    pub proposals: usize,
-    /// `Persist`s not durable yet.
-    pub persists: usize,
-}
-
-/// The caller's name for a read, if its context says that it is one of this peer's.
-fn own_read(peer: u64, context: &[u8]) -> Option<u64> {
-    let (owner, id) = context.split_first_chunk::<8>()?;
-    (u64::from_be_bytes(*owner) == peer).then_some(())?;
-    Some(u64::from_be_bytes(id.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -619,14 +358,5 @@ mod tests {
     fn a_peer_may_change_its_core() {
         fn plain<T: Send>() {}
         plain::<Peer>();
-    }
-
-    #[test]
-    fn only_its_own_reads_come_back() {
-        let mut context = 3u64.to_be_bytes().to_vec();
-        context.extend(9u64.to_be_bytes());
-        assert_eq!(own_read(3, &context), Some(9));
-        assert_eq!(own_read(4, &context), None);
-        assert_eq!(own_read(3, &context[..12]), None);
     }
 }
