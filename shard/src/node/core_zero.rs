@@ -48,6 +48,14 @@ pub(super) async fn run<S: EngineSource>(
     mut from_cores: MailReceiver<FromCore>,
 ) -> Result<(), NodeError> {
     let started = executor::unix_time();
+    let data_dir = &node.config.data_dir;
+    let io = |what: &str| {
+        let what = format!("{what} {}", data_dir.display());
+        move |source| NodeError::Io { what, source }
+    };
+    executor::fs::create_dir_all(data_dir).await.map_err(io("create"))?;
+    // Two processes on one folder would be two stores with one id.
+    let _lock = executor::fs::lock_dir(data_dir).await.map_err(io("lock"))?;
     let start = start(&node, &zero, &mut from_cores);
     let ident = futures_util::select_biased! {
         ident = start.fuse() => ident?,

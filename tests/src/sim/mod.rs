@@ -1,0 +1,59 @@
+//! A whole cluster in the simulator: one placement driver, one node on the engine's twin, clients, and faults.
+//!
+//! A run is a function of its seed. It ends after at least [`Plan::operations`] operations and [`Plan::duration`] of
+//! virtual time, with a check of every key. Panics name what is wrong; the seed replays it.
+
+mod world;
+mod workload;
+
+use std::time::Duration;
+
+pub use world::World;
+
+/// How long and how hard a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Client operations at least.
+    pub operations: u64,
+    /// Virtual time at least.
+    pub duration: Duration,
+    /// Faults at least.
+    pub faults: u64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3 }
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Hash over every scheduling decision, message and disk operation.
+    pub event_hash: u64,
+    /// Client operations.
+    pub operations: u64,
+    /// Writes that were acknowledged.
+    pub acknowledged: u64,
+    /// Writes whose fate the client does not know.
+    pub unknown: u64,
+    /// Faults that were injected.
+    pub faults: u64,
+    /// Times that the node was killed or stopped and started again.
+    pub restarts: u64,
+    /// Regions at the end.
+    pub regions: u64,
+    /// Steps of the simulator.
+    pub steps: u64,
+}
+
+/// Runs one seed.
+///
+/// # Panics
+/// If an acknowledged write is lost, a read returns what was never written, or the cluster does not come back.
+pub fn run(seed: u64, plan: Plan) -> Report {
+    World::new(seed, plan).run()
+}

@@ -1,0 +1,193 @@
+//! What clients do in a run, and what the cluster must then hold.
+//!
+//! Each worker owns its keys: it knows what it wrote last, and which writes are in doubt. All workers share counters
+//! that they raise by compare-and-swap.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::Prng;
+use bytes::Bytes;
+
+use crate::client::{Client, Fate};
+
+const KEYS_PER_WORKER: u64 = 150;
+const COUNTERS: u64 = 3;
+
+/// What one key may hold.
+#[derive(Clone, Debug, Default)]
+struct Expected {
+    /// The last acknowledged state: `None` is absent.
+    sure: Option<Bytes>,
+    /// States of writes in doubt: any of them may be there now or appear later.
+    maybe: BTreeSet<Option<Bytes>>,
+}
+
+impl Expected {
+    fn allows(&self, found: &Option<Bytes>) -> bool {
+        self.sure == *found || self.maybe.contains(found)
+    }
+}
+
+/// What all workers know together.
+#[derive(Default)]
+pub(super) struct History {
+    /// Operations that ended.
+    pub(super) operations: Cell<u64>,
+    /// Writes that were acknowledged.
+    pub(super) acknowledged: Cell<u64>,
+    /// Writes in doubt.
+    pub(super) unknown: Cell<u64>,
+    /// Workers that have stopped.
+    pub(super) workers_done: Cell<u64>,
+    keys: RefCell<BTreeMap<Bytes, Expected>>,
+    /// Per counter: raises that were acknowledged, and those in doubt.
+    counters: RefCell<BTreeMap<Bytes, (u64, u64)>>,
+}
+
+fn count(cell: &Cell<u64>) {
+    cell.set(cell.get() + 1);
+}
+
+impl History {
+    /// Compares what the cluster holds with what it may hold.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn check(&self, pairs: &[(Bytes, Bytes)]) -> Result<(), String> {
+        if let Some(pair) = pairs.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
+            return Err(format!("a scan returned {:?} before {:?}", pair[0].0, pair[1].0));
+        }
+        let found: BTreeMap<&Bytes, &Bytes> = pairs.iter().map(|(key, value)| (key, value)).collect();
+        for (key, expected) in self.keys.borrow().iter() {
+            let held = found.get(key).map(|value| (*value).clone());
+            if !expected.allows(&held) {
+                return Err(format!("{key:?} is {held:?}, expected {expected:?}"));
+            }
+        }
+        for (key, (sure, maybe)) in self.counters.borrow().iter() {
+            let held = found.get(key).map_or(0, |value| number(value));
+            if held < *sure || held > sure + maybe {
+                return Err(format!("counter {key:?} is {held}, but {sure} raises were acknowledged and {maybe} are in doubt"));
+            }
+        }
+        let strangers = found.keys().filter(|key| {
+            !self.keys.borrow().contains_key(**key) && !self.counters.borrow().contains_key(**key)
+        });
+        match strangers.count() {
+            0 => Ok(()),
+            strangers => Err(format!("{strangers} keys that nobody wrote")),
+        }
+    }
+}
+
+fn number(value: &Bytes) -> u64 {
+    std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX)
+}
+
+/// One client.
+pub(super) struct Worker {
+    number: u64,
+    prng: Prng,
+    history: Rc<History>,
+    stop: Rc<Cell<bool>>,
+    written: u64,
+}
+
+impl Worker {
+    pub(super) fn new(number: u64, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>) -> Worker {
+        Worker { number, prng: Prng::new(seed), history, stop, written: 0 }
+    }
+
+    pub(super) async fn run(mut self, pd: String) {
+        let client = Client::new(&pd);
+        while !self.stop.get() {
+            self.operation(&client).await;
+            count(&self.history.operations);
+            if self.prng.one_in(4) {
+                executor::sleep(Duration::from_millis(self.prng.range(1, 60))).await;
+            }
+        }
+        count(&self.history.workers_done);
+    }
+
+    fn key(&mut self) -> Bytes {
+        // Workers' keys are interleaved, so that every region sees all workers.
+        format!("key-{:05}-{}", self.prng.below(KEYS_PER_WORKER), self.number).into()
+    }
+
+    fn value(&mut self) -> Bytes {
+        self.written += 1;
+        let length = if self.prng.one_in(20) { self.prng.below(20_000) } else { self.prng.below(200) };
+        format!("{}:{}:{}", self.number, self.written, "x".repeat(length as usize)).into()
+    }
+
+    async fn operation(&mut self, client: &Client) {
+        match self.prng.below(10) {
+            0..=4 => {
+                let (key, value) = (self.key(), self.value());
+                let fate = client.put(&key, &value).await;
+                self.wrote(key, Some(value), fate);
+            }
+            5 => {
+                let key = self.key();
+                let fate = client.delete(&key).await;
+                self.wrote(key, None, fate);
+            }
+            6 => self.raise(client).await,
+            _ => self.read(client).await,
+        }
+    }
+
+    fn wrote(&mut self, key: Bytes, value: Option<Bytes>, fate: Fate<()>) {
+        let mut keys = self.history.keys.borrow_mut();
+        let expected = keys.entry(key).or_default();
+        match fate {
+            Fate::Done(()) => {
+                count(&self.history.acknowledged);
+                expected.sure = value;
+            }
+            Fate::Unknown(_) => {
+                count(&self.history.unknown);
+                expected.maybe.insert(value);
+            }
+            Fate::Refused(_) => {}
+        }
+    }
+
+    async fn read(&mut self, client: &Client) {
+        let key = self.key();
+        if let Fate::Done(found) = client.get(&key).await {
+            let expected = self.history.keys.borrow().get(&key).cloned().unwrap_or_default();
+            assert!(expected.allows(&found), "{key:?} reads as {found:?}, expected {expected:?}");
+        }
+    }
+
+    /// Raises a shared counter by one.
+    async fn raise(&mut self, client: &Client) {
+        let key: Bytes = format!("key-{:05}-counter", self.prng.below(COUNTERS) * 50).into();
+        let mut expected = None;
+        for _ in 0..20 {
+            let next = expected.as_ref().map_or(0, number) + 1;
+            let fate = client.swap(&key, expected.clone(), &next.to_string().into()).await;
+            let mut counters = self.history.counters.borrow_mut();
+            let counter = counters.entry(key.clone()).or_default();
+            match fate {
+                Fate::Done((true, _)) => {
+                    counter.0 += 1;
+                    count(&self.history.acknowledged);
+                    return;
+                }
+                Fate::Done((false, found)) => expected = found,
+                Fate::Unknown(_) => {
+                    counter.1 += 1;
+                    count(&self.history.unknown);
+                    return;
+                }
+                Fate::Refused(_) => return,
+            }
+        }
+    }
+}

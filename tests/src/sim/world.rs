@@ -1,0 +1,340 @@
+//! The cluster of one run, its faults, and its checks at the end.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base::{Prng, ShardId};
+use executor::sim::{Link, Sim, SimConfig, SimNode};
+use executor::{Io, IoKind};
+use shard::core::{ApiMode, ShardConfig};
+use shard::engine::twin::{TwinDisk, TwinEngine, TwinFaults};
+use shard::node::{EngineSource, Node, NodeConfig, run_core};
+
+use super::workload::{History, Worker};
+use super::{Plan, Report};
+use crate::client::{Client, Fate};
+
+const PD_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const NODE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
+const PD_PORT: u16 = 2379;
+const WORKERS: u64 = 4;
+/// How long the cluster may take to serve again after all faults are over.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+
+/// The engines' disks of one node: what survives a kill of the twin, and the engines that a kill must end.
+#[derive(Clone, Default)]
+struct TwinSource(Arc<Mutex<Twins>>);
+
+#[derive(Default)]
+struct Twins {
+    disks: BTreeMap<ShardId, TwinDisk>,
+    open: Vec<TwinEngine>,
+    lives: u64,
+    seed: u64,
+    faults: TwinFaults,
+}
+
+impl TwinSource {
+    fn with<T>(&self, work: impl FnOnce(&mut Twins) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn kill(&self) {
+        let open = self.with(|twins| std::mem::take(&mut twins.open));
+        open.iter().for_each(TwinEngine::kill);
+    }
+}
+
+impl EngineSource for TwinSource {
+    type Engine = TwinEngine;
+    fn open(&self, shard: ShardId, _dir: &Path) -> Result<TwinEngine, String> {
+        self.with(|twins| {
+            twins.lives += 1;
+            let seed = base::hash::fold(twins.seed, twins.lives);
+            let disk = twins.disks.entry(shard).or_default();
+            let engine = TwinEngine::open(disk, seed, twins.faults).map_err(|error| error.to_string())?;
+            twins.open.push(engine.clone());
+            Ok(engine)
+        })
+    }
+}
+
+/// One run. See the module's text.
+pub struct World {
+    seed: u64,
+    plan: Plan,
+    prng: Prng,
+    sim: Sim,
+    pd: SimNode,
+    node: SimNode,
+    client: SimNode,
+    twins: TwinSource,
+    config: NodeConfig,
+    faults: u64,
+    restarts: u64,
+}
+
+impl World {
+    /// The world of `seed`, nothing started yet.
+    pub fn new(seed: u64, plan: Plan) -> World {
+        let mut prng = Prng::new(seed);
+        let sim = Sim::new(prng.next_u64(), SimConfig::arbitrary(&mut prng));
+        let pd = sim.add_node("pd", PD_IP);
+        let node = sim.add_node("node", NODE_IP);
+        let client = sim.add_node("client", CLIENT_IP);
+        let twins = TwinSource::default();
+        let faults = TwinFaults {
+            // These close the shard, which ends the node: they are faults of their own below.
+            flush_fails_one_in: 0,
+            background_error_one_in: 0,
+            ..TwinFaults::arbitrary(&mut prng)
+        };
+        twins.with(|twins| {
+            twins.seed = prng.next_u64();
+            twins.faults = faults;
+        });
+        let config = node_config(&mut prng);
+        World { seed, plan, prng, sim, pd, node, client, twins, config, faults: 0, restarts: 0 }
+    }
+
+    /// Prints what happens, step by step.
+    pub fn trace(&self) {
+        self.sim.trace(|line| println!("{line}"));
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Panics
+    /// See [`super::run`].
+    pub fn run(mut self) -> Report {
+        self.start_pd();
+        self.start_node();
+        let history = Rc::new(History::default());
+        let stop = Rc::new(Cell::new(false));
+        for number in 0..WORKERS {
+            let worker = Worker::new(number, self.prng.next_u64(), history.clone(), stop.clone());
+            self.sim.spawn_on(self.client, worker.run(format!("{PD_IP}:{PD_PORT}")));
+        }
+        let started = self.sim.now();
+        loop {
+            let calm = Duration::from_millis(self.prng.range(200, 6000));
+            self.sim.run_for(calm);
+            let elapsed = self.sim.now().since(started);
+            let enough = history.operations.get() >= self.plan.operations
+                && elapsed >= self.plan.duration
+                && self.faults >= self.plan.faults;
+            if enough {
+                break;
+            }
+            assert!(
+                elapsed < self.plan.duration * 20,
+                "seed {}: only {} operations in {elapsed:?}: the cluster is stuck",
+                self.seed,
+                history.operations.get()
+            );
+            self.fault();
+        }
+        stop.set(true);
+        self.heal();
+        let done = history.clone();
+        let finished = self.sim.run_until(RECOVERY_LIMIT, || done.workers_done.get() == WORKERS);
+        assert!(finished, "seed {}: workers hang after all faults are over", self.seed);
+        let regions = self.verify(&history);
+        Report {
+            seed: self.seed,
+            event_hash: self.sim.event_hash(),
+            operations: history.operations.get(),
+            acknowledged: history.acknowledged.get(),
+            unknown: history.unknown.get(),
+            faults: self.faults,
+            restarts: self.restarts,
+            regions,
+            steps: self.sim.steps(),
+        }
+    }
+
+    fn start_pd(&self) {
+        let config = pd::PdConfig {
+            listen: SocketAddr::new(PD_IP, PD_PORT),
+            data_dir: PathBuf::from("/pd"),
+            ..Default::default()
+        };
+        self.sim.start(self.pd, 1, move |_| {
+            let config = config.clone();
+            Box::pin(async move {
+                match pd::PdServer::start(config).await {
+                    Ok(server) => {
+                        executor::shutdown_signal().await;
+                        // A stop that fails is a crash, which is allowed at any time.
+                        drop(server.stop().await);
+                    }
+                    Err(error) => panic!("the placement driver does not start: {error}"),
+                }
+            })
+        });
+    }
+
+    fn start_node(&mut self) {
+        let cores = self.prng.range(1, 5) as usize;
+        let mut config = self.config.clone();
+        config.cores = cores;
+        config.seed = self.prng.next_u64();
+        let io = Io { kind: IoKind::Sim, reason: "simulated".into(), direct_files: true };
+        let node = Node::new(config, self.twins.clone(), io, |_| {});
+        self.sim.start(self.node, cores, move |core| Box::pin(run_core(node.clone(), core)));
+    }
+
+    fn restart_node(&mut self) {
+        self.twins.kill();
+        self.restarts += 1;
+        self.start_node();
+    }
+
+    fn fault(&mut self) {
+        self.faults += 1;
+        if !self.sim.running(self.node) {
+            // It stopped by itself, which it may when the engine or the log fails.
+            self.restart_node();
+        }
+        match self.prng.below(10) {
+            0..=2 => {
+                self.sim.kill(self.node);
+                self.down_for_a_while();
+                self.restart_node();
+            }
+            3 => {
+                self.sim.kill_process(self.node);
+                self.down_for_a_while();
+                self.restart_node();
+            }
+            4 => {
+                self.sim.stop(self.node);
+                let (sim, node) = (&self.sim, self.node);
+                let stopped = sim.run_until(Duration::from_secs(60), || !sim.running(node));
+                assert!(stopped, "seed {}: the node does not stop when it is asked to", self.seed);
+                self.restart_node();
+            }
+            5 => {
+                let pause = Duration::from_millis(self.prng.range(10, 5000));
+                self.sim.pause(self.node, pause);
+            }
+            6 => {
+                self.sim.kill(self.pd);
+                self.down_for_a_while();
+                self.start_pd();
+            }
+            7 => {
+                let nanos = self.prng.range(0, 20_000_000_000) as i64 - 10_000_000_000;
+                let node = if self.prng.one_in(2) { self.node } else { self.pd };
+                self.sim.step_clock(node, nanos);
+            }
+            8 => {
+                let slow = Duration::from_millis(self.prng.range(0, 200));
+                self.sim.disk(self.node).slow(slow);
+                self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
+                self.sim.disk(self.node).slow(Duration::ZERO);
+            }
+            _ => {
+                self.sim.partition(self.client, self.node);
+                self.sim.run_for(Duration::from_millis(self.prng.range(100, 5000)));
+                self.sim.heal(self.client, self.node);
+            }
+        }
+    }
+
+    fn down_for_a_while(&mut self) {
+        let down = Duration::from_millis(self.prng.range(0, 2000));
+        self.sim.run_for(down);
+    }
+
+    fn heal(&mut self) {
+        self.sim.heal_all();
+        self.sim.disk(self.node).slow(Duration::ZERO);
+        for (a, b) in [(self.client, self.node), (self.client, self.pd), (self.node, self.pd)] {
+            self.sim.set_link(a, b, Link { reset_rate: 0.0, ..calm_link() });
+        }
+        if !self.sim.running(self.node) {
+            self.restart_node();
+        }
+    }
+
+    /// Reads everything back, restarts the node once more, and reads everything again.
+    fn verify(&mut self, history: &Rc<History>) -> u64 {
+        self.check_all(history, "at the end");
+        self.sim.kill(self.node);
+        self.restart_node();
+        self.check_all(history, "after one more crash")
+    }
+
+    fn check_all(&self, history: &Rc<History>, when: &str) -> u64 {
+        let history = history.clone();
+        let read = async move {
+            let client = Client::new(&format!("{PD_IP}:{PD_PORT}"));
+            let mut tries = 0;
+            loop {
+                match client.scan_all(&bytes::Bytes::new()).await {
+                    Fate::Done(pairs) => {
+                        let regions = client.regions().await.map_or(0, |regions| regions.len() as u64);
+                        return (history.check(&pairs), regions);
+                    }
+                    Fate::Refused(why) | Fate::Unknown(why) => {
+                        tries += 1;
+                        assert!(tries < 10, "cannot read everything back: {why}");
+                    }
+                }
+            }
+        };
+        match self.sim.block_on(self.client, read, RECOVERY_LIMIT) {
+            Some((Ok(()), regions)) => regions,
+            Some((Err(wrong), _)) => panic!("seed {}: {when}: {wrong}", self.seed),
+            None => panic!("seed {}: {when}: the cluster does not serve", self.seed),
+        }
+    }
+}
+
+fn calm_link() -> Link {
+    Link { latency: Duration::from_micros(100), jitter: Duration::from_micros(100), reset_rate: 0.0 }
+}
+
+/// Odd settings, so that everything happens often: small regions, a small log, early flushes.
+fn node_config(prng: &mut Prng) -> NodeConfig {
+    let split_keys = prng.range(10, 100);
+    let replay_cap = prng.range(256 << 10, 2 << 20);
+    NodeConfig {
+        listen: SocketAddr::new(NODE_IP, 20160),
+        advertise: String::new(),
+        status_listen: SocketAddr::new(NODE_IP, 20180),
+        pd: vec![format!("{PD_IP}:{PD_PORT}")],
+        data_dir: PathBuf::from("/node"),
+        cores: 1,
+        api: ApiMode::V1,
+        labels: Vec::new(),
+        shard: ShardConfig {
+            region_max_keys: split_keys * 2,
+            region_split_keys: split_keys,
+            split_check_diff_bytes: prng.range(100, 10_000),
+            replay_cap_bytes: replay_cap,
+            flush_at_bytes: replay_cap / 2,
+            flush_age: Duration::from_millis(prng.range(500, 60_000)),
+            entry_cut_bytes: prng.range(100, 4096) as usize,
+            ..Default::default()
+        },
+        log: shard::log::LogConfig {
+            segment_bytes: 64 << 10,
+            sync: Some(executor::LogSync::Fdatasync),
+            replay_cap_bytes: replay_cap,
+            ..Default::default()
+        },
+        server: net::ServerConfig::default(),
+        region_heartbeat: Duration::from_secs(5),
+        store_heartbeat: Duration::from_secs(10),
+        config_json: "{}".into(),
+        seed: 0,
+    }
+}
