@@ -1,0 +1,55 @@
+//! The simulator in CI: seeds that once found a bug, a window that moves with the commit, and the proof that a seed is
+//! the same run in every process.
+
+use std::process::Command;
+
+use basalt_tests::sim::{Plan, run};
+
+/// Seeds that found a bug once; each line says which.
+const REGRESSIONS: [u64; 1] = [
+    1, // a node did not make its data folder
+];
+
+/// Seeds of this window.
+const WINDOW: u64 = 60;
+
+#[test]
+fn seeds_that_found_bugs_pass() {
+    for seed in REGRESSIONS {
+        run(seed, Plan::default());
+    }
+}
+
+#[test]
+fn a_window_of_seeds_derived_from_the_commit_passes() {
+    let commit = Command::new("git").args(["rev-parse", "HEAD"]).output().map(|output| output.stdout).unwrap_or_default();
+    let first = base::hash::fold_bytes(0, &commit) >> 16;
+    println!("seeds {first} to {}", first + WINDOW - 1);
+    for seed in first..first + WINDOW {
+        let report = run(seed, Plan::default());
+        assert!(report.operations >= 2000 && report.faults >= 3, "{report:?}");
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run_in_another_process() {
+    let program = std::env::current_exe().expect("this program");
+    for seed in [3, 4, 5] {
+        let here = run(seed, Plan::default());
+        let output = Command::new(&program)
+            .args(["--exact", "child_prints_a_hash", "--include-ignored", "--nocapture"])
+            .env("BASALT_SIM_SEED", seed.to_string())
+            .output()
+            .expect("a child");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let there = text.lines().find_map(|line| line.split("hash=").nth(1)).map(str::trim);
+        assert_eq!(there, Some(here.event_hash.to_string().as_str()), "seed {seed}: {text}");
+    }
+}
+
+/// Run by the test above in another process; by itself it checks nothing new.
+#[test]
+fn child_prints_a_hash() {
+    let seed = std::env::var("BASALT_SIM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(3);
+    println!("hash={}", run(seed, Plan::default()).event_hash);
+}
