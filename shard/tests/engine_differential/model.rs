@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub type Family = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// The contents of an engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct State {
     families: [Family; 4],
 }
@@ -30,6 +30,31 @@ impl State {
             .filter(|(key, _)| key.as_slice() >= start && (end.is_empty() || key.as_slice() < end))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect()
+    }
+
+    /// Family, key, and the first bytes of either value, where they are not the same.
+    fn differences(&self, other: &State) -> Vec<(usize, String, Option<String>, Option<String>)> {
+        let mut differences = Vec::new();
+        for number in 0..4 {
+            let (ours, theirs) = (&self.families[number], &other.families[number]);
+            let keys: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+            for key in keys {
+                let show = |family: &Family| {
+                    let value = family.get(key)?;
+                    Some(format!(
+                        "{:?}…{}",
+                        &value[..value.len().min(4)],
+                        value.len()
+                    ))
+                };
+                let (a, b) = (show(ours), show(theirs));
+                if a != b {
+                    let name = String::from_utf8_lossy(key).into_owned();
+                    differences.push((number, name, a, b));
+                }
+            }
+        }
+        differences
     }
 
     fn apply(&mut self, op: &Op) {
@@ -65,7 +90,7 @@ enum Event {
 }
 
 /// What an engine holds, and what it may hold after a kill.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Model {
     pub now: State,
     base: State,
@@ -80,31 +105,36 @@ impl Model {
         self.events.push(Event::Write(ops));
     }
 
-    /// Adds the entries of a table file. One that meets keys in the memtable makes the engine flush first.
+    /// Adds the entries of a table file. A write that meets its range is durable then: either it was already, or the
+    /// engine has found it in the memtable and flushed.
     pub fn ingest(&mut self, cf: Cf, entries: &[(Vec<u8>, Vec<u8>)]) {
         let (first, last) = (&entries[0].0, &entries[entries.len() - 1].0);
-        let mut met = false;
+        let mut durable = 0;
         let mut state = self.base.clone();
-        for event in &self.events {
+        for (at, event) in self.events.iter().enumerate() {
             let (Event::Write(ops) | Event::Ingest(ops)) = event;
             for op in ops {
-                met |= match (event, op) {
-                    (Event::Ingest(_), _) => false,
-                    (_, Op::Put(number, key, _) | Op::Delete(number, key)) => {
-                        *number == cf.index() && (first..=last).contains(&key)
+                let inside = |key: &Vec<u8>| (first..=last).contains(&key);
+                let meets = match op {
+                    Op::Put(number, key, _) | Op::Delete(number, key) => {
+                        *number == cf.index() && inside(key)
                     }
-                    (_, Op::DeleteRange(number, start, end)) => {
-                        let hit = |key: &Vec<u8>| {
-                            (first..=last).contains(&key) && key >= start && key < end
-                        };
+                    Op::DeleteRange(number, start, end) => {
+                        let hit = |key: &Vec<u8>| inside(key) && key >= start && key < end;
                         *number == cf.index() && state.family(cf).keys().any(hit)
                     }
                 };
+                if meets && matches!(event, Event::Write(_)) {
+                    durable = at + 1;
+                }
                 state.apply(op);
             }
         }
-        if met {
-            self.flush();
+        for event in self.events.drain(..durable) {
+            let (Event::Write(ops) | Event::Ingest(ops)) = event;
+            for op in &ops {
+                self.base.apply(op);
+            }
         }
         let puts =
             |(key, value): &(Vec<u8>, Vec<u8>)| Op::Put(cf.index(), key.clone(), value.clone());
@@ -154,9 +184,9 @@ impl Model {
                 return Ok(());
             }
         }
+        let differences = self.now.differences(&found);
         Err(format!(
-            "no prefix of {writes} writes after the last flush gives\n{found:?}\nbut all of them give\n{:?}",
-            self.now
+            "it is no prefix of {writes} writes after the last flush; from all of them it differs in {differences:?}"
         ))
     }
 

@@ -356,7 +356,7 @@ impl<'a, E: Engine> Script<'a, E> {
     }
 
     fn value(&mut self) -> Vec<u8> {
-        let len = if self.prng.one_in(8) {
+        let len = if self.prng.one_in(30) {
             5000
         } else {
             self.prng.below(40)
