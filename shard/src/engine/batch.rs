@@ -49,10 +49,7 @@ pub enum BatchOp<'a> {
 impl std::fmt::Debug for EncodedBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Not the data: it is a client's, and long.
-        f.debug_struct("EncodedBatch")
-            .field("count", &self.count)
-            .field("data_bytes", &self.data_bytes)
-            .finish()
+        f.debug_struct("EncodedBatch").field("count", &self.count).field("data_bytes", &self.data_bytes).finish()
     }
 }
 
@@ -72,11 +69,7 @@ impl EncodedBatch {
     pub fn with_capacity(bytes: usize) -> EncodedBatch {
         let mut buffer = Vec::with_capacity(HEADER + bytes);
         buffer.resize(HEADER, 0);
-        EncodedBatch {
-            bytes: buffer,
-            count: 0,
-            data_bytes: 0,
-        }
+        EncodedBatch { bytes: buffer, count: 0, data_bytes: 0 }
     }
 
     /// Adds all changes of `other` behind those of this batch.
@@ -93,11 +86,7 @@ impl EncodedBatch {
 
     /// The place behind the last change.
     pub fn mark(&self) -> BatchMark {
-        BatchMark {
-            bytes: self.bytes.len(),
-            count: self.count,
-            data_bytes: self.data_bytes,
-        }
+        BatchMark { bytes: self.bytes.len(), count: self.count, data_bytes: self.data_bytes }
     }
 
     /// Removes the changes behind `mark`, which this batch gave and which no `clear` came after.
@@ -270,20 +259,10 @@ mod tests {
     #[test]
     fn changes_of_a_region_gain_their_prefix_and_stop_at_its_end() {
         let mut batch = EncodedBatch::new();
-        let all = Modify::DeleteRange {
-            cf: Cf::Default,
-            start: Bytes::from_static(b"b"),
-            end: Bytes::new(),
-        };
+        let all = Modify::DeleteRange { cf: Cf::Default, start: Bytes::from_static(b"b"), end: Bytes::new() };
         batch.modify(&all, b"m");
         batch.modify(&all, b"");
-        batch.modify(
-            &Modify::Delete {
-                cf: Cf::Lock,
-                key: Bytes::from_static(b"k"),
-            },
-            b"",
-        );
+        batch.modify(&Modify::Delete { cf: Cf::Lock, key: Bytes::from_static(b"k") }, b"");
         assert_eq!(
             batch.ops().collect::<Vec<_>>(),
             vec![

@@ -175,12 +175,7 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn get(&self, cf: Cf, key: &[u8], tier: Tier) -> Result<Option<Bytes>, ReadError>;
 
     /// The newest values of `keys`, in their order. Each key has its own answer.
-    fn multi_get<K: AsRef<[u8]>>(
-        &self,
-        cf: Cf,
-        keys: &[K],
-        tier: Tier,
-    ) -> Vec<Result<Option<Bytes>, ReadError>>;
+    fn multi_get<K: AsRef<[u8]>>(&self, cf: Cf, keys: &[K], tier: Tier) -> Vec<Result<Option<Bytes>, ReadError>>;
 
     /// Makes everything durable that was written before the call, all families together. Helpers only.
     fn flush(&self) -> Result<(), EngineError>;
@@ -244,9 +239,7 @@ pub trait Engine: Clone + Send + Sync + 'static {
             match self.write(batch, WriteMode::Helper) {
                 Ok(()) => self.flush(),
                 Err(WriteError::Failed(error)) => Err(error),
-                Err(WriteError::Incomplete(_)) => {
-                    Err(EngineError::Failed("a helper's write was refused".into()))
-                }
+                Err(WriteError::Incomplete(_)) => Err(EngineError::Failed("a helper's write was refused".into())),
             }
         };
         bury(families)?;
@@ -257,19 +250,11 @@ pub trait Engine: Clone + Send + Sync + 'static {
         let mut risen = Vec::new();
         for &cf in families {
             let mut iter = snapshot.iter(cf, start, end, Tier::Disk, false);
-            if iter
-                .first()
-                .map_err(|error| EngineError::Failed(error.to_string()))?
-                .is_some()
-            {
+            if iter.first().map_err(|error| EngineError::Failed(error.to_string()))?.is_some() {
                 risen.push(cf);
             }
         }
-        if risen.is_empty() {
-            Ok(())
-        } else {
-            bury(&risen)
-        }
+        if risen.is_empty() { Ok(()) } else { bury(&risen) }
     }
 }
 
@@ -294,12 +279,7 @@ pub trait EngineSnapshot: Clone + Send + Sync + 'static {
     fn get(&self, cf: Cf, key: &[u8], tier: Tier) -> Result<Option<Bytes>, ReadError>;
 
     /// The values of `keys`, in their order. Each key has its own answer.
-    fn multi_get<K: AsRef<[u8]>>(
-        &self,
-        cf: Cf,
-        keys: &[K],
-        tier: Tier,
-    ) -> Vec<Result<Option<Bytes>, ReadError>>;
+    fn multi_get<K: AsRef<[u8]>>(&self, cf: Cf, keys: &[K], tier: Tier) -> Vec<Result<Option<Bytes>, ReadError>>;
 
     /// An iterator over `[lower, upper)`; an empty bound is none. `fill_cache` says whether blocks that it reads from
     /// disk stay in the block cache; long scans say no.

@@ -44,10 +44,7 @@ pub struct TtlFilter {
 impl TtlFilter {
     /// A filter for `format`. The caller keeps `unix_seconds` at the current time; while it is 0 nothing expires.
     pub fn new(format: RawFormat, unix_seconds: Arc<AtomicU64>) -> TtlFilter {
-        TtlFilter {
-            format,
-            unix_seconds,
-        }
+        TtlFilter { format, unix_seconds }
     }
 
     /// True if some values could expire at all.

@@ -26,13 +26,7 @@ impl<S: EngineSnapshot> RegionView<S> {
     /// A view of the region `[start, end)`, where an empty `end` is infinity. Cursors stop at these bounds; `get` trusts
     /// its caller to have checked the key.
     pub fn new(snapshot: S, tier: Tier, start: Bytes, end: Bytes) -> RegionView<S> {
-        RegionView {
-            snapshot,
-            tier,
-            start,
-            end,
-            fill_cache: true,
-        }
+        RegionView { snapshot, tier, start, end, fill_cache: true }
     }
 
     /// The same state read down to another tier.
@@ -82,13 +76,8 @@ impl<S: EngineSnapshot> ReadView for RegionView<S> {
         if upper < lower {
             upper.clone_from(&lower);
         }
-        let iter = self
-            .snapshot
-            .iter(cf, &lower, &upper, self.tier, self.fill_cache);
-        Ok(RegionCursor {
-            iter,
-            place: Place::Fresh,
-        })
+        let iter = self.snapshot.iter(cf, &lower, &upper, self.tier, self.fill_cache);
+        Ok(RegionCursor { iter, place: Place::Fresh })
     }
 }
 
@@ -169,10 +158,7 @@ impl<I: EngineIter> Cursor for RegionCursor<I> {
 }
 
 /// Calls `read` with the engine's key for `key`, without an allocation for keys of common length.
-fn with_data_key<T>(
-    key: &[u8],
-    read: impl FnOnce(&[u8]) -> Result<T, ReadError>,
-) -> Result<T, ReadError> {
+fn with_data_key<T>(key: &[u8], read: impl FnOnce(&[u8]) -> Result<T, ReadError>) -> Result<T, ReadError> {
     if key.len() < STACK_KEY {
         let mut buffer = [0; STACK_KEY];
         buffer[0] = keys::DATA_PREFIX;

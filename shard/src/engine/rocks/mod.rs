@@ -14,14 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use bytes::Bytes;
 use mvcc::{Cf, ReadError};
 use rocksdb::properties as property;
-use rocksdb::{
-    DB, ErrorKind, FlushOptions, IngestExternalFileOptions, Range, SstFileWriter, WriteOptions,
-};
+use rocksdb::{DB, ErrorKind, FlushOptions, IngestExternalFileOptions, Range, SstFileWriter, WriteOptions};
 
-use super::{
-    EncodedBatch, Engine, EngineError, EngineStats, TableInfo, Tier, WriteBatch, WriteError,
-    WriteMode,
-};
+use super::{EncodedBatch, Engine, EngineError, EngineStats, TableInfo, Tier, WriteBatch, WriteError, WriteMode};
 
 pub use options::{BlockCache, RocksOptions};
 use owned::Handle;
@@ -60,19 +55,14 @@ impl Drop for Inside<'_> {
 
 impl RocksEngine {
     /// Opens the database in the folder `path`, or creates it. Helpers only.
-    pub fn open(
-        path: &Path,
-        cache: &BlockCache,
-        options: &RocksOptions,
-    ) -> Result<RocksEngine, EngineError> {
+    pub fn open(path: &Path, cache: &BlockCache, options: &RocksOptions) -> Result<RocksEngine, EngineError> {
         let db = DB::open_cf_descriptors(
             &options::database(options).map_err(engine_error)?,
             path,
             options::families(options, cache),
         )
         .map_err(engine_error)?;
-        let handle = Handle::new(db)
-            .ok_or_else(|| EngineError::Corruption("a column family is missing".into()))?;
+        let handle = Handle::new(db).ok_or_else(|| EngineError::Corruption("a column family is missing".into()))?;
         check_encoding(&handle)?;
         let mut core_writes = WriteOptions::default();
         core_writes.disable_wal(true);
@@ -104,11 +94,7 @@ impl RocksEngine {
     }
 
     fn check_open(&self) -> Result<(), EngineError> {
-        if self.shared.closed.load(Ordering::Acquire) {
-            Err(EngineError::Closed)
-        } else {
-            Ok(())
-        }
+        if self.shared.closed.load(Ordering::Acquire) { Err(EngineError::Closed) } else { Ok(()) }
     }
 
     /// Hard links beside `files`, for RocksDB to move into its folder: the files themselves stay, so that an ingest
@@ -150,15 +136,11 @@ impl Engine for RocksEngine {
         match self.db().write_opt(encoded, options) {
             Ok(()) => {
                 let bytes = batch.data_bytes() as u64 + batch.count() as u64 * MEMTABLE_ENTRY_BYTES;
-                self.shared
-                    .memtable_bytes
-                    .fetch_add(bytes, Ordering::Relaxed);
+                self.shared.memtable_bytes.fetch_add(bytes, Ordering::Relaxed);
                 Ok(())
             }
             // "Incomplete" is also how a stopped database wraps its background error.
-            Err(error)
-                if error.kind() == ErrorKind::Incomplete && error.as_ref().ends_with("stall") =>
-            {
+            Err(error) if error.kind() == ErrorKind::Incomplete && error.as_ref().ends_with("stall") => {
                 Err(WriteError::Incomplete(batch))
             }
             Err(error) => Err(WriteError::Failed(engine_error(error))),
@@ -173,12 +155,7 @@ impl Engine for RocksEngine {
         self.shared.handle.get(cf, key, tier)
     }
 
-    fn multi_get<K: AsRef<[u8]>>(
-        &self,
-        cf: Cf,
-        keys: &[K],
-        tier: Tier,
-    ) -> Vec<Result<Option<Bytes>, ReadError>> {
+    fn multi_get<K: AsRef<[u8]>>(&self, cf: Cf, keys: &[K], tier: Tier) -> Vec<Result<Option<Bytes>, ReadError>> {
         self.shared.handle.multi_get(cf, keys, tier)
     }
 
@@ -190,15 +167,11 @@ impl Engine for RocksEngine {
         let mut options = FlushOptions::default();
         options.set_wait(true);
         let families = self.shared.handle.families();
-        self.db()
-            .flush_cfs_opt(&families.each_ref().map(|family| *family), &options)
-            .map_err(|error| {
-                memtable.fetch_add(bytes, Ordering::Relaxed);
-                engine_error(error)
-            })?;
-        self.shared
-            .flushed_sequence
-            .fetch_max(sequence, Ordering::AcqRel);
+        self.db().flush_cfs_opt(&families.each_ref().map(|family| *family), &options).map_err(|error| {
+            memtable.fetch_add(bytes, Ordering::Relaxed);
+            engine_error(error)
+        })?;
+        self.shared.flushed_sequence.fetch_max(sequence, Ordering::AcqRel);
         Ok(())
     }
 
@@ -223,10 +196,7 @@ impl Engine for RocksEngine {
             count += 1;
         }
         writer.finish().map_err(engine_error)?;
-        Ok(TableInfo {
-            entries: count,
-            file_bytes: writer.file_size(),
-        })
+        Ok(TableInfo { entries: count, file_bytes: writer.file_size() })
     }
 
     fn ingest(&self, cf: Cf, files: &[PathBuf]) -> Result<(), EngineError> {
@@ -238,12 +208,12 @@ impl Engine for RocksEngine {
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
         let _inside = self.hold_cores_back();
-        self.db()
-            .ingest_external_file_cf_opts(self.shared.handle.family(cf), &options, links.clone())
-            .map_err(|error| {
+        self.db().ingest_external_file_cf_opts(self.shared.handle.family(cf), &options, links.clone()).map_err(
+            |error| {
                 unlink(&links);
                 engine_error(error)
-            })
+            },
+        )
     }
 
     fn delete_files_in_range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<(), EngineError> {
@@ -253,9 +223,7 @@ impl Engine for RocksEngine {
             return Ok(());
         }
         let _inside = self.hold_cores_back();
-        self.db()
-            .delete_file_in_range_cf(self.shared.handle.family(cf), start, &last)
-            .map_err(engine_error)
+        self.db().delete_file_in_range_cf(self.shared.handle.family(cf), start, &last).map_err(engine_error)
     }
 
     fn compact(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<(), EngineError> {
@@ -273,12 +241,9 @@ impl Engine for RocksEngine {
     }
 
     fn approximate_bytes(&self, cf: Cf, ranges: &[(&[u8], &[u8])]) -> Vec<u64> {
-        let ranges: Vec<Range<'_>> = ranges
-            .iter()
-            .map(|(start, end)| Range::new(start, if end.is_empty() { INFINITY } else { end }))
-            .collect();
-        self.db()
-            .get_approximate_sizes_cf(self.shared.handle.family(cf), &ranges)
+        let ranges: Vec<Range<'_>> =
+            ranges.iter().map(|(start, end)| Range::new(start, if end.is_empty() { INFINITY } else { end })).collect();
+        self.db().get_approximate_sizes_cf(self.shared.handle.family(cf), &ranges)
     }
 
     fn memtable_bytes(&self) -> u64 {
@@ -299,10 +264,7 @@ impl Engine for RocksEngine {
 
     fn stats(&self) -> EngineStats {
         let one = |name| self.property(Cf::Default, name);
-        let l0_files = Cf::ALL
-            .iter()
-            .map(|cf| self.property(*cf, &property::num_files_at_level(0)))
-            .max();
+        let l0_files = Cf::ALL.iter().map(|cf| self.property(*cf, &property::num_files_at_level(0))).max();
         EngineStats {
             writes_stopped: one(property::IS_WRITE_STOPPED) != 0,
             delayed_bytes_per_second: one(property::ACTUAL_DELAYED_WRITE_RATE),
@@ -313,8 +275,7 @@ impl Engine for RocksEngine {
             immutable_memtables: self.sum(property::NUM_IMMUTABLE_MEM_TABLE),
             block_cache_bytes: self.shared.cache.cache.get_usage() as u64,
             block_cache_pinned_bytes: self.shared.cache.cache.get_pinned_usage() as u64,
-            background_jobs: one(property::NUM_RUNNING_FLUSHES)
-                + one(property::NUM_RUNNING_COMPACTIONS),
+            background_jobs: one(property::NUM_RUNNING_FLUSHES) + one(property::NUM_RUNNING_COMPACTIONS),
             disk_bytes: self.disk_bytes(),
             snapshots: one(property::NUM_SNAPSHOTS),
             last_sequence: self.last_sequence(),
@@ -332,11 +293,7 @@ impl Engine for RocksEngine {
 impl RocksEngine {
     /// A number of RocksDB's about one family (or, for some, about the database); 0 if it has none.
     fn property(&self, cf: Cf, name: impl rocksdb::CStrLike) -> u64 {
-        self.db()
-            .property_int_value_cf(self.shared.handle.family(cf), name)
-            .ok()
-            .flatten()
-            .unwrap_or(0)
+        self.db().property_int_value_cf(self.shared.handle.family(cf), name).ok().flatten().unwrap_or(0)
     }
 
     fn sum(&self, name: &rocksdb::properties::PropName) -> u64 {
@@ -375,8 +332,7 @@ fn check_encoding(handle: &Handle) -> Result<(), EngineError> {
     if theirs.data() == ours.encoded() {
         Ok(())
     } else {
-        let what =
-            "the column families were created in another order, or batches have another form";
+        let what = "the column families were created in another order, or batches have another form";
         Err(EngineError::Corruption(what.into()))
     }
 }
@@ -416,7 +372,25 @@ fn read_error(error: rocksdb::Error) -> ReadError {
 
 #[cfg(test)]
 mod tests {
-    use super::below;
+    use super::*;
+
+    #[test]
+    fn cores_are_refused_while_a_helper_is_inside() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let engine = RocksEngine::open(folder.path(), &BlockCache::new(1 << 20), &RocksOptions::default())
+            .expect("the database opens");
+        let batch = || {
+            let mut batch = engine.batch();
+            batch.put(Cf::Default, b"zk", b"v");
+            batch
+        };
+        let inside = engine.hold_cores_back();
+        assert!(matches!(engine.write(batch(), WriteMode::Core), Err(WriteError::Incomplete(_))));
+        assert!(engine.write(batch(), WriteMode::Helper).is_ok());
+        drop(inside);
+        assert!(engine.write(batch(), WriteMode::Core).is_ok());
+        assert_eq!(engine.last_sequence(), 2);
+    }
 
     #[test]
     fn the_key_below_an_end_is_below_it_and_above_what_lies_lower() {

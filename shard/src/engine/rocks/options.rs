@@ -1,8 +1,8 @@
 //! RocksDB's settings: every one that differs from its default, and why.
 
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, ChecksumType, ColumnFamilyDescriptor,
-    CompactOptions, CompactionDecision, DBCompressionType, Error, InfoLogger, LogLevel, Options,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ChecksumType, ColumnFamilyDescriptor, CompactOptions,
+    CompactionDecision, DBCompressionType, Error, InfoLogger, LogLevel, Options,
 };
 
 use crate::engine::ttl::TOMBSTONE_V2;
@@ -22,10 +22,7 @@ impl BlockCache {
     /// RocksDB's HyperClock cache: a lookup takes no lock, where the LRU cache takes one per shard of it that all
     /// cores' reads would meet in. Without an estimate of the entry size its table grows by `mmap` as needed.
     pub fn new(capacity_bytes: usize) -> BlockCache {
-        BlockCache {
-            cache: Cache::new_hyper_clock_cache(capacity_bytes, 0),
-            capacity_bytes,
-        }
+        BlockCache { cache: Cache::new_hyper_clock_cache(capacity_bytes, 0), capacity_bytes }
     }
 
     /// What it was made for.
@@ -53,11 +50,7 @@ pub struct RocksOptions {
 
 impl Default for RocksOptions {
     fn default() -> RocksOptions {
-        RocksOptions {
-            memtable_bytes_max: 512 << 20,
-            background_jobs: 4,
-            ttl: None,
-        }
+        RocksOptions { memtable_bytes_max: 512 << 20, background_jobs: 4, ttl: None }
     }
 }
 
@@ -110,10 +103,7 @@ fn log(level: LogLevel, message: &str) {
 
 /// The four families in the order of their numbers.
 pub(super) fn families(options: &RocksOptions, cache: &BlockCache) -> Vec<ColumnFamilyDescriptor> {
-    Cf::ALL
-        .into_iter()
-        .map(|cf| ColumnFamilyDescriptor::new(cf.name(), family(cf, options, cache)))
-        .collect()
+    Cf::ALL.into_iter().map(|cf| ColumnFamilyDescriptor::new(cf.name(), family(cf, options, cache))).collect()
 }
 
 fn family(cf: Cf, options: &RocksOptions, cache: &BlockCache) -> Options {
@@ -153,14 +143,13 @@ fn family(cf: Cf, options: &RocksOptions, cache: &BlockCache) -> Options {
     family.set_soft_pending_compaction_bytes_limit(192 << 30);
     family.set_hard_pending_compaction_bytes_limit(1024 << 30);
     if let (Cf::Default, Some(ttl)) = (cf, options.ttl.clone().filter(TtlFilter::is_needed)) {
-        family.set_compaction_filter(
-            "basalt.ttl",
-            move |_level: u32, key: &[u8], value: &[u8]| match ttl.judge(key, value) {
+        family.set_compaction_filter("basalt.ttl", move |_level: u32, key: &[u8], value: &[u8]| {
+            match ttl.judge(key, value) {
                 Verdict::Keep => CompactionDecision::Keep,
                 Verdict::Remove => CompactionDecision::Remove,
                 Verdict::Bury => CompactionDecision::Change(TOMBSTONE_V2),
-            },
-        );
+            }
+        });
     }
     family
 }

@@ -57,12 +57,7 @@ impl Handle {
     }
 
     /// The newest value of `key`.
-    pub(super) fn get(
-        self: &Arc<Handle>,
-        cf: Cf,
-        key: &[u8],
-        tier: Tier,
-    ) -> Result<Option<Bytes>, ReadError> {
+    pub(super) fn get(self: &Arc<Handle>, cf: Cf, key: &[u8], tier: Tier) -> Result<Option<Bytes>, ReadError> {
         let options = match tier {
             Tier::Cache => &self.cache_reads,
             Tier::Disk => &self.disk_reads,
@@ -84,12 +79,7 @@ impl Handle {
         self.multi_get_with(cf, keys, options)
     }
 
-    fn get_with(
-        self: &Arc<Handle>,
-        cf: Cf,
-        key: &[u8],
-        options: &ReadOptions,
-    ) -> Result<Option<Bytes>, ReadError> {
+    fn get_with(self: &Arc<Handle>, cf: Cf, key: &[u8], options: &ReadOptions) -> Result<Option<Bytes>, ReadError> {
         forever(&self.db)
             .get_pinned_cf_opt(self.families[cf.index()], key, options)
             .map(|value| value.map(|value| self.own(value)))
@@ -106,11 +96,7 @@ impl Handle {
         forever(&self.db)
             .batched_multi_get_cf_opt::<[u8], _>(self.families[cf.index()], keys, false, options)
             .into_iter()
-            .map(|value| {
-                value
-                    .map(|value| value.map(|value| self.own(value)))
-                    .map_err(read_error)
-            })
+            .map(|value| value.map(|value| value.map(|value| self.own(value))).map_err(read_error))
             .collect()
     }
 
@@ -118,10 +104,7 @@ impl Handle {
         if value.len() < COPY_BELOW {
             Bytes::copy_from_slice(&value)
         } else {
-            Bytes::from_owner(Pinned {
-                value,
-                _handle: self.clone(),
-            })
+            Bytes::from_owner(Pinned { value, _handle: self.clone() })
         }
     }
 }
@@ -204,12 +187,7 @@ impl EngineSnapshot for RocksSnapshot {
         self.inner.handle.get_with(cf, key, self.reads(tier))
     }
 
-    fn multi_get<K: AsRef<[u8]>>(
-        &self,
-        cf: Cf,
-        keys: &[K],
-        tier: Tier,
-    ) -> Vec<Result<Option<Bytes>, ReadError>> {
+    fn multi_get<K: AsRef<[u8]>>(&self, cf: Cf, keys: &[K], tier: Tier) -> Vec<Result<Option<Bytes>, ReadError>> {
         self.inner.handle.multi_get_with(cf, keys, self.reads(tier))
     }
 

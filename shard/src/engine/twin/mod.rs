@@ -20,10 +20,7 @@ use base::Prng;
 use bytes::Bytes;
 use mvcc::{Cf, ReadError};
 
-use super::{
-    EncodedBatch, Engine, EngineError, EngineStats, TableInfo, Tier, TtlFilter, WriteError,
-    WriteMode,
-};
+use super::{EncodedBatch, Engine, EngineError, EngineStats, TableInfo, Tier, TtlFilter, WriteError, WriteMode};
 
 pub use read::{TwinIter, TwinSnapshot};
 use store::{Durable, Store};
@@ -88,23 +85,16 @@ impl TwinDisk {
     pub fn fork(&self) -> TwinDisk {
         let mut copy = self.lock().clone();
         copy.in_use = false;
-        TwinDisk {
-            durable: Arc::new(Mutex::new(copy)),
-        }
+        TwinDisk { durable: Arc::new(Mutex::new(copy)) }
     }
 
     /// All durable entries of a family.
     pub fn entries(&self, cf: Cf) -> Vec<(Bytes, Bytes)> {
-        self.lock().families[cf.index()]
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
+        self.lock().families[cf.index()].iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Durable> {
-        self.durable
-            .lock()
-            .expect("no call panics while it holds the disk")
+        self.durable.lock().expect("no call panics while it holds the disk")
     }
 }
 
@@ -123,18 +113,13 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store
-            .lock()
-            .expect("no call panics while it holds the store")
+        self.store.lock().expect("no call panics while it holds the store")
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let store = self
-            .store
-            .get_mut()
-            .expect("no call panics while it holds the store");
+        let store = self.store.get_mut().expect("no call panics while it holds the store");
         if store.alive {
             self.disk.lock().in_use = false;
         }
@@ -164,13 +149,7 @@ impl TwinEngine {
         durable.in_use = true;
         let store = Store::recover(&durable, Prng::new(seed), faults);
         drop(durable);
-        Ok(TwinEngine {
-            shared: Arc::new(Shared {
-                disk: disk.clone(),
-                store: Mutex::new(store),
-                ttl,
-            }),
-        })
+        Ok(TwinEngine { shared: Arc::new(Shared { disk: disk.clone(), store: Mutex::new(store), ttl }) })
     }
 
     /// The end of the process: what is not durable is gone, the disk is free for another engine, and every handle,
@@ -227,16 +206,9 @@ impl Engine for TwinEngine {
         self.shared.lock().read(cf, key, u64::MAX, tier)
     }
 
-    fn multi_get<K: AsRef<[u8]>>(
-        &self,
-        cf: Cf,
-        keys: &[K],
-        tier: Tier,
-    ) -> Vec<Result<Option<Bytes>, ReadError>> {
+    fn multi_get<K: AsRef<[u8]>>(&self, cf: Cf, keys: &[K], tier: Tier) -> Vec<Result<Option<Bytes>, ReadError>> {
         let mut store = self.shared.lock();
-        keys.iter()
-            .map(|key| store.read(cf, key.as_ref(), u64::MAX, tier))
-            .collect()
+        keys.iter().map(|key| store.read(cf, key.as_ref(), u64::MAX, tier)).collect()
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -264,17 +236,10 @@ impl Engine for TwinEngine {
         }
         let info = TableInfo {
             entries: entries.len() as u64,
-            file_bytes: entries
-                .iter()
-                .map(|(key, value)| (key.len() + value.len()) as u64)
-                .sum(),
+            file_bytes: entries.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum(),
         };
         self.shared.lock().check_alive()?;
-        self.shared
-            .disk
-            .lock()
-            .tables
-            .insert(path.to_path_buf(), entries);
+        self.shared.disk.lock().tables.insert(path.to_path_buf(), entries);
         Ok(info)
     }
 
@@ -285,15 +250,13 @@ impl Engine for TwinEngine {
         let mut tables = Vec::new();
         for path in files {
             tables.push(
-                disk.tables.get(path).cloned().ok_or_else(|| {
-                    EngineError::Failed(format!("no table file {}", path.display()))
-                })?,
+                disk.tables
+                    .get(path)
+                    .cloned()
+                    .ok_or_else(|| EngineError::Failed(format!("no table file {}", path.display())))?,
             );
         }
-        if tables
-            .iter()
-            .any(|table| store.overlaps_memtable(cf, table))
-        {
+        if tables.iter().any(|table| store.overlaps_memtable(cf, table)) {
             store.make_durable(&mut disk);
         }
         for table in tables {
@@ -320,10 +283,7 @@ impl Engine for TwinEngine {
 
     fn approximate_bytes(&self, cf: Cf, ranges: &[(&[u8], &[u8])]) -> Vec<u64> {
         let disk = self.shared.disk.lock();
-        ranges
-            .iter()
-            .map(|(start, end)| disk.bytes_in(cf, start, end))
-            .collect()
+        ranges.iter().map(|(start, end)| disk.bytes_in(cf, start, end)).collect()
     }
 
     fn memtable_bytes(&self) -> u64 {

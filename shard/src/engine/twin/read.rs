@@ -31,9 +31,7 @@ impl Drop for Open {
 impl TwinSnapshot {
     pub(super) fn new(shared: Arc<Shared>) -> TwinSnapshot {
         let sequence = shared.lock().open_snapshot();
-        TwinSnapshot {
-            open: Arc::new(Open { shared, sequence }),
-        }
+        TwinSnapshot { open: Arc::new(Open { shared, sequence }) }
     }
 }
 
@@ -49,16 +47,9 @@ impl EngineSnapshot for TwinSnapshot {
         store.read(cf, key, self.open.sequence, tier)
     }
 
-    fn multi_get<K: AsRef<[u8]>>(
-        &self,
-        cf: Cf,
-        keys: &[K],
-        tier: Tier,
-    ) -> Vec<Result<Option<Bytes>, ReadError>> {
+    fn multi_get<K: AsRef<[u8]>>(&self, cf: Cf, keys: &[K], tier: Tier) -> Vec<Result<Option<Bytes>, ReadError>> {
         let mut store = self.open.shared.lock();
-        keys.iter()
-            .map(|key| store.read(cf, key.as_ref(), self.open.sequence, tier))
-            .collect()
+        keys.iter().map(|key| store.read(cf, key.as_ref(), self.open.sequence, tier)).collect()
     }
 
     fn iter(&self, cf: Cf, lower: &[u8], upper: &[u8], tier: Tier, _fill_cache: bool) -> TwinIter {
@@ -84,12 +75,7 @@ pub struct TwinIter {
 }
 
 impl TwinIter {
-    fn go(
-        &mut self,
-        from: Bound<&[u8]>,
-        to: Bound<&[u8]>,
-        up: bool,
-    ) -> Result<Option<Entry<'_>>, ReadError> {
+    fn go(&mut self, from: Bound<&[u8]>, to: Bound<&[u8]>, up: bool) -> Result<Option<Entry<'_>>, ReadError> {
         let open = &self.snapshot.open;
         let mut store = open.shared.lock();
         self.at = store.find(self.cf, (from, to), up, open.sequence, self.tier);
@@ -107,11 +93,7 @@ impl TwinIter {
 }
 
 fn upper_bound(upper: &[u8]) -> Bound<&[u8]> {
-    if upper.is_empty() {
-        Bound::Unbounded
-    } else {
-        Bound::Excluded(upper)
-    }
+    if upper.is_empty() { Bound::Unbounded } else { Bound::Excluded(upper) }
 }
 
 impl EngineIter for TwinIter {

@@ -110,11 +110,7 @@ impl Store {
     }
 
     pub(super) fn check_alive(&self) -> Result<(), EngineError> {
-        if self.alive {
-            Ok(())
-        } else {
-            Err(EngineError::Closed)
-        }
+        if self.alive { Ok(()) } else { Err(EngineError::Closed) }
     }
 
     pub(super) fn check_writable(&self) -> Result<(), EngineError> {
@@ -152,11 +148,7 @@ impl Store {
             self.sequence += 1;
             match op {
                 BatchOp::Put(cf, key, value) => {
-                    self.set(
-                        cf,
-                        Bytes::copy_from_slice(key),
-                        Some(Bytes::copy_from_slice(value)),
-                    );
+                    self.set(cf, Bytes::copy_from_slice(key), Some(Bytes::copy_from_slice(value)));
                 }
                 BatchOp::Delete(cf, key) => self.set(cf, Bytes::copy_from_slice(key), None),
                 BatchOp::DeleteRange(cf, start, end) => {
@@ -176,11 +168,7 @@ impl Store {
         let bytes = key.len() + value.as_ref().map_or(0, Bytes::len);
         self.memtable_bytes += bytes as u64;
         self.memtable[cf.index()].insert(key.clone(), value.clone());
-        let version = Version {
-            sequence: self.sequence,
-            value,
-            ingested: false,
-        };
+        let version = Version { sequence: self.sequence, value, ingested: false };
         self.push(cf, key, version);
     }
 
@@ -212,10 +200,7 @@ impl Store {
         let (Some((first, _)), Some((last, _))) = (table.first(), table.last()) else {
             return false;
         };
-        self.memtable[cf.index()]
-            .range(first.clone()..=last.clone())
-            .next()
-            .is_some()
+        self.memtable[cf.index()].range(first.clone()..=last.clone()).next().is_some()
     }
 
     /// Durable at once, whatever the memtable holds of other keys.
@@ -230,10 +215,8 @@ impl Store {
     /// Drops the files of some part of the range: what is in them is gone for snapshots too, and older values that a
     /// dropped tombstone hid may reappear.
     pub(super) fn drop_files(&mut self, cf: Cf, start: &[u8], end: &[u8], disk: &mut Durable) {
-        let mut keys: Vec<Bytes> = self.families[cf.index()]
-            .range::<[u8], _>(bounds(start, end))
-            .map(|(key, _)| key.clone())
-            .collect();
+        let mut keys: Vec<Bytes> =
+            self.families[cf.index()].range::<[u8], _>(bounds(start, end)).map(|(key, _)| key.clone()).collect();
         let from = self.prng.below(keys.len() as u64 + 1) as usize;
         let to = self.prng.range(from as u64, keys.len() as u64 + 1) as usize;
         for key in keys.drain(from..to) {
@@ -249,8 +232,8 @@ impl Store {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
         for (key, value) in hidden {
-            let unknown = !self.families[cf.index()].contains_key(&key)
-                && !self.memtable[cf.index()].contains_key(&key);
+            let unknown =
+                !self.families[cf.index()].contains_key(&key) && !self.memtable[cf.index()].contains_key(&key);
             if unknown && self.chance(self.faults.resurface_one_in) {
                 disk.families[cf.index()].insert(key.clone(), value.clone());
                 self.families[cf.index()].insert(key, vec![Version::file(0, value)]);
@@ -258,19 +241,10 @@ impl Store {
         }
     }
 
-    pub(super) fn compact(
-        &mut self,
-        cf: Cf,
-        start: &[u8],
-        end: &[u8],
-        ttl: Option<&TtlFilter>,
-        disk: &mut Durable,
-    ) {
+    pub(super) fn compact(&mut self, cf: Cf, start: &[u8], end: &[u8], ttl: Option<&TtlFilter>, disk: &mut Durable) {
         let range = || bounds(start, end);
-        let hidden: Vec<Bytes> = disk.hidden[cf.index()]
-            .range::<[u8], _>(range())
-            .map(|(key, _)| key.clone())
-            .collect();
+        let hidden: Vec<Bytes> =
+            disk.hidden[cf.index()].range::<[u8], _>(range()).map(|(key, _)| key.clone()).collect();
         for key in hidden {
             disk.hidden[cf.index()].remove(&key);
         }
@@ -296,13 +270,7 @@ impl Store {
     }
 
     /// The newest value of `key` at or before `sequence`.
-    pub(super) fn read(
-        &mut self,
-        cf: Cf,
-        key: &[u8],
-        sequence: u64,
-        tier: Tier,
-    ) -> Result<Option<Bytes>, ReadError> {
+    pub(super) fn read(&mut self, cf: Cf, key: &[u8], sequence: u64, tier: Tier) -> Result<Option<Bytes>, ReadError> {
         self.check_readable(tier)?;
         let versions = self.families[cf.index()].get(key);
         Ok(versions.and_then(|versions| visible(versions, sequence)))
@@ -322,14 +290,9 @@ impl Store {
             return Ok(None);
         }
         let mut entries = self.families[cf.index()].range::<[u8], _>(range);
-        let see = |(key, versions): (&Bytes, &Vec<Version>)| {
-            visible(versions, sequence).map(|value| (key.clone(), value))
-        };
-        Ok(if up {
-            entries.find_map(see)
-        } else {
-            entries.rev().find_map(see)
-        })
+        let see =
+            |(key, versions): (&Bytes, &Vec<Version>)| visible(versions, sequence).map(|value| (key.clone(), value));
+        Ok(if up { entries.find_map(see) } else { entries.rev().find_map(see) })
     }
 
     pub(super) fn open_snapshot(&mut self) -> u64 {
@@ -338,10 +301,7 @@ impl Store {
     }
 
     pub(super) fn close_snapshot(&mut self, sequence: u64) {
-        let open = self
-            .snapshots
-            .get_mut(&sequence)
-            .expect("a snapshot closes once");
+        let open = self.snapshots.get_mut(&sequence).expect("a snapshot closes once");
         *open -= 1;
         if *open == 0 {
             self.snapshots.remove(&sequence);
@@ -353,8 +313,7 @@ impl Store {
     }
 
     fn check_readable(&mut self, tier: Tier) -> Result<(), ReadError> {
-        self.check_alive()
-            .map_err(|error| ReadError::Failed(error.to_string()))?;
+        self.check_alive().map_err(|error| ReadError::Failed(error.to_string()))?;
         if tier == Tier::Cache && self.chance(self.faults.not_cached_one_in) {
             return Err(ReadError::NotCached);
         }
@@ -364,11 +323,7 @@ impl Store {
 
 impl Version {
     fn file(sequence: u64, value: Bytes) -> Version {
-        Version {
-            sequence,
-            value: Some(value),
-            ingested: true,
-        }
+        Version { sequence, value: Some(value), ingested: true }
     }
 }
 
@@ -379,11 +334,7 @@ fn visible(versions: &[Version], sequence: u64) -> Option<Bytes> {
 
 /// `[start, end)`, where an empty bound is none.
 pub(super) fn bounds<'a>(start: &'a [u8], end: &'a [u8]) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
-    let upper = if end.is_empty() {
-        Bound::Unbounded
-    } else {
-        Bound::Excluded(end.max(start))
-    };
+    let upper = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end.max(start)) };
     (Bound::Included(start), upper)
 }
 
@@ -392,8 +343,6 @@ fn is_range(range: (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
     match range {
         (Bound::Unbounded, _) | (_, Bound::Unbounded) => true,
         (Bound::Excluded(a), Bound::Excluded(b)) => a < b,
-        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => {
-            a <= b
-        }
+        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => a <= b,
     }
 }
