@@ -22,32 +22,25 @@ fn measure(name: &str, count: u64, work: impl FnOnce(u64)) {
     let start = executor::now();
     work(count);
     let spent = executor::now().0 - start.0;
-    println!(
-        "{name:<44} {:>9.0} ns/op {:>12} ops",
-        spent as f64 / count as f64,
-        count
-    );
+    println!("{name:<44} {:>9.0} ns/op {:>12} ops", spent as f64 / count as f64, count);
 }
 
 fn main() {
-    let keys: u64 = std::env::args()
-        .nth(1)
-        .map_or(1_000_000, |text| text.parse().expect("a number of keys"));
+    let keys: u64 = std::env::args().nth(1).map_or(1_000_000, |text| text.parse().expect("a number of keys"));
     let config = executor::CoresConfig {
         cores: 1,
         io: executor::IoChoice::Epoll,
         pin: false,
         ..executor::CoresConfig::default()
     };
-    executor::run_cores(config, move |_| Box::pin(async move { run(keys) }))
-        .expect("a core starts");
+    executor::run_cores(config, move |_| Box::pin(async move { run(keys) })).expect("a core starts");
 }
 
 fn run(keys: u64) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let cache = BlockCache::new(1 << 30);
-    let engine = RocksEngine::open(&folder.path().join("db"), &cache, &RocksOptions::default())
-        .expect("the database opens");
+    let engine =
+        RocksEngine::open(&folder.path().join("db"), &cache, &RocksOptions::default()).expect("the database opens");
     let mut prng = Prng::new(1);
 
     measure("write, batches of 128 puts (ascending)", keys, |count| {
@@ -68,9 +61,7 @@ fn run(keys: u64) {
         }
     });
     measure("flush", 1, |_| engine.flush().expect("flushed"));
-    measure("compact", 1, |_| {
-        engine.compact(Cf::Default, b"", b"").expect("compacted")
-    });
+    measure("compact", 1, |_| engine.compact(Cf::Default, b"", b"").expect("compacted"));
 
     let snapshot = engine.snapshot();
     measure("next (borrowed), blocks from disk", keys, |count| {
@@ -90,12 +81,7 @@ fn run(keys: u64) {
         assert_eq!(seen, count);
     });
     measure("next_entry of a region's cursor, cached", keys, |count| {
-        let view = RegionView::new(
-            snapshot.clone(),
-            Tier::Cache,
-            Default::default(),
-            Default::default(),
-        );
+        let view = RegionView::new(snapshot.clone(), Tier::Cache, Default::default(), Default::default());
         let mut cursor = view.cursor(Cf::Default, b"", b"").expect("a cursor");
         let mut seen = 0;
         while cursor.next_entry().expect("cached").is_some() {
@@ -122,19 +108,14 @@ fn run(keys: u64) {
         }
     });
     for size in [16, 128] {
-        measure(
-            &format!("multi_get of {size}, cached, per key"),
-            512_000,
-            |count| {
-                for _ in 0..count / size {
-                    let wanted: Vec<[u8; 20]> =
-                        (0..size).map(|_| key(prng.below(keys) * 2)).collect();
-                    for found in engine.multi_get(Cf::Default, &wanted, Tier::Cache) {
-                        assert!(found.expect("cached").is_some());
-                    }
+        measure(&format!("multi_get of {size}, cached, per key"), 512_000, |count| {
+            for _ in 0..count / size {
+                let wanted: Vec<[u8; 20]> = (0..size).map(|_| key(prng.below(keys) * 2)).collect();
+                for found in engine.multi_get(Cf::Default, &wanted, Tier::Cache) {
+                    assert!(found.expect("cached").is_some());
                 }
-            },
-        );
+            }
+        });
     }
     measure("snapshot", 500_000, |count| {
         for _ in 0..count {
@@ -156,19 +137,15 @@ fn run(keys: u64) {
         }
     });
     for size in [1, 16, 128] {
-        measure(
-            &format!("write, batches of {size} puts (random), per put"),
-            256_000,
-            |count| {
-                for _ in 0..count / size {
-                    let mut batch = engine.batch();
-                    for _ in 0..size {
-                        batch.put(Cf::Default, &key(prng.below(keys) * 2), &VALUE);
-                    }
-                    engine.write(batch, WriteMode::Core).expect("written");
+        measure(&format!("write, batches of {size} puts (random), per put"), 256_000, |count| {
+            for _ in 0..count / size {
+                let mut batch = engine.batch();
+                for _ in 0..size {
+                    batch.put(Cf::Default, &key(prng.below(keys) * 2), &VALUE);
                 }
-            },
-        );
+                engine.write(batch, WriteMode::Core).expect("written");
+            }
+        });
     }
     println!("{:?}", engine.stats());
 }

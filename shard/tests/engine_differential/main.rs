@@ -30,14 +30,7 @@ fn seed_of_life(seed: u64, life: u64) -> u64 {
 }
 
 /// One life up to its end, which is a clean close now and then.
-fn live<E: Engine>(
-    engine: &E,
-    model: &mut Model,
-    folder: &Path,
-    marks: &mut Marks,
-    seed: u64,
-    life: u64,
-) {
+fn live<E: Engine>(engine: &E, model: &mut Model, folder: &Path, marks: &mut Marks, seed: u64, life: u64) {
     let mut script = Script::new(engine, model, folder, marks, seed_of_life(seed, life));
     script.check_restart();
     script.run(STEPS);
@@ -58,22 +51,10 @@ fn the_twin_answers_and_forgets_like_the_model() {
         for life in 0..LIVES {
             let mut prng = Prng::new(seed_of_life(seed, life));
             let faults = TwinFaults::arbitrary(&mut prng);
-            let engine =
-                TwinEngine::open(&disk, prng.next_u64(), faults).expect("the disk is free");
-            live(
-                &engine,
-                &mut model,
-                Path::new("/twin"),
-                &mut marks,
-                seed,
-                life,
-            );
+            let engine = TwinEngine::open(&disk, prng.next_u64(), faults).expect("the disk is free");
+            live(&engine, &mut model, Path::new("/twin"), &mut marks, seed, life);
             engine.kill();
-            assert!(
-                engine
-                    .get(mvcc::Cf::Default, b"z", shard::engine::Tier::Disk)
-                    .is_err()
-            );
+            assert!(engine.get(mvcc::Cf::Default, b"z", shard::engine::Tier::Disk).is_err());
         }
         std::mem::forget(told);
     }
@@ -91,20 +72,13 @@ fn rocksdb_answers_and_forgets_like_the_model() {
 /// A kill of the process loses nothing that was written to a file, so memory is as good as a disk here, and syncs cost
 /// nothing.
 fn fast_folder() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .expect("a temporary folder")
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
 }
 
 /// Runs one life of all scripts in a child and kills it.
 fn kill_child_after(folder: &Path, life: u64) {
     let program = std::env::current_exe().expect("this test");
-    let order = format!(
-        "{} {} {life} {}",
-        ROCKS_SEEDS.start,
-        ROCKS_SEEDS.end,
-        folder.display()
-    );
+    let order = format!("{} {} {life} {}", ROCKS_SEEDS.start, ROCKS_SEEDS.end, folder.display());
     let mut child = Command::new(program)
         .args(["child", "--exact", "--nocapture"])
         .env(CHILD, order)
@@ -117,10 +91,7 @@ fn kill_child_after(folder: &Path, life: u64) {
     let ready = lines.any(|line| line.contains("ready to be killed"));
     child.kill().expect("ours to kill");
     child.wait().expect("it ends");
-    assert!(
-        ready,
-        "life {life} failed in the child; its output stands above"
-    );
+    assert!(ready, "life {life} failed in the child; its output stands above");
 }
 
 /// Not a test by itself: one life of a window of scripts, then a wait for the end.
@@ -134,10 +105,7 @@ fn child() {
     let (seeds, life, folder) = (number(0)..number(1), number(2), Path::new(order[3]));
     let cache = BlockCache::new(256 << 10);
     // Small enough that RocksDB flushes by itself now and then.
-    let options = RocksOptions {
-        memtable_bytes_max: 64 << 10,
-        ..RocksOptions::default()
-    };
+    let options = RocksOptions { memtable_bytes_max: 64 << 10, ..RocksOptions::default() };
     let mut marks = Marks::default();
     let mut engines = Vec::new();
     for seed in seeds {
@@ -149,18 +117,14 @@ fn child() {
             Ok(text) => Model::from_json(&text),
             Err(_) => Model::default(),
         };
-        let engine =
-            RocksEngine::open(&folder.join("db"), &cache, &options).expect("the database opens");
+        let engine = RocksEngine::open(&folder.join("db"), &cache, &options).expect("the database opens");
         live(&engine, &mut model, &folder, &mut marks, seed, life);
         std::fs::write(&saved, model.to_json()).expect("a file");
         // Open until the end, so that nothing is flushed on the way out.
         engines.push(engine);
         std::mem::forget(told);
     }
-    check_marks(Marks {
-        incomplete: 1,
-        ..marks
-    });
+    check_marks(Marks { incomplete: 1, ..marks });
     println!("\nready to be killed");
     let _ = std::io::stdin().read(&mut [0]);
     drop(engines);
@@ -169,13 +133,7 @@ fn child() {
 /// Everything worth testing happened at all.
 fn check_marks(marks: Marks) {
     println!("{marks:?}");
-    let Marks {
-        incomplete,
-        not_cached,
-        flushes,
-        ingests,
-        erases,
-    } = marks;
+    let Marks { incomplete, not_cached, flushes, ingests, erases } = marks;
     for mark in [incomplete, not_cached, flushes, ingests, erases] {
         assert!(mark > 0, "{marks:?}");
     }

@@ -6,25 +6,25 @@ use mvcc::Cf;
 use serde::{Deserialize, Serialize};
 
 /// Entries of one family.
-pub type Family = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type Family = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// The contents of an engine.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct State {
+pub(crate) struct State {
     families: [Family; 4],
 }
 
 impl State {
-    pub fn family(&self, cf: Cf) -> &Family {
+    pub(crate) fn family(&self, cf: Cf) -> &Family {
         &self.families[cf.index()]
     }
 
-    pub fn insert(&mut self, cf: Cf, key: Vec<u8>, value: Vec<u8>) {
+    pub(crate) fn insert(&mut self, cf: Cf, key: Vec<u8>, value: Vec<u8>) {
         self.families[cf.index()].insert(key, value);
     }
 
     /// Entries in `[start, end)`, an empty `end` being none.
-    pub fn range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         self.family(cf)
             .iter()
             .filter(|(key, _)| key.as_slice() >= start && (end.is_empty() || key.as_slice() < end))
@@ -41,11 +41,7 @@ impl State {
             for key in keys {
                 let show = |family: &Family| {
                     let value = family.get(key)?;
-                    Some(format!(
-                        "{:?}…{}",
-                        &value[..value.len().min(4)],
-                        value.len()
-                    ))
+                    Some(format!("{:?}…{}", &value[..value.len().min(4)], value.len()))
                 };
                 let (a, b) = (show(ours), show(theirs));
                 if a != b {
@@ -74,7 +70,7 @@ impl State {
 
 /// One change; the family by its number.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Op {
+pub(crate) enum Op {
     Put(usize, Vec<u8>, Vec<u8>),
     Delete(usize, Vec<u8>),
     DeleteRange(usize, Vec<u8>, Vec<u8>),
@@ -91,14 +87,14 @@ enum Event {
 
 /// What an engine holds, and what it may hold after a kill.
 #[derive(Clone, Default)]
-pub struct Model {
-    pub now: State,
+pub(crate) struct Model {
+    pub(crate) now: State,
     base: State,
     events: Vec<Event>,
 }
 
 impl Model {
-    pub fn write(&mut self, ops: Vec<Op>) {
+    pub(crate) fn write(&mut self, ops: Vec<Op>) {
         for op in &ops {
             self.now.apply(op);
         }
@@ -107,7 +103,7 @@ impl Model {
 
     /// Adds the entries of a table file. A write that meets its range is durable then: either it was already, or the
     /// engine has found it in the memtable and flushed.
-    pub fn ingest(&mut self, cf: Cf, entries: &[(Vec<u8>, Vec<u8>)]) {
+    pub(crate) fn ingest(&mut self, cf: Cf, entries: &[(Vec<u8>, Vec<u8>)]) {
         let (first, last) = (&entries[0].0, &entries[entries.len() - 1].0);
         let mut durable = 0;
         let mut state = self.base.clone();
@@ -116,9 +112,7 @@ impl Model {
             for op in ops {
                 let inside = |key: &Vec<u8>| (first..=last).contains(&key);
                 let meets = match op {
-                    Op::Put(number, key, _) | Op::Delete(number, key) => {
-                        *number == cf.index() && inside(key)
-                    }
+                    Op::Put(number, key, _) | Op::Delete(number, key) => *number == cf.index() && inside(key),
                     Op::DeleteRange(number, start, end) => {
                         let hit = |key: &Vec<u8>| inside(key) && key >= start && key < end;
                         *number == cf.index() && state.family(cf).keys().any(hit)
@@ -136,8 +130,7 @@ impl Model {
                 self.base.apply(op);
             }
         }
-        let puts =
-            |(key, value): &(Vec<u8>, Vec<u8>)| Op::Put(cf.index(), key.clone(), value.clone());
+        let puts = |(key, value): &(Vec<u8>, Vec<u8>)| Op::Put(cf.index(), key.clone(), value.clone());
         let ops: Vec<Op> = entries.iter().map(puts).collect();
         for op in &ops {
             self.now.apply(op);
@@ -145,7 +138,7 @@ impl Model {
         self.events.push(Event::Ingest(ops));
     }
 
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         self.base = self.now.clone();
         self.events.clear();
     }
@@ -154,12 +147,8 @@ impl Model {
     ///
     /// # Errors
     /// That is not a prefix of the order of writes together with all ingests.
-    pub fn restart(&mut self, found: State) -> Result<(), String> {
-        let writes = self
-            .events
-            .iter()
-            .filter(|event| matches!(event, Event::Write(_)))
-            .count();
+    pub(crate) fn restart(&mut self, found: State) -> Result<(), String> {
+        let writes = self.events.iter().filter(|event| matches!(event, Event::Write(_))).count();
         for kept in (0..=writes).rev() {
             let mut state = self.base.clone();
             let mut seen = 0;
@@ -190,26 +179,16 @@ impl Model {
         ))
     }
 
-    pub fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         let plain = |state: &State| Cf::ALL.map(|cf| state.range(cf, b"", b""));
-        let saved = Saved {
-            now: plain(&self.now),
-            base: plain(&self.base),
-            events: self.events.clone(),
-        };
+        let saved = Saved { now: plain(&self.now), base: plain(&self.base), events: self.events.clone() };
         serde_json::to_string(&saved).expect("plain data")
     }
 
-    pub fn from_json(text: &str) -> Model {
+    pub(crate) fn from_json(text: &str) -> Model {
         let saved: Saved = serde_json::from_str(text).expect("written by to_json");
-        let state = |plain: [Vec<(Vec<u8>, Vec<u8>)>; 4]| State {
-            families: plain.map(Family::from_iter),
-        };
-        Model {
-            now: state(saved.now),
-            base: state(saved.base),
-            events: saved.events,
-        }
+        let state = |plain: [Vec<(Vec<u8>, Vec<u8>)>; 4]| State { families: plain.map(Family::from_iter) };
+        Model { now: state(saved.now), base: state(saved.base), events: saved.events }
     }
 }
 

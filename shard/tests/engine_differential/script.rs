@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use base::Prng;
 use bytes::Bytes;
 use mvcc::{Cf, Cursor, ReadError, ReadView};
-use shard::engine::{
-    Engine, EngineIter, EngineSnapshot, Entry, RegionView, Tier, WriteBatch, WriteError, WriteMode,
-};
+use shard::engine::{Engine, EngineIter, EngineSnapshot, Entry, RegionView, Tier, WriteBatch, WriteError, WriteMode};
 
 use super::model::{Model, Op, State};
 
@@ -15,45 +13,31 @@ type Pair = (Vec<u8>, Vec<u8>);
 
 /// How often the interesting things happened, so that a script that tests nothing is noticed.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Marks {
-    pub incomplete: u64,
-    pub not_cached: u64,
-    pub flushes: u64,
-    pub ingests: u64,
-    pub erases: u64,
+pub(crate) struct Marks {
+    pub(crate) incomplete: u64,
+    pub(crate) not_cached: u64,
+    pub(crate) flushes: u64,
+    pub(crate) ingests: u64,
+    pub(crate) erases: u64,
 }
 
-pub struct Script<'a, E: Engine> {
-    pub engine: &'a E,
-    pub model: &'a mut Model,
-    pub folder: &'a Path,
-    pub marks: &'a mut Marks,
+pub(crate) struct Script<'a, E: Engine> {
+    pub(crate) engine: &'a E,
+    pub(crate) model: &'a mut Model,
+    pub(crate) folder: &'a Path,
+    pub(crate) marks: &'a mut Marks,
     prng: Prng,
     snapshots: Vec<(E::Snapshot, State)>,
     tables: u32,
 }
 
 impl<'a, E: Engine> Script<'a, E> {
-    pub fn new(
-        engine: &'a E,
-        model: &'a mut Model,
-        folder: &'a Path,
-        marks: &'a mut Marks,
-        seed: u64,
-    ) -> Self {
-        Script {
-            engine,
-            model,
-            folder,
-            marks,
-            prng: Prng::new(seed),
-            snapshots: Vec::new(),
-            tables: 0,
-        }
+    pub(crate) fn new(engine: &'a E, model: &'a mut Model, folder: &'a Path, marks: &'a mut Marks, seed: u64) -> Self {
+        Script { engine, model, folder, marks, prng: Prng::new(seed), snapshots: Vec::new(), tables: 0 }
     }
 
     /// Compares what the engine holds after it was opened with what it may hold.
-    pub fn check_restart(&mut self) {
+    pub(crate) fn check_restart(&mut self) {
         let snapshot = self.engine.snapshot();
         let mut found = State::default();
         for cf in Cf::ALL {
@@ -67,7 +51,7 @@ impl<'a, E: Engine> Script<'a, E> {
         self.model.restart(found).expect("the state after a kill");
     }
 
-    pub fn run(&mut self, steps: u64) {
+    pub(crate) fn run(&mut self, steps: u64) {
         for _ in 0..steps {
             match self.prng.below(100) {
                 0..35 => self.write(),
@@ -98,9 +82,7 @@ impl<'a, E: Engine> Script<'a, E> {
             Ok(()) => {}
             Err(WriteError::Incomplete(batch)) => {
                 self.marks.incomplete += 1;
-                self.engine
-                    .write(batch, WriteMode::Helper)
-                    .expect("a healthy engine");
+                self.engine.write(batch, WriteMode::Helper).expect("a healthy engine");
             }
             Err(error) => panic!("{error}"),
         }
@@ -122,10 +104,7 @@ impl<'a, E: Engine> Script<'a, E> {
     fn read(&mut self) {
         let cf = self.cf();
         let keys: Vec<Vec<u8>> = (0..self.prng.range(1, 6)).map(|_| self.key()).collect();
-        let expected: Vec<Option<&Vec<u8>>> = keys
-            .iter()
-            .map(|key| self.model.now.family(cf).get(key))
-            .collect();
+        let expected: Vec<Option<&Vec<u8>>> = keys.iter().map(|key| self.model.now.family(cf).get(key)).collect();
         let found = self.engine.multi_get(cf, &keys, Tier::Cache);
         for ((key, expected), found) in keys.iter().zip(expected).zip(found) {
             for found in [found, self.engine.get(cf, key, Tier::Cache)] {
@@ -136,10 +115,7 @@ impl<'a, E: Engine> Script<'a, E> {
                     }
                     other => other,
                 };
-                assert_eq!(
-                    found.expect("a healthy engine").as_deref(),
-                    expected.map(Vec::as_slice)
-                );
+                assert_eq!(found.expect("a healthy engine").as_deref(), expected.map(Vec::as_slice));
             }
         }
     }
@@ -149,8 +125,7 @@ impl<'a, E: Engine> Script<'a, E> {
             let at = self.prng.below(3) as usize;
             self.snapshots.swap_remove(at);
         }
-        self.snapshots
-            .push((self.engine.snapshot(), self.model.now.clone()));
+        self.snapshots.push((self.engine.snapshot(), self.model.now.clone()));
     }
 
     /// A kept snapshot, or one of now.
@@ -208,15 +183,8 @@ impl<'a, E: Engine> Script<'a, E> {
                 found = go(&mut iter);
             }
             let found = found.expect("a healthy engine");
-            assert_eq!(
-                found.as_ref(),
-                next.map(|at| &expected[at]),
-                "move {choice} to {key:?}"
-            );
-            assert_eq!(
-                iter.entry().map(|(key, _)| key.to_vec()),
-                found.map(|(key, _)| key)
-            );
+            assert_eq!(found.as_ref(), next.map(|at| &expected[at]), "move {choice} to {key:?}");
+            assert_eq!(iter.entry().map(|(key, _)| key.to_vec()), found.map(|(key, _)| key));
             at = next;
             sought = at.is_some();
         }
@@ -235,36 +203,19 @@ impl<'a, E: Engine> Script<'a, E> {
         if !up {
             expected.reverse();
         }
-        let view = RegionView::new(
-            snapshot,
-            Tier::Cache,
-            start.clone().into(),
-            end.clone().into(),
-        );
+        let view = RegionView::new(snapshot, Tier::Cache, start.clone().into(), end.clone().into());
         let mut found: Vec<Pair> = Vec::new();
         let mut cursor = view.cursor(cf, b"", b"").expect("cursors open");
         loop {
-            let entry = if up {
-                cursor.next_entry()
-            } else {
-                cursor.prev_entry()
-            };
+            let entry = if up { cursor.next_entry() } else { cursor.prev_entry() };
             match entry {
                 Ok(Some((key, value))) => found.push((key.to_vec(), value.to_vec())),
                 Ok(None) => break,
                 Err(ReadError::NotCached) => {
                     self.marks.not_cached += 1;
-                    cursor = view
-                        .clone()
-                        .at(Tier::Disk)
-                        .cursor(cf, b"", b"")
-                        .expect("cursors open");
+                    cursor = view.clone().at(Tier::Disk).cursor(cf, b"", b"").expect("cursors open");
                     if let Some((last, _)) = found.pop() {
-                        let sought = if up {
-                            cursor.seek(&last)
-                        } else {
-                            cursor.seek_for_prev(&last)
-                        };
+                        let sought = if up { cursor.seek(&last) } else { cursor.seek_for_prev(&last) };
                         sought.expect("a healthy engine");
                     }
                 }
@@ -285,25 +236,16 @@ impl<'a, E: Engine> Script<'a, E> {
         let cf = self.cf();
         let mut files: Vec<PathBuf> = Vec::new();
         for _ in 0..self.prng.range(1, 3) {
-            let mut entries: Vec<Pair> = (0..self.prng.range(1, 12))
-                .map(|_| (self.key(), self.value()))
-                .collect();
+            let mut entries: Vec<Pair> = (0..self.prng.range(1, 12)).map(|_| (self.key(), self.value())).collect();
             entries.sort();
             entries.dedup_by(|a, b| a.0 == b.0);
             self.tables += 1;
             let path = self.folder.join(format!("table-{}", self.tables));
-            let bytes = entries
-                .iter()
-                .map(|(key, value)| (Bytes::from(key.clone()), Bytes::from(value.clone())));
-            let info = self
-                .engine
-                .build_table(cf, &path, bytes.collect::<Vec<_>>())
-                .expect("ascending entries");
+            let bytes = entries.iter().map(|(key, value)| (Bytes::from(key.clone()), Bytes::from(value.clone())));
+            let info = self.engine.build_table(cf, &path, bytes.collect::<Vec<_>>()).expect("ascending entries");
             assert_eq!(info.entries, entries.len() as u64);
             // One call a file, so that the model need not know in which order one call orders overlapping files.
-            self.engine
-                .ingest(cf, std::slice::from_ref(&path))
-                .expect("a healthy engine");
+            self.engine.ingest(cf, std::slice::from_ref(&path)).expect("a healthy engine");
             self.model.ingest(cf, &entries);
             files.push(path);
         }
@@ -319,9 +261,7 @@ impl<'a, E: Engine> Script<'a, E> {
         let (start, end) = self.bounds();
         // Their keys in the range may go.
         self.snapshots.clear();
-        self.engine
-            .erase(&Cf::DATA, &start, &end)
-            .expect("a healthy engine");
+        self.engine.erase(&Cf::DATA, &start, &end).expect("a healthy engine");
         let bury = |cf: Cf| Op::DeleteRange(cf.index(), start.clone(), end.clone());
         self.model.write(Cf::DATA.map(bury).to_vec());
         self.model.flush();
@@ -330,9 +270,7 @@ impl<'a, E: Engine> Script<'a, E> {
 
     fn compact(&mut self) {
         let (start, end) = self.bounds();
-        self.engine
-            .compact(self.cf(), &start, &end)
-            .expect("a healthy engine");
+        self.engine.compact(self.cf(), &start, &end).expect("a healthy engine");
     }
 
     fn cf(&mut self) -> Cf {
@@ -342,11 +280,7 @@ impl<'a, E: Engine> Script<'a, E> {
 
     /// Few keys, with neighbours at zero distance and such that end in 0x00 or 0xFF.
     fn key(&mut self) -> Vec<u8> {
-        let mut key = vec![
-            b'z',
-            b'a' + self.prng.below(6) as u8,
-            b'a' + self.prng.below(6) as u8,
-        ];
+        let mut key = vec![b'z', b'a' + self.prng.below(6) as u8, b'a' + self.prng.below(6) as u8];
         match self.prng.below(8) {
             0 => key.push(0),
             1 => key.push(0xFF),
@@ -356,11 +290,7 @@ impl<'a, E: Engine> Script<'a, E> {
     }
 
     fn value(&mut self) -> Vec<u8> {
-        let len = if self.prng.one_in(30) {
-            5000
-        } else {
-            self.prng.below(40)
-        };
+        let len = if self.prng.one_in(30) { 5000 } else { self.prng.below(40) };
         let mut value = vec![0; len as usize];
         self.prng.fill(&mut value);
         value
@@ -373,7 +303,5 @@ impl<'a, E: Engine> Script<'a, E> {
 }
 
 fn own(found: Result<Option<Entry<'_>>, ReadError>) -> Option<Pair> {
-    found
-        .expect("a read that may go to the disk")
-        .map(|(key, value)| (key.to_vec(), value.to_vec()))
+    found.expect("a read that may go to the disk").map(|(key, value)| (key.to_vec(), value.to_vec()))
 }

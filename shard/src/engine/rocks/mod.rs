@@ -264,7 +264,7 @@ impl Engine for RocksEngine {
 
     fn stats(&self) -> EngineStats {
         let one = |name| self.property(Cf::Default, name);
-        let l0_files = Cf::ALL.iter().map(|cf| self.property(*cf, &property::num_files_at_level(0))).max();
+        let l0_files = Cf::ALL.iter().map(|cf| self.property(*cf, property::num_files_at_level(0))).max();
         EngineStats {
             writes_stopped: one(property::IS_WRITE_STOPPED) != 0,
             delayed_bytes_per_second: one(property::ACTUAL_DELAYED_WRITE_RATE),
