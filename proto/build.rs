@@ -17,16 +17,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build");
 
     let files = proto_files(Path::new("protos"))?;
-    let descriptors = protox::Compiler::new(["protos"])?
-        .include_imports(true)
-        .open_files(files)?
-        .file_descriptor_set();
+    let descriptors = protox::Compiler::new(["protos"])?.include_imports(true).open_files(files)?.file_descriptor_set();
 
     let out_dir = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
-    let commands =
-        commands::generate(&descriptors).ok_or("tikvpb has no BatchCommandsRequest.Request")?;
+    let commands = commands::generate(&descriptors).ok_or("tikvpb has no BatchCommandsRequest.Request")?;
     std::fs::write(out_dir.join("commands.rs"), commands)?;
 
     prost_build::Config::new()
@@ -42,10 +38,7 @@ fn proto_files(folder: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "proto")
-        {
+        if path.extension().is_some_and(|extension| extension == "proto") {
             files.push(path);
         }
     }

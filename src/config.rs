@@ -125,9 +125,32 @@ impl Default for Config {
 
 /// Sections of TiKV's configuration. A key in one of them that Basalt has no use for is accepted with a warning.
 const TIKV_SECTIONS: [&str; 26] = [
-    "backup", "backup-stream", "causal-ts", "cdc", "coprocessor", "coprocessor-v2", "gc", "import", "in-memory-engine",
-    "log", "log-backup", "memory", "pd", "pessimistic-txn", "quota", "raft-engine", "raftdb", "raftstore", "readpool",
-    "resolved-ts", "resource-control", "resource-metering", "rocksdb", "security", "server", "storage",
+    "backup",
+    "backup-stream",
+    "causal-ts",
+    "cdc",
+    "coprocessor",
+    "coprocessor-v2",
+    "gc",
+    "import",
+    "in-memory-engine",
+    "log",
+    "log-backup",
+    "memory",
+    "pd",
+    "pessimistic-txn",
+    "quota",
+    "raft-engine",
+    "raftdb",
+    "raftstore",
+    "readpool",
+    "resolved-ts",
+    "resource-control",
+    "resource-metering",
+    "rocksdb",
+    "security",
+    "server",
+    "storage",
 ];
 
 impl Config {
@@ -251,7 +274,9 @@ impl Config {
 
     /// The document that PD, TiDB and client tests read from the status port.
     pub(crate) fn to_json(&self) -> String {
-        let mib = |bytes: u64| if bytes % (1 << 20) == 0 { format!("{}MiB", bytes >> 20) } else { format!("{bytes}B") };
+        let mib = |bytes: u64| {
+            if bytes.is_multiple_of(1 << 20) { format!("{}MiB", bytes >> 20) } else { format!("{bytes}B") }
+        };
         let document = serde_json::json!({
             "storage": {
                 "engine": "raft-kv",
@@ -284,7 +309,8 @@ impl Config {
 
 fn known_to_tikv(key: &str) -> bool {
     let section = key.split('.').next().unwrap_or_default();
-    TIKV_SECTIONS.contains(&section) || (!key.contains('.') && ["slow-log-threshold", "memory-usage-limit"].contains(&key))
+    TIKV_SECTIONS.contains(&section)
+        || (!key.contains('.') && ["slow-log-threshold", "memory-usage-limit"].contains(&key))
 }
 
 fn number(key: &str, value: &Value) -> Result<u64, String> {
@@ -377,7 +403,8 @@ mod tests {
 
     #[test]
     fn other_keys_of_tikv_are_accepted_and_unknown_ones_are_not() {
-        let (_, unused) = load("[readpool.unified]\nmax-thread-count = 8\n[rocksdb]\nmax-open-files = 5").expect("valid");
+        let (_, unused) =
+            load("[readpool.unified]\nmax-thread-count = 8\n[rocksdb]\nmax-open-files = 5").expect("valid");
         assert_eq!(unused, ["readpool.unified.max-thread-count", "rocksdb.max-open-files"]);
         assert!(load("[nonsense]\nkey = 1").is_err());
     }

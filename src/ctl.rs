@@ -133,7 +133,7 @@ impl Cluster {
         for region in answer.regions {
             let leader = region.leader.unwrap_or_default();
             let meta = region.region.unwrap_or_default();
-            let epoch = meta.region_epoch.clone().unwrap_or_default();
+            let epoch = meta.region_epoch.unwrap_or_default();
             println!(
                 "{:>8} {:>8} {:>8}  {}:{}     {} .. {}",
                 meta.id,
@@ -149,20 +149,16 @@ impl Cluster {
     }
 
     async fn locate(&self, key: &[u8]) -> Result<Located, Error> {
-        let request = pdpb::GetRegionRequest {
-            header: self.header(),
-            region_key: key.to_vec().into(),
-            ..Default::default()
-        };
+        let request =
+            pdpb::GetRegionRequest { header: self.header(), region_key: key.to_vec().into(), ..Default::default() };
         let answer = self.pd.get_region(call(), &request).await?;
         let region = answer.region.ok_or("the placement driver knows no region for this key yet")?;
         let leader = answer.leader.ok_or("the region has no leader yet")?;
-        let request =
-            pdpb::GetStoreRequest { header: self.header(), store_id: leader.store_id, ..Default::default() };
+        let request = pdpb::GetStoreRequest { header: self.header(), store_id: leader.store_id };
         let store = self.pd.get_store(call(), &request).await?.store.ok_or("the leader's store is unknown")?;
         let context = kvrpcpb::Context {
             region_id: region.id,
-            region_epoch: region.region_epoch.clone(),
+            region_epoch: region.region_epoch,
             peer: Some(leader),
             ..Default::default()
         };

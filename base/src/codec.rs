@@ -123,11 +123,7 @@ pub fn decode_varint(bytes: &mut &[u8]) -> Result<u64, DecodeError> {
             return Ok(value);
         }
     }
-    Err(if bytes.len() < 10 {
-        DecodeError::Truncated
-    } else {
-        DecodeError::Malformed
-    })
+    Err(if bytes.len() < 10 { DecodeError::Truncated } else { DecodeError::Malformed })
 }
 
 #[cfg(test)]
@@ -153,10 +149,7 @@ mod tests {
             let encoded = memcomparable(input);
             assert_eq!(hex(&encoded), expected);
             assert_eq!(encoded.len(), memcomparable_len(input.len()));
-            assert_eq!(
-                decode_memcomparable(&encoded),
-                Ok((input.to_vec(), encoded.len()))
-            );
+            assert_eq!(decode_memcomparable(&encoded), Ok((input.to_vec(), encoded.len())));
         }
     }
 
@@ -164,34 +157,17 @@ mod tests {
     fn memcomparable_keeps_the_order_and_rejects_what_no_encoder_writes() {
         let mut prng = Prng::new(3);
         for _ in 0..2000 {
-            let mut pair = [
-                vec![0; prng.below(20) as usize],
-                vec![0; prng.below(20) as usize],
-            ];
+            let mut pair = [vec![0; prng.below(20) as usize], vec![0; prng.below(20) as usize]];
             for bytes in &mut pair {
-                bytes
-                    .iter_mut()
-                    .for_each(|byte| *byte = [0, 1, 0xFF][prng.below(3) as usize]);
+                bytes.iter_mut().for_each(|byte| *byte = [0, 1, 0xFF][prng.below(3) as usize]);
             }
             let [a, b] = &pair;
             assert_eq!(a.cmp(b), memcomparable(a).cmp(&memcomparable(b)));
         }
-        assert_eq!(
-            decode_memcomparable(&[1, 2, 3]),
-            Err(DecodeError::Truncated)
-        );
-        assert_eq!(
-            decode_memcomparable(&[0, 0, 0, 0, 0, 0, 0, 0, 0xF6]),
-            Err(DecodeError::Malformed)
-        );
-        assert_eq!(
-            decode_memcomparable(&[b'a', 1, 0, 0, 0, 0, 0, 0, 0xF8]),
-            Err(DecodeError::Malformed)
-        );
-        assert_eq!(
-            decode_memcomparable(&[0, 0, 0, 0, 0, 0, 0, 0, 0xFF]),
-            Err(DecodeError::Truncated)
-        );
+        assert_eq!(decode_memcomparable(&[1, 2, 3]), Err(DecodeError::Truncated));
+        assert_eq!(decode_memcomparable(&[0, 0, 0, 0, 0, 0, 0, 0, 0xF6]), Err(DecodeError::Malformed));
+        assert_eq!(decode_memcomparable(&[b'a', 1, 0, 0, 0, 0, 0, 0, 0xF8]), Err(DecodeError::Malformed));
+        assert_eq!(decode_memcomparable(&[0, 0, 0, 0, 0, 0, 0, 0, 0xFF]), Err(DecodeError::Truncated));
     }
 
     #[test]
@@ -203,13 +179,7 @@ mod tests {
             assert_eq!(decode_varint(&mut rest), Ok(value));
             assert!(rest.is_empty());
         }
-        assert_eq!(
-            decode_varint(&mut [0x80u8].as_slice()),
-            Err(DecodeError::Truncated)
-        );
-        assert_eq!(
-            decode_varint(&mut [0xFFu8; 10].as_slice()),
-            Err(DecodeError::Malformed)
-        );
+        assert_eq!(decode_varint(&mut [0x80u8].as_slice()), Err(DecodeError::Truncated));
+        assert_eq!(decode_varint(&mut [0xFFu8; 10].as_slice()), Err(DecodeError::Malformed));
     }
 }

@@ -23,18 +23,12 @@ pub fn data_key(key: &[u8]) -> Vec<u8> {
 
 /// The engine's exclusive upper bound for a region that ends at `end`, where empty means infinity.
 pub fn data_end_key(end: &[u8]) -> Vec<u8> {
-    if end.is_empty() {
-        DATA_MAX.to_vec()
-    } else {
-        data_key(end)
-    }
+    if end.is_empty() { DATA_MAX.to_vec() } else { data_key(end) }
 }
 
 /// The key without its `z`; `None` if it is not a data key.
 pub fn origin_key(key: &[u8]) -> Option<&[u8]> {
-    key.split_first()
-        .filter(|(first, _)| **first == DATA_PREFIX)
-        .map(|(_, rest)| rest)
+    key.split_first().filter(|(first, _)| **first == DATA_PREFIX).map(|(_, rest)| rest)
 }
 
 fn local(kind: u8, region: RegionId, suffix: u8) -> [u8; 11] {
@@ -82,10 +76,7 @@ mod tests {
     fn local_keys_agree_with_the_known_vectors() {
         assert_eq!(region_state(RegionId(1)), [1, 3, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
         assert_eq!(apply_state(RegionId(1)), [1, 2, 0, 0, 0, 0, 0, 0, 0, 1, 3]);
-        assert_eq!(
-            decode_region_state(&region_state(RegionId(9))),
-            Some(RegionId(9))
-        );
+        assert_eq!(decode_region_state(&region_state(RegionId(9))), Some(RegionId(9)));
         assert_eq!(decode_region_state(&apply_state(RegionId(9))), None);
     }
 

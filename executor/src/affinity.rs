@@ -13,19 +13,14 @@ impl CpuSet {
         // SAFETY: all-zero is a valid, empty set.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         // SAFETY: `set` is a valid place of the given size for the result.
-        let result =
-            unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
+        let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
         if result != 0 {
             // More CPUs than the set holds (1024): ask the crate that knows how to size it.
             let cores = core_affinity::get_core_ids().unwrap_or_default();
             return CpuSet(cores.into_iter().map(|core| core.id).collect());
         }
         // SAFETY: each number is below the size of the set.
-        CpuSet(
-            (0..libc::CPU_SETSIZE as usize)
-                .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
-                .collect(),
-        )
+        CpuSet((0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
     }
 
     /// The CPUs, ascending.
@@ -35,24 +30,14 @@ impl CpuSet {
 
     /// The set without `others`.
     pub(crate) fn without(&self, others: &[usize]) -> CpuSet {
-        CpuSet(
-            self.0
-                .iter()
-                .copied()
-                .filter(|cpu| !others.contains(cpu))
-                .collect(),
-        )
+        CpuSet(self.0.iter().copied().filter(|cpu| !others.contains(cpu)).collect())
     }
 
     /// Lets the calling thread run on exactly this set.
     pub(crate) fn apply(&self) -> io::Result<()> {
         // SAFETY: all-zero is a valid, empty set.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-        for cpu in self
-            .0
-            .iter()
-            .filter(|cpu| **cpu < libc::CPU_SETSIZE as usize)
-        {
+        for cpu in self.0.iter().filter(|cpu| **cpu < libc::CPU_SETSIZE as usize) {
             // SAFETY: `cpu` is below the size of the set.
             unsafe { libc::CPU_SET(*cpu, &mut set) };
         }
@@ -82,22 +67,12 @@ impl Plan {
     /// Gives each of `cores` cores a CPU of `allowed`, if there are enough and `pin` asks for it.
     pub(crate) fn new(allowed: &CpuSet, cores: usize, pin: bool) -> Plan {
         if !pin || cores > allowed.cpus().len() {
-            return Plan {
-                cores: Vec::new(),
-                helpers: allowed.clone(),
-            };
+            return Plan { cores: Vec::new(), helpers: allowed.clone() };
         }
         let pinned = allowed.cpus()[..cores].to_vec();
         let spare = allowed.without(&pinned);
-        let helpers = if spare.cpus().is_empty() {
-            allowed.clone()
-        } else {
-            spare
-        };
-        Plan {
-            cores: pinned,
-            helpers,
-        }
+        let helpers = if spare.cpus().is_empty() { allowed.clone() } else { spare };
+        Plan { cores: pinned, helpers }
     }
 }
 
@@ -130,9 +105,7 @@ mod tests {
     fn a_pinned_thread_runs_on_its_cpu_alone() {
         let allowed = CpuSet::allowed();
         let cpu = *allowed.cpus().last().expect("a running thread has a CPU");
-        let seen = std::thread::spawn(move || pin(cpu).map(|()| CpuSet::allowed()))
-            .join()
-            .expect("no panic");
+        let seen = std::thread::spawn(move || pin(cpu).map(|()| CpuSet::allowed())).join().expect("no panic");
         assert_eq!(seen.expect("allowed"), CpuSet(vec![cpu]));
         assert_eq!(CpuSet::allowed(), allowed);
     }

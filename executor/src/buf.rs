@@ -24,18 +24,13 @@ impl AlignedBuf {
         let layout = layout(len);
         // SAFETY: `layout` is never of size 0.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         AlignedBuf { start, len }
     }
 
     /// A buffer without bytes, for answers that have none.
     pub(crate) fn empty() -> AlignedBuf {
-        AlignedBuf {
-            start: NonNull::dangling(),
-            len: 0,
-        }
+        AlignedBuf { start: NonNull::dangling(), len: 0 }
     }
 
     /// The length in bytes, a multiple of [`ALIGNMENT`].

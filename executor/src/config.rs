@@ -91,12 +91,7 @@ impl Class {
     /// How many classes there are.
     pub const COUNT: usize = 4;
     /// Every class, in the order of [`Class::index`].
-    pub const ALL: [Class; Class::COUNT] = [
-        Class::Foreground,
-        Class::Raft,
-        Class::Scan,
-        Class::Background,
-    ];
+    pub const ALL: [Class; Class::COUNT] = [Class::Foreground, Class::Raft, Class::Scan, Class::Background];
 
     /// The position of the class in tables, below [`Class::COUNT`].
     pub const fn index(self) -> usize {

@@ -13,6 +13,7 @@ use crate::helpers::Helpers;
 use crate::logio::LogThread;
 use crate::metrics::CoreMetrics;
 use crate::remote::RemoteQueue;
+use crate::rounds::Rounds;
 use crate::task::Registry;
 use crate::{IoKind, sim, uring};
 
@@ -35,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) panic: Cell<Option<Box<dyn Any + Send>>>,
     /// Wakes the core's main loop, to look at `panic`.
     pub(crate) main: Cell<Option<Waker>>,
+    /// Sees to it that the rings are looked at; only on io_uring.
+    pub(crate) rounds: Rc<Rounds>,
 }
 
 impl Core {
@@ -53,9 +56,7 @@ thread_local! {
 
 /// Runs `look` on this thread's core; `None` if the thread is none (a helper, the simulator, a plain thread).
 pub(crate) fn try_with<T>(look: impl FnOnce(&Rc<Core>) -> T) -> Option<T> {
-    CORE.try_with(|core| core.borrow().as_ref().map(look))
-        .ok()
-        .flatten()
+    CORE.try_with(|core| core.borrow().as_ref().map(look)).ok().flatten()
 }
 
 /// This thread's core.
@@ -63,9 +64,7 @@ pub(crate) fn try_with<T>(look: impl FnOnce(&Rc<Core>) -> T) -> Option<T> {
 pub(crate) fn current() -> Rc<Core> {
     match try_with(Rc::clone) {
         Some(core) => core,
-        None => panic!(
-            "called outside of a core: only tasks started by run_cores, run_one or the simulator may"
-        ),
+        None => panic!("called outside of a core: only tasks started by run_cores, run_one or the simulator may"),
     }
 }
 
@@ -94,9 +93,7 @@ pub(crate) fn backend() -> IoKind {
     match try_with(|core| core.kind) {
         Some(kind) => kind,
         None if sim::active() => IoKind::Sim,
-        None => panic!(
-            "called outside of a core: only tasks started by run_cores, run_one or the simulator may"
-        ),
+        None => panic!("called outside of a core: only tasks started by run_cores, run_one or the simulator may"),
     }
 }
 

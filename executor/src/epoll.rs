@@ -19,15 +19,8 @@ pub(crate) fn timer(duration: Duration) -> Timer {
 }
 
 /// Makes the runtime of this thread, then runs `main` on it if `ready` says so.
-pub(crate) fn run<T>(
-    ready: impl FnOnce(io::Result<()>) -> bool,
-    main: impl Future<Output = T>,
-) -> Option<T> {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-    {
+pub(crate) fn run<T>(ready: impl FnOnce(io::Result<()>) -> bool, main: impl Future<Output = T>) -> Option<T> {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             ready(Err(error));

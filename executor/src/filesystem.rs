@@ -21,10 +21,7 @@ pub(crate) struct NoDirectIo {
 
 impl NoDirectIo {
     pub(crate) fn new(folder: &Path) -> NoDirectIo {
-        NoDirectIo {
-            folder: folder.to_owned(),
-            filesystem: name(folder),
-        }
+        NoDirectIo { folder: folder.to_owned(), filesystem: name(folder) }
     }
 }
 
@@ -59,11 +56,7 @@ pub(crate) fn name(folder: &Path) -> String {
 /// Whether files of `folder` can be opened with `O_DIRECT`.
 pub(crate) fn has_direct_io(folder: &Path) -> io::Result<bool> {
     let probe = folder.join(format!(".direct-io-probe-{}", std::process::id()));
-    let opened = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(&probe);
+    let opened = OpenOptions::new().write(true).create(true).custom_flags(libc::O_DIRECT).open(&probe);
     let _ = std::fs::remove_file(&probe);
     match opened {
         Ok(_) => Ok(true),

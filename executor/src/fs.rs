@@ -55,9 +55,7 @@ pub async fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()
 /// # Errors
 /// What the kernel says.
 pub async fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
-    on_disk!(path, sim::fs::remove_file, |path: &Path| {
-        std::fs::remove_file(path).and_then(|()| sync_parent(path))
-    })
+    on_disk!(path, sim::fs::remove_file, |path: &Path| { std::fs::remove_file(path).and_then(|()| sync_parent(path)) })
 }
 
 /// Removes a folder with all in it, durably.
@@ -76,8 +74,7 @@ pub async fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
 /// What the kernel says.
 pub async fn read_dir(path: impl AsRef<Path>) -> io::Result<Vec<String>> {
     on_disk!(path, sim::fs::read_dir, |path: &Path| {
-        let names = std::fs::read_dir(path)?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names = std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         let mut names = names.collect::<io::Result<Vec<String>>>()?;
         names.sort_unstable();
         Ok(names)
@@ -101,9 +98,7 @@ pub async fn lock_dir(path: impl AsRef<Path>) -> io::Result<DirLock> {
     if context::backend() == IoKind::Sim {
         return Ok(DirLock(Lock::Sim(sim::fs::lock_dir(&path).await?)));
     }
-    Ok(DirLock(Lock::Real(
-        blocking(Class::Background, move || lock(&path)).await?,
-    )))
+    Ok(DirLock(Lock::Real(blocking(Class::Background, move || lock(&path)).await?)))
 }
 
 /// Bytes of the filesystem that holds `path`: (capacity, available to this process).
@@ -153,21 +148,13 @@ fn create_and_sync(path: &Path) -> io::Result<()> {
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path
-        .file_name()
-        .ok_or(io::ErrorKind::InvalidInput)?
-        .to_owned();
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&temporary)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
+    let written = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
     let replaced = written.and_then(|()| std::fs::rename(&temporary, path));
     if replaced.is_err() {
         let _ = std::fs::remove_file(&temporary);
@@ -176,11 +163,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn lock(folder: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(folder.join("LOCK"))?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(folder.join("LOCK"))?;
     // SAFETY: the descriptor is open during the call.
     match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
         0 => Ok(file),

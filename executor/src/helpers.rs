@@ -25,25 +25,16 @@ const QUEUE_MAX: usize = 1024;
 ///
 /// The work begins when this is first polled and runs to its end, even if the future is dropped. A panic in it ends
 /// the process. In the simulator it runs on the simulated core's own thread.
-pub async fn blocking<T: Send + 'static>(
-    class: Class,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> T {
+pub async fn blocking<T: Send + 'static>(class: Class, work: impl FnOnce() -> T + Send + 'static) -> T {
     if context::backend() == IoKind::Sim {
         return sim::blocking(class, work).await;
     }
     let core = context::current();
     let (fill, filled) = oneshot();
     // In `run_cores` a panic ends the process before it unwinds; under `run_one` it comes back to the caller.
-    let mut job: Option<Job> = Some(Box::new(move || {
-        fill.fill(catch_unwind(AssertUnwindSafe(work)))
-    }));
+    let mut job: Option<Job> = Some(Box::new(move || fill.fill(catch_unwind(AssertUnwindSafe(work)))));
     let mut place = WakePlace::default();
-    std::future::poll_fn(|cx| {
-        core.helpers
-            .poll_submit(class, core.core, &mut job, || place.waker(cx))
-    })
-    .await;
+    std::future::poll_fn(|cx| core.helpers.poll_submit(class, core.core, &mut job, || place.waker(cx))).await;
     place.clear();
     let metrics = &core.metrics;
     add(&metrics.blocking_total[class.index()], 1);
@@ -94,6 +85,21 @@ struct ClassQueue {
 }
 
 impl ClassQueue {
+    fn new(class: Class, cores: usize, helpers: usize) -> ClassQueue {
+        ClassQueue {
+            cores: (0..cores).map(|_| VecDeque::new()).collect(),
+            waiting: Vec::new(),
+            turn: 0,
+            queued: 0,
+            running: 0,
+            most: match class {
+                Class::Foreground | Class::Raft => helpers,
+                Class::Scan | Class::Background => (helpers / 2).max(1),
+            },
+            served: 0,
+        }
+    }
+
     fn pop(&mut self) -> Option<Job> {
         let cores = self.cores.len();
         for step in 0..cores {
@@ -111,10 +117,8 @@ impl ClassQueue {
 impl State {
     /// The next job that may run, and who is to be told of the room in its queue.
     fn next(&mut self, helpers: usize) -> Option<(Class, Job, Vec<Waker>)> {
-        let long = |state: &State| {
-            state.queues[Class::Scan.index()].running
-                + state.queues[Class::Background.index()].running
-        };
+        let long =
+            |state: &State| state.queues[Class::Scan.index()].running + state.queues[Class::Background.index()].running;
         let long_full = helpers > 1 && long(self) >= helpers - 1;
         let class = Class::ALL
             .into_iter()
@@ -164,41 +168,24 @@ impl Helpers {
         fatal: bool,
     ) -> io::Result<HelperThreads> {
         let count = count.max(1);
-        let queue = |class: Class| ClassQueue {
-            cores: (0..cores).map(|_| VecDeque::new()).collect(),
-            waiting: Vec::new(),
-            turn: 0,
-            queued: 0,
-            running: 0,
-            most: match class {
-                Class::Foreground | Class::Raft => count,
-                Class::Scan | Class::Background => (count / 2).max(1),
-            },
-            served: 0,
-        };
         let helpers = Arc::new(Helpers {
             state: Mutex::new(State {
-                queues: Class::ALL.map(queue),
+                queues: Class::ALL.map(|class| ClassQueue::new(class, cores, count)),
                 idle: 0,
                 ended: false,
             }),
             work: Condvar::new(),
         });
-        let mut started = HelperThreads {
-            helpers: Arc::clone(&helpers),
-            threads: Vec::new(),
-        };
+        let mut started = HelperThreads { helpers: Arc::clone(&helpers), threads: Vec::new() };
         for number in 0..count {
             let helpers = Arc::clone(&helpers);
             let cpus = cpus.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("{name}-h{number}"))
-                .spawn(move || {
-                    FATAL.set(fatal);
-                    // A helper that may not leave the caller's CPUs works all the same.
-                    let _ = cpus.apply();
-                    helpers.serve(count);
-                })?;
+            let thread = std::thread::Builder::new().name(format!("{name}-h{number}")).spawn(move || {
+                FATAL.set(fatal);
+                // A helper that may not leave the caller's CPUs works all the same.
+                let _ = cpus.apply();
+                helpers.serve(count);
+            })?;
             started.threads.push(thread);
         }
         Ok(started)
@@ -224,10 +211,7 @@ impl Helpers {
                 return;
             } else {
                 state.idle += 1;
-                state = self
-                    .work
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
             }
         }
@@ -272,5 +256,100 @@ impl Drop for HelperThreads {
             // A helper that panicked in `run_one` has nothing more to say.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HELPERS: usize = 4;
+
+    fn state(cores: usize) -> State {
+        State { queues: Class::ALL.map(|class| ClassQueue::new(class, cores, HELPERS)), idle: 0, ended: false }
+    }
+
+    fn submit(state: &mut State, class: Class, core: usize, job: impl FnOnce() + Send + 'static) {
+        state.wake_class(class);
+        let queue = &mut state.queues[class.index()];
+        queue.cores[core].push_back(Box::new(job));
+        queue.queued += 1;
+    }
+
+    fn next(state: &mut State) -> Option<Class> {
+        state.next(HELPERS).map(|(class, _, _)| class)
+    }
+
+    #[test]
+    fn long_work_never_takes_all_helpers() {
+        let mut state = state(1);
+        for _ in 0..10 {
+            submit(&mut state, Class::Scan, 0, || ());
+            submit(&mut state, Class::Background, 0, || ());
+        }
+        let mut taken: Vec<Class> = std::iter::from_fn(|| next(&mut state)).collect();
+        taken.sort_unstable();
+        assert_eq!(taken.len(), HELPERS - 1);
+        assert!(taken.iter().filter(|class| **class == Class::Scan).count() <= HELPERS / 2);
+        assert!(taken.iter().filter(|class| **class == Class::Background).count() <= HELPERS / 2);
+        submit(&mut state, Class::Foreground, 0, || ());
+        assert_eq!(next(&mut state), Some(Class::Foreground));
+    }
+
+    #[test]
+    fn classes_are_served_by_their_shares() {
+        let mut state = state(1);
+        for _ in 0..200 {
+            submit(&mut state, Class::Foreground, 0, || ());
+            submit(&mut state, Class::Scan, 0, || ());
+        }
+        let mut counts = [0; Class::COUNT];
+        for _ in 0..120 {
+            let class = next(&mut state).expect("more work");
+            counts[class.index()] += 1;
+            state.queues[class.index()].running -= 1;
+        }
+        assert_eq!(counts[Class::Foreground.index()], 100);
+        assert_eq!(counts[Class::Scan.index()], 20);
+    }
+
+    #[test]
+    fn a_class_that_was_idle_does_not_catch_up() {
+        let mut state = state(1);
+        for _ in 0..100 {
+            submit(&mut state, Class::Background, 0, || ());
+            assert_eq!(next(&mut state), Some(Class::Background));
+            state.queues[Class::Background.index()].running -= 1;
+        }
+        for _ in 0..10 {
+            submit(&mut state, Class::Background, 0, || ());
+        }
+        for _ in 0..100 {
+            submit(&mut state, Class::Foreground, 0, || ());
+        }
+        let first: Vec<Class> = (0..22)
+            .map(|_| {
+                let class = next(&mut state).expect("more work");
+                state.queues[class.index()].running -= 1;
+                class
+            })
+            .collect();
+        assert!(first.contains(&Class::Background), "{first:?}");
+    }
+
+    #[test]
+    fn cores_of_a_class_are_served_in_turn() {
+        let mut state = state(3);
+        let (report, order) = std::sync::mpsc::channel();
+        for core in [0, 0, 0, 2, 1] {
+            let report = report.clone();
+            submit(&mut state, Class::Raft, core, move || report.send(core).expect("received below"));
+        }
+        while let Some((_, job, _)) = state.next(HELPERS) {
+            job();
+            state.queues[Class::Raft.index()].running -= 1;
+        }
+        drop(report);
+        assert_eq!(order.iter().collect::<Vec<_>>(), [0, 1, 2, 0, 0]);
     }
 }

@@ -34,6 +34,7 @@ mod oneshot;
 mod preflight;
 mod process;
 mod remote;
+mod rounds;
 mod run;
 mod signal;
 pub mod sim;

@@ -76,11 +76,7 @@ impl LogFile {
     /// # Errors
     /// `AlreadyExists` if there is such a file; `InvalidInput` for a bad length; `Unsupported` if the filesystem has no
     /// `O_DIRECT`; and what the kernel says.
-    pub async fn create(
-        path: impl AsRef<Path>,
-        len_bytes: u64,
-        sync: LogSync,
-    ) -> io::Result<LogFile> {
+    pub async fn create(path: impl AsRef<Path>, len_bytes: u64, sync: LogSync) -> io::Result<LogFile> {
         let path = path.as_ref().to_owned();
         if len_bytes == 0 || !is_aligned(len_bytes) {
             return Err(io::Error::new(
@@ -89,9 +85,7 @@ impl LogFile {
             ));
         }
         if context::backend() == IoKind::Sim {
-            return Ok(LogFile(Kind::Sim(
-                sim::SimLogFile::create(&path, len_bytes, sync).await?,
-            )));
+            return Ok(LogFile(Kind::Sim(sim::SimLogFile::create(&path, len_bytes, sync).await?)));
         }
         let created = blocking(Class::Raft, move || {
             // Filled without `O_DSYNC`: one sync at the end instead of one per chunk.
@@ -99,17 +93,8 @@ impl LogFile {
             fill(&file, len_bytes)?;
             file.sync_all()?;
             fs::sync_parent(&path)?;
-            let file = if sync == LogSync::Dsync {
-                open_file(&path, sync, false)?
-            } else {
-                file
-            };
-            Ok::<_, io::Error>(RealFile {
-                file: Arc::new(file),
-                path,
-                len: len_bytes,
-                sync,
-            })
+            let file = if sync == LogSync::Dsync { open_file(&path, sync, false)? } else { file };
+            Ok::<_, io::Error>(RealFile { file: Arc::new(file), path, len: len_bytes, sync })
         });
         Ok(LogFile(Kind::Real(created.await?)))
     }
@@ -122,19 +107,12 @@ impl LogFile {
     pub async fn open(path: impl AsRef<Path>, sync: LogSync) -> io::Result<LogFile> {
         let path = path.as_ref().to_owned();
         if context::backend() == IoKind::Sim {
-            return Ok(LogFile(Kind::Sim(
-                sim::SimLogFile::open(&path, sync).await?,
-            )));
+            return Ok(LogFile(Kind::Sim(sim::SimLogFile::open(&path, sync).await?)));
         }
         let opened = blocking(Class::Raft, move || {
             let file = open_file(&path, sync, false)?;
             let len = file.metadata()?.len() / ALIGNMENT as u64 * ALIGNMENT as u64;
-            Ok::<_, io::Error>(RealFile {
-                file: Arc::new(file),
-                path,
-                len,
-                sync,
-            })
+            Ok::<_, io::Error>(RealFile { file: Arc::new(file), path, len, sync })
         });
         Ok(LogFile(Kind::Real(opened.await?)))
     }
@@ -178,14 +156,7 @@ impl LogFile {
                     add(&core.metrics.log_durable_total, 1);
                 }
                 let sync = durable && file.sync == LogSync::Fdatasync;
-                file.start(
-                    Work::Write {
-                        offset,
-                        bytes,
-                        sync,
-                    },
-                    Ok,
-                )
+                file.start(Work::Write { offset, bytes, sync }, Ok)
             }
             Kind::Sim(file) if durable => LogOp::sim(file.write_durable(offset, bytes)),
             Kind::Sim(file) => LogOp::sim(file.write_at(offset, bytes)),
@@ -231,11 +202,7 @@ impl RealFile {
         if is_aligned(offset) && end.is_some_and(|end| end <= self.len) {
             return Ok(());
         }
-        let range = format!(
-            "{len} bytes at {offset} of {} of {} bytes",
-            self.path.display(),
-            self.len
-        );
+        let range = format!("{len} bytes at {offset} of {} of {} bytes", self.path.display(), self.len);
         Err(io::Error::new(io::ErrorKind::InvalidInput, range))
     }
 
@@ -246,17 +213,9 @@ impl RealFile {
             Err(error) => return LogOp::failed(error),
         };
         let (fill, filled) = oneshot();
-        let op = Op {
-            file: Arc::clone(&self.file),
-            work,
-            fill,
-        };
+        let op = Op { file: Arc::clone(&self.file), work, fill };
         add(&core.metrics.log_queued, 1);
-        let running = Running {
-            filled,
-            metrics: std::rc::Rc::clone(&core.metrics),
-            finish,
-        };
+        let running = Running { filled, metrics: std::rc::Rc::clone(&core.metrics), finish };
         match thread.ops().try_send(op) {
             Ok(()) => LogOp(State::Running(running)),
             Err(Full(op)) => {
@@ -276,10 +235,7 @@ fn log_thread(core: &context::Core) -> io::Result<&LogThread> {
     if let Some(thread) = core.log_thread.get() {
         return Ok(thread);
     }
-    let thread = LogThread::start(
-        &format!("{}-{}", core.name, core.core.0),
-        core.helper_cpus.clone(),
-    )?;
+    let thread = LogThread::start(&format!("{}-{}", core.name, core.core.0), core.helper_cpus.clone())?;
     Ok(core.log_thread.get_or_init(|| thread))
 }
 
@@ -310,9 +266,7 @@ impl<T> Future for Running<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let finish = self.finish;
-        Pin::new(&mut self.filled)
-            .poll(cx)
-            .map(|answer| answer.and_then(finish))
+        Pin::new(&mut self.filled).poll(cx).map(|answer| answer.and_then(finish))
     }
 }
 
@@ -343,9 +297,7 @@ impl<T> Future for LogOp<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         match &mut self.0 {
-            State::Done(result) => {
-                Poll::Ready(result.take().expect("polled only until it is ready"))
-            }
+            State::Done(result) => Poll::Ready(result.take().expect("polled only until it is ready")),
             State::Running(running) => Pin::new(running).poll(cx),
             State::Boxed(operation) => operation.as_mut().poll(cx),
         }
@@ -358,19 +310,8 @@ fn is_aligned(bytes: u64) -> bool {
 
 /// Opens the descriptor ourselves: `O_DIRECT`, and `O_DSYNC` if asked for.
 fn open_file(path: &Path, sync: LogSync, create: bool) -> io::Result<File> {
-    let dsync = if sync == LogSync::Dsync {
-        libc::O_DSYNC
-    } else {
-        0
-    };
-    let open = |flags| {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(create)
-            .custom_flags(flags)
-            .open(path)
-    };
+    let dsync = if sync == LogSync::Dsync { libc::O_DSYNC } else { 0 };
+    let open = |flags| OpenOptions::new().read(true).write(true).create_new(create).custom_flags(flags).open(path);
     match open(libc::O_DIRECT | dsync) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             let folder = path.parent().unwrap_or(Path::new("."));
@@ -380,10 +321,7 @@ fn open_file(path: &Path, sync: LogSync, create: bool) -> io::Result<File> {
                 let _ = std::fs::remove_file(path);
             }
             if !LogFile::buffered_allowed() {
-                return Err(io::Error::new(
-                    io::ErrorKind::Unsupported,
-                    refused.to_string(),
-                ));
+                return Err(io::Error::new(io::ErrorKind::Unsupported, refused.to_string()));
             }
             tracing::warn!(path = %path.display(), filesystem = refused.filesystem, "log file goes through the page cache");
             open(dsync)

@@ -51,18 +51,13 @@ impl LogThread {
     pub(crate) fn start(name: &str, cpus: affinity::CpuSet) -> io::Result<LogThread> {
         let (ops, queue) = mailbox(QUEUE_MAX);
         let fatal = FATAL.get();
-        let thread = std::thread::Builder::new()
-            .name(format!("{name}-log"))
-            .spawn(move || {
-                FATAL.set(fatal);
-                // Started from a pinned core; a thread that may not leave it works all the same.
-                let _ = cpus.apply();
-                serve(queue);
-            })?;
-        Ok(LogThread {
-            ops: Some(ops),
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name(format!("{name}-log")).spawn(move || {
+            FATAL.set(fatal);
+            // Started from a pinned core; a thread that may not leave it works all the same.
+            let _ = cpus.apply();
+            serve(queue);
+        })?;
+        Ok(LogThread { ops: Some(ops), thread: Some(thread) })
     }
 
     pub(crate) fn ops(&self) -> &MailSender<Op> {
@@ -87,11 +82,7 @@ fn serve(mut queue: MailReceiver<Op>) {
 
 fn perform(file: &File, work: Work) -> io::Result<AlignedBuf> {
     match work {
-        Work::Write {
-            offset,
-            bytes,
-            sync,
-        } => {
+        Work::Write { offset, bytes, sync } => {
             file.write_all_at(bytes.as_slice(), offset)?;
             if sync {
                 file.sync_data()?;

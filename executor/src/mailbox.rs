@@ -28,15 +28,7 @@ pub fn mailbox<T: Send + 'static>(capacity: usize) -> (MailSender<T>, MailReceiv
         waiters: Mutex::new(VecDeque::new()),
         tickets: AtomicU64::new(0),
     });
-    (
-        MailSender {
-            shared: Arc::clone(&shared),
-        },
-        MailReceiver {
-            shared,
-            place: WakePlace::default(),
-        },
-    )
+    (MailSender { shared: Arc::clone(&shared) }, MailReceiver { shared, place: WakePlace::default() })
 }
 
 struct Shared<T> {
@@ -131,9 +123,7 @@ pub struct MailSender<T> {
 impl<T> Clone for MailSender<T> {
     fn clone(&self) -> MailSender<T> {
         self.shared.senders.fetch_add(1, Ordering::Relaxed);
-        MailSender {
-            shared: Arc::clone(&self.shared),
-        }
+        MailSender { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -165,11 +155,7 @@ impl<T: Send + 'static> MailSender<T> {
     /// # Errors
     /// [`Closed`] gives the message back if the receiver is gone.
     pub async fn send(&self, message: T) -> Result<(), Closed<T>> {
-        let mut wait = Room {
-            shared: &self.shared,
-            ticket: None,
-            place: WakePlace::default(),
-        };
+        let mut wait = Room { shared: &self.shared, ticket: None, place: WakePlace::default() };
         let mut message = Some(message);
         poll_fn(|cx| {
             let unsent = message.take().expect("polled only until it is ready");
@@ -239,9 +225,7 @@ impl<T> Room<'_, T> {
 
     fn queue_up(&mut self, cx: &Context<'_>) {
         let waker = self.place.waker(cx);
-        let ticket = *self
-            .ticket
-            .get_or_insert_with(|| self.shared.tickets.fetch_add(1, Ordering::Relaxed));
+        let ticket = *self.ticket.get_or_insert_with(|| self.shared.tickets.fetch_add(1, Ordering::Relaxed));
         let mut waiters = self.shared.waiters();
         match waiters.iter_mut().find(|(at, _)| *at == ticket) {
             Some((_, old)) => *old = waker,
@@ -289,12 +273,7 @@ impl<T> Drop for MailReceiver<T> {
 
 impl<T> std::fmt::Debug for MailReceiver<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "MailReceiver({} of {})",
-            self.shared.queue.len(),
-            self.shared.queue.capacity()
-        )
+        write!(f, "MailReceiver({} of {})", self.shared.queue.len(), self.shared.queue.capacity())
     }
 }
 

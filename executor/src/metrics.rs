@@ -17,7 +17,7 @@ pub struct CoreMetrics {
     pub busy_nanos_total: [Cell<u64>; Class::COUNT],
     /// Polls that held the core longer than [`STALL`](crate::STALL), per class.
     pub stalls_total: [Cell<u64>; Class::COUNT],
-    /// The longest poll so far in nanoseconds, per class.
+    /// The longest of these stalls in nanoseconds, per class.
     pub stall_nanos_max: [Cell<u64>; Class::COUNT],
     /// Wakes that came from other threads.
     pub remote_wakes_total: Cell<u64>,

@@ -187,11 +187,7 @@ impl std::fmt::Debug for Handoff {
 }
 
 impl AsyncRead for TcpStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.0 {
             Stream::Uring(stream) => stream.poll_read(cx, into),
             Stream::Epoll(stream) => Pin::new(stream).poll_read(cx, into),
@@ -201,11 +197,7 @@ impl AsyncRead for TcpStream {
 }
 
 impl AsyncWrite for TcpStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.0 {
             Stream::Uring(stream) => stream.poll_write(cx, bytes),
             Stream::Epoll(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -270,16 +262,6 @@ pub(crate) fn try_write_vectored(socket: RawFd, slices: &[io::IoSlice<'_>]) -> i
     header.msg_iov = slices.as_ptr().cast::<libc::iovec>().cast_mut();
     header.msg_iovlen = slices.len() as _;
     // SAFETY: `IoSlice` has the layout of `iovec`; the slices live through the call, which only reads them.
-    let sent = unsafe {
-        libc::sendmsg(
-            socket,
-            &raw const header,
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        )
-    };
-    if sent < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(sent as usize)
-    }
+    let sent = unsafe { libc::sendmsg(socket, &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }

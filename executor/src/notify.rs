@@ -37,10 +37,7 @@ impl Notify {
 
     /// Waits for a call, or takes the kept one. Cancel-safe.
     pub fn notified(&self) -> Notified<'_> {
-        Notified {
-            notify: self,
-            waiting: None,
-        }
+        Notified { notify: self, waiting: None }
     }
 }
 
@@ -68,10 +65,7 @@ impl Future for Notified<'_> {
             None => {
                 let ticket = notify.tickets.get();
                 notify.tickets.set(ticket + 1);
-                *self.waiting.insert(Waiting {
-                    ticket,
-                    calls: notify.calls.get(),
-                })
+                *self.waiting.insert(Waiting { ticket, calls: notify.calls.get() })
             }
             Some(waiting) if waiting.calls != notify.calls.get() => {
                 self.waiting = None;
@@ -80,10 +74,7 @@ impl Future for Notified<'_> {
             Some(waiting) => waiting,
         };
         let mut waiters = notify.waiters.borrow_mut();
-        match waiters
-            .iter_mut()
-            .find(|(ticket, _)| *ticket == waiting.ticket)
-        {
+        match waiters.iter_mut().find(|(ticket, _)| *ticket == waiting.ticket) {
             Some((_, waker)) => waker.clone_from(cx.waker()),
             None => waiters.push((waiting.ticket, cx.waker().clone())),
         }
@@ -95,10 +86,7 @@ impl Drop for Notified<'_> {
     fn drop(&mut self) {
         let Some(waiting) = self.waiting else { return };
         if waiting.calls == self.notify.calls.get() {
-            self.notify
-                .waiters
-                .borrow_mut()
-                .retain(|(ticket, _)| *ticket != waiting.ticket);
+            self.notify.waiters.borrow_mut().retain(|(ticket, _)| *ticket != waiting.ticket);
         } else if self.notify.waiters.borrow().is_empty() {
             self.notify.kept.set(true);
         }

@@ -16,19 +16,8 @@ struct Shared<T> {
 
 /// A place for one value that a thread fills and a future takes.
 pub(crate) fn oneshot<T: Send>() -> (Fill<T>, Filled<T>) {
-    let shared = Arc::new(Shared {
-        value: Mutex::new(None),
-        waker: AtomicWaker::new(),
-    });
-    (
-        Fill {
-            shared: Arc::clone(&shared),
-        },
-        Filled {
-            shared,
-            place: WakePlace::default(),
-        },
-    )
+    let shared = Arc::new(Shared { value: Mutex::new(None), waker: AtomicWaker::new() });
+    (Fill { shared: Arc::clone(&shared) }, Filled { shared, place: WakePlace::default() })
 }
 
 /// The side that gives the value.
@@ -39,11 +28,7 @@ pub(crate) struct Fill<T> {
 impl<T> Fill<T> {
     /// Gives the value; it is dropped here if nobody waits any more.
     pub(crate) fn fill(self, value: T) {
-        *self
-            .shared
-            .value
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(value);
+        *self.shared.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         self.shared.waker.wake();
     }
 }
@@ -56,11 +41,7 @@ pub(crate) struct Filled<T> {
 
 impl<T> Filled<T> {
     fn take(&self) -> Option<T> {
-        self.shared
-            .value
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.shared.value.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -10,9 +10,7 @@ use crate::{Io, IoChoice, IoKind, LogFile, filesystem};
 const MEMLOCK_MIN: u64 = 512 << 10;
 
 /// The operations that glommio 0.9 demands at start; it ends the process if one is missing.
-const OPERATIONS: &[u8] = &[
-    0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 22, 23, 26, 27,
-];
+const OPERATIONS: &[u8] = &[0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 22, 23, 26, 27];
 
 /// Why a process cannot start here, with what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -61,40 +59,27 @@ pub fn preflight(choice: IoChoice, data_dir: Option<&Path>) -> Result<Io, Prefli
     let (kind, reason) = match choice {
         IoChoice::Epoll => (IoKind::Epoll, "epoll was asked for".to_owned()),
         IoChoice::Uring => {
-            check_uring()
-                .map_err(|Missing { problem, remedy }| PreflightError::Uring { problem, remedy })?;
-            (
-                IoKind::Uring,
-                "io_uring was asked for, and works".to_owned(),
-            )
+            check_uring().map_err(|Missing { problem, remedy }| PreflightError::Uring { problem, remedy })?;
+            (IoKind::Uring, "io_uring was asked for, and works".to_owned())
         }
         IoChoice::Auto => match check_uring() {
             Ok(()) => (IoKind::Uring, "io_uring works".to_owned()),
-            Err(Missing { problem, remedy }) => (
-                IoKind::Epoll,
-                format!("io_uring cannot be used: {problem}. {remedy}"),
-            ),
+            Err(Missing { problem, remedy }) => {
+                (IoKind::Epoll, format!("io_uring cannot be used: {problem}. {remedy}"))
+            }
         },
     };
     let direct_files = data_dir.map_or(Ok(true), check_folder)?;
-    Ok(Io {
-        kind,
-        reason,
-        direct_files,
-    })
+    Ok(Io { kind, reason, direct_files })
 }
 
 fn check_folder(folder: &Path) -> Result<bool, PreflightError> {
     match filesystem::has_direct_io(folder) {
-        Ok(false) if !LogFile::buffered_allowed() => Err(PreflightError::NoDirectIo {
-            folder: folder.to_owned(),
-            filesystem: filesystem::name(folder),
-        }),
+        Ok(false) if !LogFile::buffered_allowed() => {
+            Err(PreflightError::NoDirectIo { folder: folder.to_owned(), filesystem: filesystem::name(folder) })
+        }
         Ok(direct) => Ok(direct),
-        Err(source) => Err(PreflightError::Folder {
-            folder: folder.to_owned(),
-            source,
-        }),
+        Err(source) => Err(PreflightError::Folder { folder: folder.to_owned(), source }),
     }
 }
 
@@ -107,10 +92,7 @@ struct Missing {
 
 impl Missing {
     fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Missing {
-        Missing {
-            problem: problem.into(),
-            remedy: remedy.into(),
-        }
+        Missing { problem: problem.into(), remedy: remedy.into() }
     }
 }
 
@@ -123,11 +105,8 @@ fn check_uring() -> Result<(), Missing> {
     check_operations(&ring)
 }
 
-fn memlock_limit() -> u64 {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+pub(crate) fn memlock_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid place for the result.
     match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } {
         0 => limit.rlim_cur,
@@ -140,10 +119,7 @@ fn check_memlock(limit: u64) -> Result<(), Missing> {
         return Ok(());
     }
     Err(Missing::new(
-        format!(
-            "the limit of locked memory is {} KiB, and 512 KiB are needed",
-            limit >> 10
-        ),
+        format!("the limit of locked memory is {} KiB, and 512 KiB are needed", limit >> 10),
         "Raise it: `ulimit -l 8192`, LimitMEMLOCK=8M in a systemd unit, or --ulimit memlock=8388608 for docker",
     ))
 }
@@ -173,14 +149,10 @@ fn explain_setup(error: &io::Error, sysctl: Option<&str>) -> Missing {
             "the kernel has no memory for a ring (ENOMEM), most likely by the limit of locked memory",
             "Raise it: `ulimit -l 8192` or more",
         ),
-        (Some(libc::EMFILE | libc::ENFILE), _) => Missing::new(
-            "no file descriptor is left",
-            "Raise the limit: `ulimit -n 65536`",
-        ),
-        _ => Missing::new(
-            format!("io_uring_setup failed: {error}"),
-            "Look for a security module that forbids it",
-        ),
+        (Some(libc::EMFILE | libc::ENFILE), _) => {
+            Missing::new("no file descriptor is left", "Raise the limit: `ulimit -n 65536`")
+        }
+        _ => Missing::new(format!("io_uring_setup failed: {error}"), "Look for a security module that forbids it"),
     }
 }
 
@@ -205,23 +177,14 @@ fn check_operations(ring: &OwnedFd) -> Result<(), Missing> {
     let mut probe = [0u8; 16 + 8 * 256];
     // SAFETY: `probe` has room for 256 operations, as the last argument says.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            ring.as_raw_fd(),
-            REGISTER_PROBE,
-            probe.as_mut_ptr(),
-            256,
-        )
+        libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), REGISTER_PROBE, probe.as_mut_ptr(), 256)
     };
     let remedy = "Use Linux 5.8 or newer";
     if result < 0 {
         let error = io::Error::last_os_error();
         return Err(match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => explain_setup(&error, None),
-            _ => Missing::new(
-                format!("the kernel cannot list its operations: {error}"),
-                remedy,
-            ),
+            _ => Missing::new(format!("the kernel cannot list its operations: {error}"), remedy),
         });
     }
     let supported = |operation: u8| {
@@ -229,10 +192,53 @@ fn check_operations(ring: &OwnedFd) -> Result<(), Missing> {
         u16::from_le_bytes([probe[at + 2], probe[at + 3]]) & SUPPORTED != 0
     };
     match OPERATIONS.iter().find(|operation| !supported(**operation)) {
-        Some(missing) => Err(Missing::new(
-            format!("the kernel lacks operation {missing}"),
-            remedy,
-        )),
+        Some(missing) => Err(Missing::new(format!("the kernel lacks operation {missing}"), remedy)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explained(errno: i32, sysctl: Option<&str>) -> String {
+        let Missing { problem, remedy } = explain_setup(&io::Error::from_raw_os_error(errno), sysctl);
+        format!("{problem}. {remedy}")
+    }
+
+    #[test]
+    fn each_refusal_of_io_uring_has_its_remedy() {
+        let by_sysctl = explained(libc::EPERM, Some("2"));
+        assert!(by_sysctl.contains("kernel.io_uring_disabled is 2") && by_sysctl.contains("sysctl -w"), "{by_sysctl}");
+        let by_group = explained(libc::EPERM, Some("1"));
+        assert!(by_group.contains("kernel.io_uring_group"), "{by_group}");
+        let by_filter = explained(libc::EPERM, Some("0"));
+        assert!(by_filter.contains("seccomp") && by_filter.contains("docker"), "{by_filter}");
+        assert_eq!(by_filter, explained(libc::EPERM, None));
+        assert!(explained(libc::ENOSYS, None).contains("5.8"));
+        assert!(explained(libc::ENOMEM, None).contains("ulimit -l"));
+        assert!(explained(libc::EMFILE, None).contains("ulimit -n"));
+        assert!(explained(libc::EIO, None).contains("io_uring_setup failed"));
+    }
+
+    #[test]
+    fn locked_memory_of_512_kib_suffices() {
+        assert_eq!(check_memlock(512 << 10), Ok(()));
+        let Missing { problem, remedy } = check_memlock((512 << 10) - 1).expect_err("too little");
+        assert!(problem.contains("511 KiB") && remedy.contains("LimitMEMLOCK"), "{problem}: {remedy}");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_an_error() {
+        let error = preflight(IoChoice::Epoll, Some(Path::new("/nonexistent/folder"))).expect_err("no folder");
+        assert!(error.to_string().contains("/nonexistent/folder"));
+    }
+
+    #[test]
+    fn a_filesystem_without_direct_io_is_named() {
+        let refused = filesystem::NoDirectIo { folder: "/data".into(), filesystem: "tmpfs".to_owned() };
+        assert!(refused.to_string().contains("/data (tmpfs) has no O_DIRECT"));
+        let proc = filesystem::name(Path::new("/proc"));
+        assert!(proc.contains("type 0x9fa0"), "{proc}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{IoKind, context, sim, signal};
+use crate::{IoKind, context, signal, sim};
 
 /// Asks this process to stop, as SIGTERM does: every [`shutdown_signal`](crate::shutdown_signal) resolves. In the
 /// simulator, the node of the calling task.

@@ -89,10 +89,7 @@ impl RemoteQueue {
         loop {
             // SAFETY: the list owns one reference of `slot`, so it is alive.
             unsafe { (*slot).next.store(head, Ordering::Relaxed) };
-            match self
-                .head
-                .compare_exchange_weak(head, slot, Ordering::AcqRel, Ordering::Relaxed)
-            {
+            match self.head.compare_exchange_weak(head, slot, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(newer) => head = newer,
             }
@@ -105,9 +102,7 @@ impl RemoteQueue {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Waker>> {
-        self.dispatcher
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The slots that were woken, oldest first.
@@ -136,10 +131,7 @@ impl RemoteQueue {
         }
         {
             let mut dispatcher = self.lock();
-            if !dispatcher
-                .as_ref()
-                .is_some_and(|waker| waker.will_wake(cx.waker()))
-            {
+            if !dispatcher.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 *dispatcher = Some(cx.waker().clone());
             }
         }
@@ -190,11 +182,7 @@ impl WakePlace {
             // The simulator, or a plain thread: its wakers may go anywhere.
             return cx.waker().clone();
         };
-        if self
-            .slot
-            .as_ref()
-            .is_some_and(|slot| !Arc::ptr_eq(&slot.owner, &owner))
-        {
+        if self.slot.as_ref().is_some_and(|slot| !Arc::ptr_eq(&slot.owner, &owner)) {
             self.clear();
             self.slot = None;
         }

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Once, OnceLock};
@@ -21,7 +21,7 @@ use crate::preflight::{PreflightError, preflight};
 use crate::remote::RemoteQueue;
 use crate::task::Registry;
 use crate::{
-    Class, CoresConfig, Io, IoChoice, IoKind, LocalFuture, affinity, epoll, time, uring, watchdog,
+    Class, CoresConfig, Io, IoChoice, IoKind, LocalFuture, affinity, epoll, spawn_local, time, uring, watchdog,
 };
 
 /// Why the cores did not start. None of them has run anything then.
@@ -71,6 +71,7 @@ pub fn run_cores(
         helpers = config.helpers.unwrap_or_else(|| default_helpers(config.cores)),
         io = %io.kind,
         reason = io.reason,
+        locked_memory_suffices = uring::locked_memory_suffices(config.cores),
         "cores start"
     );
     let mut threads = Vec::new();
@@ -82,12 +83,10 @@ pub fn run_cores(
         let seat = node.seat(&config, io.kind, number, report.clone(), go);
         let main = Arc::clone(&main);
         let id = seat.id;
-        let thread = std::thread::Builder::new()
-            .name(format!("{}-{number}", config.name))
-            .spawn(move || {
-                FATAL.set(true);
-                seat.run(move || main(id));
-            });
+        let thread = std::thread::Builder::new().name(format!("{}-{number}", config.name)).spawn(move || {
+            FATAL.set(true);
+            seat.run(move || main(id));
+        });
         match thread {
             Ok(thread) => threads.push(thread),
             Err(error) => {
@@ -150,9 +149,7 @@ fn all_ready(reports: &Receiver<(CoreId, io::Result<()>)>, cores: usize) -> Resu
             Ok((_, Ok(()))) => {}
             Ok((core, Err(source))) => return Err(StartError::Core { core, source }),
             Err(_) => {
-                return Err(StartError::Thread(io::Error::other(
-                    "a core ended before it started",
-                )));
+                return Err(StartError::Thread(io::Error::other("a core ended before it started")));
             }
         }
     }
@@ -175,21 +172,11 @@ impl Node {
         debug_assert_ne!(io.kind, IoKind::Sim);
         watchdog::prepare();
         let plan = affinity::Plan::new(&affinity::CpuSet::allowed(), config.cores, config.pin);
-        let count = config
-            .helpers
-            .unwrap_or_else(|| default_helpers(config.cores));
-        let helpers = Helpers::start(count, config.cores, &config.name, &plan.helpers, fatal)
-            .map_err(StartError::Thread)?;
-        let seed = if config.seed == 0 {
-            entropy()
-        } else {
-            config.seed
-        };
-        Ok(Node {
-            plan,
-            helpers,
-            seed,
-        })
+        let count = config.helpers.unwrap_or_else(|| default_helpers(config.cores));
+        let helpers =
+            Helpers::start(count, config.cores, &config.name, &plan.helpers, fatal).map_err(StartError::Thread)?;
+        let seed = if config.seed == 0 { entropy() } else { config.seed };
+        Ok(Node { plan, helpers, seed })
     }
 
     fn seat(
@@ -209,9 +196,7 @@ impl Node {
             cpu: self.plan.cores.get(number).copied(),
             helper_cpus: self.plan.helpers.clone(),
             idle_spin: config.idle_spin,
-            rng: Prng::new(base::hash::mix64(
-                self.seed ^ base::hash::mix64(number as u64 + 1),
-            )),
+            rng: Prng::new(base::hash::mix64(self.seed ^ base::hash::mix64(number as u64 + 1))),
             helpers: self.helpers.helpers(),
             report,
             go,
@@ -236,7 +221,7 @@ struct Seat {
 
 impl Seat {
     /// Runs the core on this thread until its `main` ends. `None` if it did not start, or was told not to.
-    fn run<T, F: Future<Output = T>>(self, main: impl FnOnce() -> F) -> Option<T> {
+    fn run<T: 'static, F: Future<Output = T> + 'static>(self, main: impl FnOnce() -> F) -> Option<T> {
         if let Some(cpu) = self.cpu
             && let Err(error) = affinity::pin(cpu)
         {
@@ -257,6 +242,7 @@ impl Seat {
             queues: OnceLock::new(),
             panic: Cell::new(None),
             main: Cell::new(None),
+            rounds: Rc::default(),
         });
         let _entered = context::enter(Rc::clone(&core));
         let (report, go, id) = (self.report, self.go, self.id);
@@ -267,14 +253,7 @@ impl Seat {
         let life = live(&core, main);
         let ended = match self.kind {
             IoKind::Epoll => epoll::run(ready, life),
-            IoKind::Uring => uring::run(
-                &uring::Settings {
-                    cpu: self.cpu,
-                    idle_spin: self.idle_spin,
-                },
-                ready,
-                life,
-            ),
+            IoKind::Uring => uring::run(&uring::Settings { cpu: self.cpu, idle_spin: self.idle_spin }, ready, life),
             IoKind::Sim => unreachable!("the simulator runs its own cores"),
         };
         ended.map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
@@ -283,16 +262,21 @@ impl Seat {
 
 type Ended<T> = Result<T, Box<dyn Any + Send>>;
 
-/// The life of a core: dispatcher, `main`, and the end of all that is left.
-async fn live<T, F: Future<Output = T>>(core: &Rc<Core>, main: impl FnOnce() -> F) -> Ended<T> {
-    let dispatcher_done = start_dispatcher(core);
+/// The life of a core: what keeps it going, `main`, and the end of all that is left.
+async fn live<T: 'static, F: Future<Output = T> + 'static>(core: &Rc<Core>, main: impl FnOnce() -> F) -> Ended<T> {
+    let dispatcher_done = keep(core, {
+        let remote = Arc::clone(&core.remote);
+        poll_fn(move |cx| remote.poll_dispatch(cx))
+    });
+    let rounds_done = keep(core, Rc::clone(&core.rounds).serve(core.kind));
     while !core.remote.is_open() {
         give_way().await;
     }
     let result = run_main(core, main).await;
     end_tasks(core).await;
     core.remote.close();
-    while !dispatcher_done.get() {
+    core.rounds.close();
+    while !(dispatcher_done.get() && rounds_done.get()) {
         give_way().await;
     }
     match core.panic.take() {
@@ -301,37 +285,32 @@ async fn live<T, F: Future<Output = T>>(core: &Rc<Core>, main: impl FnOnce() -> 
     }
 }
 
-fn start_dispatcher(core: &Rc<Core>) -> Rc<Cell<bool>> {
+/// Starts one of the core's own tasks, which are in no register; the flag is set when it has ended.
+fn keep(core: &Rc<Core>, work: impl Future<Output = ()> + 'static) -> Rc<Cell<bool>> {
     let done = Rc::new(Cell::new(false));
-    let (remote, ended) = (Arc::clone(&core.remote), Rc::clone(&done));
-    let dispatcher = async move {
-        poll_fn(|cx| remote.poll_dispatch(cx)).await;
+    let ended = Rc::clone(&done);
+    let task = async move {
+        work.await;
         ended.set(true);
     };
     match core.kind {
-        IoKind::Uring => uring::spawn(core, Class::Foreground, dispatcher),
-        IoKind::Epoll => epoll::spawn(dispatcher),
-        IoKind::Sim => unreachable!("the simulator has no other threads"),
+        IoKind::Uring => uring::spawn(core, Class::Foreground, task),
+        IoKind::Epoll => epoll::spawn(task),
+        IoKind::Sim => unreachable!("the simulator runs its own cores"),
     }
     done
 }
 
-async fn run_main<T, F: Future<Output = T>>(core: &Rc<Core>, main: impl FnOnce() -> F) -> Ended<T> {
+/// Runs `main` as a task like any other, until it ends or any task panics.
+async fn run_main<T: 'static, F: Future<Output = T> + 'static>(core: &Rc<Core>, main: impl FnOnce() -> F) -> Ended<T> {
     let main = catch_unwind(AssertUnwindSafe(main))?;
-    let mut main = pin!(main);
+    let mut main = spawn_local(Class::Foreground, main);
     poll_fn(|cx| {
         if let Some(panic) = core.panic.take() {
             return Poll::Ready(Err(panic));
         }
         core.main.set(Some(cx.waker().clone()));
-        let began = watchdog::begin();
-        let polled = catch_unwind(AssertUnwindSafe(|| main.as_mut().poll(cx)));
-        watchdog::end(core, Class::Foreground, began);
-        match polled {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-            Err(panic) => Poll::Ready(Err(panic)),
-        }
+        Pin::new(&mut main).poll(cx).map(Ok)
     })
     .await
 }
@@ -342,11 +321,7 @@ async fn end_tasks(core: &Rc<Core>) {
     let began = time::now();
     while core.tasks.cancel_all() > 0 {
         if time::now().since(began) > LIMIT {
-            tracing::warn!(
-                core = core.core.0,
-                tasks = core.metrics.tasks.get(),
-                "tasks outlive their core"
-            );
+            tracing::warn!(core = core.core.0, tasks = core.metrics.tasks.get(), "tasks outlive their core");
             return;
         }
         give_way().await;
@@ -389,9 +364,5 @@ fn entropy() -> u64 {
     let mut bytes = [0u8; 8];
     // SAFETY: `bytes` is a valid place of the given length.
     let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if filled == 8 {
-        u64::from_ne_bytes(bytes)
-    } else {
-        time::monotonic_nanos() ^ u64::from(std::process::id())
-    }
+    if filled == 8 { u64::from_ne_bytes(bytes) } else { time::monotonic_nanos() ^ u64::from(std::process::id()) }
 }

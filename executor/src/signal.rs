@@ -65,15 +65,13 @@ fn start(signals: &'static Signals) -> io::Result<()> {
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     let counter = unsafe { OwnedFd::from_raw_fd(counter) };
     PIPE.store(counter.as_raw_fd(), Ordering::SeqCst);
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            let mut count = 0u64;
-            // SAFETY: an eventfd is read into eight bytes, which `count` is.
-            while unsafe { libc::read(counter.as_raw_fd(), (&raw mut count).cast(), 8) } == 8 {
-                signals.stop();
-            }
-        })?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut count = 0u64;
+        // SAFETY: an eventfd is read into eight bytes, which `count` is.
+        while unsafe { libc::read(counter.as_raw_fd(), (&raw mut count).cast(), 8) } == 8 {
+            signals.stop();
+        }
+    })?;
     for signal in [libc::SIGTERM, libc::SIGINT] {
         // SAFETY: all-zero is a valid value: no flags, an empty mask.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -116,11 +114,8 @@ impl Signals {
     }
 
     async fn wait(&'static self) {
-        let mut line = Line {
-            signals: self,
-            ticket: self.tickets.fetch_add(1, Ordering::Relaxed),
-            place: WakePlace::default(),
-        };
+        let mut line =
+            Line { signals: self, ticket: self.tickets.fetch_add(1, Ordering::Relaxed), place: WakePlace::default() };
         std::future::poll_fn(|cx| {
             let waker = line.place.waker(cx);
             {
@@ -129,11 +124,7 @@ impl Signals {
                 waiters.push((line.ticket, waker));
             }
             // Looked at after the entry: a signal in between wakes us, one before is seen here.
-            if line.signals.stopped.load(Ordering::SeqCst) {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
+            if line.signals.stopped.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -148,8 +139,6 @@ struct Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.signals
-            .lock()
-            .retain(|(ticket, _)| *ticket != self.ticket);
+        self.signals.lock().retain(|(ticket, _)| *ticket != self.ticket);
     }
 }

@@ -22,9 +22,7 @@ use crate::{Class, IoKind, epoll, sim, uring, watchdog};
 pub fn spawn_local<T: 'static>(class: Class, future: impl Future<Output = T> + 'static) -> Task<T> {
     match context::backend() {
         IoKind::Sim => Task(Handle::Sim(sim::spawn_local(class, future))),
-        IoKind::Uring | IoKind::Epoll => {
-            Task(Handle::Core(start(&context::current(), class, future)))
-        }
+        IoKind::Uring | IoKind::Epoll => Task(Handle::Core(start(&context::current(), class, future))),
     }
 }
 
@@ -134,13 +132,7 @@ impl Registry {
 
     /// Cancels all tasks that live now; returns how many.
     pub(crate) fn cancel_all(&self) -> usize {
-        let live: Vec<Rc<Control>> = self
-            .places
-            .borrow()
-            .iter()
-            .flatten()
-            .map(Rc::clone)
-            .collect();
+        let live: Vec<Rc<Control>> = self.places.borrow().iter().flatten().map(Rc::clone).collect();
         for control in &live {
             control.cancel();
         }
@@ -148,27 +140,13 @@ impl Registry {
     }
 }
 
-fn start<T: 'static>(
-    core: &Rc<Core>,
-    class: Class,
-    future: impl Future<Output = T> + 'static,
-) -> Rc<Shared<T>> {
+fn start<T: 'static>(core: &Rc<Core>, class: Class, future: impl Future<Output = T> + 'static) -> Rc<Shared<T>> {
     let control = Rc::new(Control::default());
-    let shared = Rc::new(Shared {
-        output: Cell::new(None),
-        waiter: Cell::new(None),
-        control: Rc::clone(&control),
-    });
+    let shared = Rc::new(Shared { output: Cell::new(None), waiter: Cell::new(None), control: Rc::clone(&control) });
     add(&core.metrics.tasks, 1);
     add(&core.metrics.tasks_spawned_total, 1);
     let place = core.tasks.add(&control);
-    let runner = Runner {
-        future: Some(future),
-        shared: Rc::clone(&shared),
-        core: Rc::clone(core),
-        class,
-        place,
-    };
+    let runner = Runner { future: Some(future), shared: Rc::clone(&shared), core: Rc::clone(core), class, place };
     match core.kind {
         IoKind::Uring => uring::spawn(core, class, runner),
         IoKind::Epoll => epoll::spawn(runner),
@@ -203,19 +181,19 @@ impl<F: Future> Future for Runner<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         // SAFETY: `future` is pinned with the runner: it is only polled in place or dropped in place, never moved.
         let this = unsafe { self.get_unchecked_mut() };
+        if this.core.kind == IoKind::Uring && this.core.rounds.is_over(cx) {
+            return Poll::Pending;
+        }
         let control = &this.shared.control;
         let polled = if control.cancelled.get() {
             None
         } else {
-            let future = this
-                .future
-                .as_mut()
-                .expect("a task is not polled after its end");
+            let future = this.future.as_mut().expect("a task is not polled after its end");
             // SAFETY: as above.
             let future = unsafe { Pin::new_unchecked(future) };
             let began = watchdog::begin();
             let polled = catch_unwind(AssertUnwindSafe(|| future.poll(cx)));
-            watchdog::end(&this.core, this.class, began);
+            this.core.rounds.spend(watchdog::end(&this.core, this.class, began));
             Some(polled)
         };
         match polled {
@@ -255,7 +233,7 @@ impl<F: Future> Drop for Runner<F> {
     }
 }
 
-/// Lets all other runnable tasks of the core run first.
+/// Lets the other runnable tasks of the core run first. With io_uring those of other classes get their share.
 pub async fn yield_now() {
     if context::backend() == IoKind::Sim {
         return sim::yield_now().await;

@@ -11,20 +11,12 @@ use crate::{IoKind, context, epoll, sim, uring};
 
 /// Monotonic time: `CLOCK_MONOTONIC`, or the simulated node's clock. Works on every thread.
 pub fn now() -> Instant {
-    if sim::active() {
-        sim::now()
-    } else {
-        Instant(monotonic_nanos())
-    }
+    if sim::active() { sim::now() } else { Instant(monotonic_nanos()) }
 }
 
 /// Wall-clock time: `CLOCK_REALTIME`, or the simulated node's. Works on every thread.
 pub fn unix_time() -> UnixTime {
-    if sim::active() {
-        sim::unix_time()
-    } else {
-        UnixTime(read_clock(libc::CLOCK_REALTIME))
-    }
+    if sim::active() { sim::unix_time() } else { UnixTime(read_clock(libc::CLOCK_REALTIME)) }
 }
 
 /// Two clocks read together, for leases: while they run apart by no more than the drift allowance, neither was
@@ -41,10 +33,7 @@ pub struct Clocks {
 pub fn clocks() -> Clocks {
     if sim::active() {
         let now = sim::now();
-        return Clocks {
-            boottime: now,
-            monotonic_raw: now,
-        };
+        return Clocks { boottime: now, monotonic_raw: now };
     }
     Clocks {
         boottime: Instant(read_clock(libc::CLOCK_BOOTTIME)),
@@ -57,16 +46,11 @@ pub(crate) fn monotonic_nanos() -> u64 {
 }
 
 fn read_clock(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid place for the result.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
     assert_eq!(result, 0, "this clock exists on every Linux since 2.6.39");
-    (time.tv_sec as u64)
-        .wrapping_mul(1_000_000_000)
-        .wrapping_add(time.tv_nsec as u64)
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
 /// Waits for `duration`. On epoll, timers fire on whole milliseconds, never early.

@@ -7,6 +7,7 @@
 //!   placement only repeats that;
 //! - its blocking pool and its file types are not used: files go through our helpers and our log thread;
 //! - its listener binds with `SO_REUSEPORT`, which would let a second process share the port, so ours is bound here;
+//! - when its preemption flag is up before a turn has begun, it sleeps though tasks are runnable (`rounds`);
 //! - what its task handles do on drop does not matter: they are dropped right after the start, when that is a no-op.
 
 use std::cell::RefCell;
@@ -24,6 +25,7 @@ use glommio::{Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle}
 
 use crate::context::Core;
 use crate::net::{bound_listener, try_write_vectored};
+use crate::preflight::memlock_limit;
 use crate::{Class, context};
 
 /// glommio's task queue of each class.
@@ -40,8 +42,21 @@ pub(crate) fn timer(duration: Duration) -> Timer {
 /// Registered buffers per executor. We do no I/O through them, so this is small; glommio's default is 10 MiB.
 const IO_MEMORY: usize = 1 << 20;
 
-/// How long tasks may run before the rings are looked at again, if no task sleeps earlier.
-const PREEMPT: Duration = Duration::from_millis(1);
+/// Whether glommio can register its buffers on every core. It asks twice per core, and goes on without when it cannot.
+pub(crate) fn locked_memory_suffices(cores: usize) -> bool {
+    let unlimited = {
+        const CAP_IPC_LOCK: u32 = 14;
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+        effective >> CAP_IPC_LOCK & 1 == 1
+    };
+    unlimited || memlock_limit() >= (2 * IO_MEMORY * cores) as u64
+}
+
+/// glommio's own limit of a turn, out of reach: when it runs out before the first task of a turn has begun, glommio
+/// goes to sleep on runnable tasks. `rounds` limits turns instead.
+const PREEMPT: Duration = Duration::from_secs(10);
 
 /// The most bytes of one read: what is read into is zeroed before.
 const READ_MAX: usize = 64 << 10;
@@ -60,14 +75,8 @@ pub(crate) fn run<T>(
     main: impl Future<Output = T>,
 ) -> Option<T> {
     let builder = |placement| {
-        let builder = LocalExecutorBuilder::new(placement)
-            .io_memory(IO_MEMORY)
-            .preempt_timer(PREEMPT);
-        if settings.idle_spin.is_zero() {
-            builder
-        } else {
-            builder.spin_before_park(settings.idle_spin)
-        }
+        let builder = LocalExecutorBuilder::new(placement).io_memory(IO_MEMORY).preempt_timer(PREEMPT);
+        if settings.idle_spin.is_zero() { builder } else { builder.spin_before_park(settings.idle_spin) }
     };
     // glommio spins only when it does the pinning itself. If it does not find our CPU in /sys, it does without.
     let pinned = settings.cpu.filter(|_| !settings.idle_spin.is_zero());
@@ -91,18 +100,14 @@ pub(crate) fn run<T>(
             glommio::executor().create_task_queue(shares, Latency::NotImportant, class.name())
         };
         let queues = Queues(Class::ALL.map(queue));
-        context::current()
-            .queues
-            .set(queues)
-            .expect("a core starts once");
+        context::current().queues.set(queues).expect("a core starts once");
         main.await
     }))
 }
 
 pub(crate) fn spawn(core: &Core, class: Class, future: impl Future<Output = ()> + 'static) {
     let queues = core.queues.get().expect("set before the first task");
-    let task = glommio::spawn_local_into(future, queues.0[class.index()])
-        .expect("the queues live as long as the core");
+    let task = glommio::spawn_local_into(future, queues.0[class.index()]).expect("the queues live as long as the core");
     drop(task.detach());
 }
 
@@ -128,11 +133,7 @@ impl Listener {
         let address = listener.local_addr()?;
         // SAFETY: the descriptor is a listening socket, and glommio's listener becomes its one owner.
         let listener = unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) };
-        Ok(Listener {
-            listener: Rc::new(listener),
-            address,
-            pending: RefCell::new(None),
-        })
+        Ok(Listener { listener: Rc::new(listener), address, pending: RefCell::new(None) })
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -187,11 +188,7 @@ async fn accept(listener: &glommio::net::TcpListener) -> io::Result<Stream> {
 pub(crate) struct Stream(glommio::net::TcpStream);
 
 pub(crate) async fn connect(address: SocketAddr) -> io::Result<Stream> {
-    Ok(Stream(
-        glommio::net::TcpStream::connect(address)
-            .await
-            .map_err(io::Error::from)?,
-    ))
+    Ok(Stream(glommio::net::TcpStream::connect(address).await.map_err(io::Error::from)?))
 }
 
 /// A second descriptor of the same socket, closed on exec; the stream closes its own.
@@ -206,9 +203,7 @@ pub(crate) fn into_fd(stream: Stream) -> io::Result<OwnedFd> {
 
 pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Stream> {
     // SAFETY: the descriptor is a connected socket, and glommio's stream becomes its one owner.
-    Ok(Stream(unsafe {
-        glommio::net::TcpStream::from_raw_fd(fd.into_raw_fd())
-    }))
+    Ok(Stream(unsafe { glommio::net::TcpStream::from_raw_fd(fd.into_raw_fd()) }))
 }
 
 impl Stream {
@@ -235,11 +230,7 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    pub(crate) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
 
@@ -251,10 +242,7 @@ impl Stream {
         match try_write_vectored(self.0.as_raw_fd(), slices) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // Waits for room with the first bytes that there are.
-                let first = slices
-                    .iter()
-                    .find(|slice| !slice.is_empty())
-                    .map_or(&[][..], |slice| slice);
+                let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
                 self.poll_write(cx, first)
             }
             done => Poll::Ready(done),

@@ -20,8 +20,8 @@ pub(crate) fn begin() -> u64 {
     ticks()
 }
 
-/// Counts a poll that began at `began`.
-pub(crate) fn end(core: &Core, class: Class, began: u64) {
+/// Counts a poll that began at `began`; returns its nanoseconds.
+pub(crate) fn end(core: &Core, class: Class, began: u64) -> u64 {
     let nanos = to_nanos(ticks().saturating_sub(began));
     let (at, metrics) = (class.index(), &core.metrics);
     add(&metrics.polls_total[at], 1);
@@ -29,6 +29,7 @@ pub(crate) fn end(core: &Core, class: Class, began: u64) {
     if nanos > STALL_NANOS {
         stalled(core, class, nanos);
     }
+    nanos
 }
 
 #[cold]
@@ -36,12 +37,7 @@ fn stalled(core: &Core, class: Class, nanos: u64) {
     let (at, metrics) = (class.index(), &core.metrics);
     add(&metrics.stalls_total[at], 1);
     metrics.stall_nanos_max[at].set(metrics.stall_nanos_max[at].get().max(nanos));
-    tracing::warn!(
-        core = core.core.0,
-        class = class.name(),
-        held_ms = nanos / 1_000_000,
-        "a task held its core"
-    );
+    tracing::warn!(core = core.core.0, class = class.name(), held_ms = nanos / 1_000_000, "a task held its core");
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -85,9 +81,7 @@ fn calibrate() -> Option<u64> {
     }
     let read = || {
         // SAFETY: the instruction exists on every x86-64 and has no effect but its result.
-        (time::monotonic_nanos(), unsafe {
-            std::arch::x86_64::_rdtsc()
-        })
+        (time::monotonic_nanos(), unsafe { std::arch::x86_64::_rdtsc() })
     };
     let from = read();
     // Two milliseconds: the two clocks are then matched to about one part in ten thousand.

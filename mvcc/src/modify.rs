@@ -38,9 +38,7 @@ impl Modify {
     /// The family that changes.
     pub fn cf(&self) -> Cf {
         match self {
-            Modify::Put { cf, .. } | Modify::Delete { cf, .. } | Modify::DeleteRange { cf, .. } => {
-                *cf
-            }
+            Modify::Put { cf, .. } | Modify::Delete { cf, .. } | Modify::DeleteRange { cf, .. } => *cf,
         }
     }
 

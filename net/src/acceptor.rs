@@ -41,10 +41,7 @@ impl ConnectionCounter {
     fn count(&self) -> ConnectionGuard {
         self.0.open.fetch_add(1, Ordering::Relaxed);
         self.0.busy.fetch_add(1, Ordering::Relaxed);
-        ConnectionGuard {
-            counter: self.clone(),
-            is_busy: true,
-        }
+        ConnectionGuard { counter: self.clone(), is_busy: true }
     }
 }
 
@@ -95,21 +92,13 @@ pub struct Target {
 
 impl Target {
     /// A core that gets its connections by `send`, which must not wait and gives back what it cannot take.
-    pub fn new(
-        counter: ConnectionCounter,
-        send: impl Fn(Placed) -> Result<(), Placed> + 'static,
-    ) -> Target {
-        Target {
-            counter,
-            send: Box::new(send),
-        }
+    pub fn new(counter: ConnectionCounter, send: impl Fn(Placed) -> Result<(), Placed> + 'static) -> Target {
+        Target { counter, send: Box::new(send) }
     }
 
     /// A core that gets its connections from a mailbox.
     pub fn mailbox(counter: ConnectionCounter, mailbox: MailSender<Placed>) -> Target {
-        Target::new(counter, move |placed| {
-            mailbox.try_send(placed).map_err(|full| full.0)
-        })
+        Target::new(counter, move |placed| mailbox.try_send(placed).map_err(|full| full.0))
     }
 }
 
@@ -148,10 +137,7 @@ impl Acceptor {
         };
         for index in self.order() {
             let target = &self.targets[index];
-            match (target.send)(Placed {
-                stream,
-                guard: target.counter.count(),
-            }) {
+            match (target.send)(Placed { stream, guard: target.counter.count() }) {
                 Ok(()) => {
                     self.next = index + 1;
                     return;
@@ -179,29 +165,20 @@ mod tests {
 
     fn acceptor(cores: usize) -> (Acceptor, Vec<ConnectionCounter>) {
         let counters: Vec<_> = (0..cores).map(|_| ConnectionCounter::new()).collect();
-        let targets = counters
-            .iter()
-            .map(|counter| Target::new(counter.clone(), Err));
+        let targets = counters.iter().map(|counter| Target::new(counter.clone(), Err));
         (Acceptor::new(targets.collect()), counters)
     }
 
     #[test]
     fn the_core_with_the_fewest_busy_connections_comes_first() {
         let (acceptor, counters) = acceptor(3);
-        let mut guards: Vec<_> = [0, 0, 1, 2, 2]
-            .iter()
-            .map(|core: &usize| counters[*core].count())
-            .collect();
+        let mut guards: Vec<_> = [0, 0, 1, 2, 2].iter().map(|core: &usize| counters[*core].count()).collect();
         assert_eq!(acceptor.order()[0], 1);
         guards[3].set_busy(false);
         guards[4].set_busy(false);
         assert_eq!(acceptor.order(), [2, 1, 0]);
         drop(guards);
-        assert!(
-            counters
-                .iter()
-                .all(|counter| counter.open() == 0 && counter.busy() == 0)
-        );
+        assert!(counters.iter().all(|counter| counter.open() == 0 && counter.busy() == 0));
     }
 
     #[test]

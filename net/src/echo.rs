@@ -1,9 +1,7 @@
 //! A service that gives back what it gets: the floor under every other service, for tests and benchmarks.
 
 use bytes::Bytes;
-use proto::rpc::{
-    CallContext, LocalFuture, RawInbound, RawOutbound, Service, Shape, Status, refuse,
-};
+use proto::rpc::{CallContext, LocalFuture, RawInbound, RawOutbound, Service, Shape, Status, refuse};
 use std::future::poll_fn;
 use std::rc::Rc;
 
@@ -29,12 +27,7 @@ impl Service for Echo {
         }
     }
 
-    fn unary(
-        &self,
-        method: &str,
-        _cx: CallContext,
-        request: Bytes,
-    ) -> LocalFuture<Result<Bytes, Status>> {
+    fn unary(&self, method: &str, _cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>> {
         if method == "Call" {
             Box::pin(std::future::ready(Ok(request)))
         } else {

@@ -30,9 +30,7 @@ impl Serving {
 }
 
 fn answer(status: ServingStatus) -> HealthCheckResponse {
-    HealthCheckResponse {
-        status: status.into(),
-    }
+    HealthCheckResponse { status: status.into() }
 }
 
 /// The health service of one core. The empty name is the server as a whole, and serves from the start.
@@ -43,10 +41,7 @@ pub struct Health {
 
 impl Default for Health {
     fn default() -> Health {
-        Health {
-            services: RefCell::new(BTreeMap::from([(String::new(), Serving::Yes)])),
-            changed: Notify::new(),
-        }
+        Health { services: RefCell::new(BTreeMap::from([(String::new(), Serving::Yes)])), changed: Notify::new() }
     }
 }
 
@@ -63,9 +58,7 @@ impl Health {
 
     /// Sets the status of a service (`""` for the server as a whole) and tells who watches it.
     pub fn set(&self, service: &str, serving: Serving) {
-        self.services
-            .borrow_mut()
-            .insert(service.to_owned(), serving);
+        self.services.borrow_mut().insert(service.to_owned(), serving);
         self.changed.notify();
     }
 
@@ -75,14 +68,9 @@ impl Health {
 }
 
 impl health::Health for Health {
-    async fn check(
-        &self,
-        _cx: CallContext,
-        request: HealthCheckRequest,
-    ) -> Result<HealthCheckResponse, Status> {
+    async fn check(&self, _cx: CallContext, request: HealthCheckRequest) -> Result<HealthCheckResponse, Status> {
         let serving = self.find(&request.service);
-        let serving = serving
-            .ok_or_else(|| Status::not_found(format!("unknown service {}", request.service)))?;
+        let serving = serving.ok_or_else(|| Status::not_found(format!("unknown service {}", request.service)))?;
         Ok(serving.answer())
     }
 
@@ -98,9 +86,7 @@ impl health::Health for Health {
             let serving = self.find(&request.service);
             if told != Some(serving) {
                 let unknown = answer(ServingStatus::ServiceUnknown);
-                answers
-                    .send(&serving.map_or(unknown, Serving::answer))
-                    .await?;
+                answers.send(&serving.map_or(unknown, Serving::answer)).await?;
                 told = Some(serving);
                 continue;
             }

@@ -2,6 +2,7 @@
 //! chunked, everything bounded.
 
 use crate::config::ServerConfig;
+use crate::memory::{BodyCharge, CoreMemory};
 use crate::metrics::{NetMetrics, add};
 use bytes::{Buf, Bytes, BytesMut};
 use executor::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -9,11 +10,15 @@ use proto::rpc::LocalFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Largest request line and headers, in bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;
+/// How long a client may take to see that we have closed, and what it may still send meanwhile.
+const LINGER_TIME: Duration = Duration::from_millis(500);
+const LINGER_BYTES_MAX: usize = 1 << 20;
 /// Longest line that announces a chunk.
 const CHUNK_LINE_BYTES_MAX: usize = 128;
 
@@ -56,11 +61,7 @@ pub struct HttpResponse {
 impl HttpResponse {
     /// An answer with a body.
     pub fn new(status: u16, content_type: &str, body: impl Into<Bytes>) -> HttpResponse {
-        HttpResponse {
-            status,
-            content_type: content_type.to_owned(),
-            body: body.into(),
-        }
+        HttpResponse { status, content_type: content_type.to_owned(), body: body.into() }
     }
 
     /// Plain text.
@@ -101,6 +102,8 @@ struct Head {
     keep_alive: bool,
     expects_continue: bool,
     is_head: bool,
+    /// For the body, while the request lives.
+    charge: Option<BodyCharge>,
 }
 
 enum BodyLength {
@@ -113,6 +116,7 @@ struct Http1<'a, S> {
     buffer: BytesMut,
     peer: Option<SocketAddr>,
     config: &'a ServerConfig,
+    memory: &'a Rc<CoreMemory>,
     metrics: &'a NetMetrics,
 }
 
@@ -123,24 +127,38 @@ pub(crate) async fn serve<S>(
     peer: Option<SocketAddr>,
     handler: Rc<dyn HttpHandler>,
     config: &ServerConfig,
-    metrics: &NetMetrics,
+    memory: &Rc<CoreMemory>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut http = Http1 {
-        stream,
-        buffer: BytesMut::from(first),
-        peer,
-        config,
-        metrics,
-    };
+    let metrics = memory.metrics();
+    let mut http = Http1 { stream, buffer: BytesMut::from(first), peer, config, memory, metrics };
     add(&metrics.received_bytes_total, http.buffer.len() as u64);
     if let Err(HttpError::Bad(status, why)) = http.serve(handler).await {
         let answer = HttpResponse::text(status, format!("{why}\n"));
         // The client may be gone; either way the connection ends here.
         let _ = http.answer(&answer, false, false).await;
     }
-    let _ = executor::timeout(config.stalled_write_timeout, http.stream.shutdown()).await;
+    linger(&mut http.stream, config.stalled_write_timeout).await;
+}
+
+/// Closes without losing what was written: a socket that is closed over unread bytes resets the connection, and the
+/// client never sees its answer.
+pub(crate) async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), patience: Duration) {
+    let end = executor::timeout(patience.min(LINGER_TIME), async {
+        stream.shutdown().await?;
+        let mut bytes = [0; 4096];
+        let mut left = LINGER_BYTES_MAX;
+        while left > 0 {
+            match stream.read(&mut bytes).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        Ok::<_, io::Error>(())
+    });
+    // However it went, the connection ends now.
+    drop(end.await);
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
@@ -160,7 +178,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
             };
             let head = head?;
             add(&self.metrics.http1_requests_total, 1);
-            let (keep_alive, is_head) = (head.keep_alive, head.is_head);
+            let (keep_alive, is_head, _charge) = (head.keep_alive, head.is_head, head.charge);
             let answer = handler.handle(head.request).await;
             self.answer(&answer, keep_alive, is_head).await?;
             if !keep_alive {
@@ -181,6 +199,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
             }
             self.read_some().await?;
         };
+        let body_bytes_max = match head.body {
+            BodyLength::Known(len) => len.min(self.config.http1_body_bytes_max),
+            BodyLength::Chunked => self.config.http1_body_bytes_max,
+        };
+        let charge = BodyCharge::new(self.memory, body_bytes_max);
+        head.charge = Some(charge.ok_or(HttpError::Bad(503, "the server's memory for requests is used up"))?);
         if head.expects_continue {
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
@@ -198,14 +222,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
         let mut body = BytesMut::new();
         loop {
             let line = self.line().await?;
-            let digits = line
-                .split(|byte| *byte == b';')
-                .next()
-                .unwrap_or_default()
-                .trim_ascii();
-            let size = std::str::from_utf8(digits)
-                .ok()
-                .and_then(|text| usize::from_str_radix(text, 16).ok());
+            let digits = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+            let size = std::str::from_utf8(digits).ok().and_then(|text| usize::from_str_radix(text, 16).ok());
             let size = size.ok_or(HttpError::Bad(400, "a chunk has no size"))?;
             if size > self.config.http1_body_bytes_max - body.len() {
                 return Err(too_large());
@@ -232,9 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1).freeze();
                 let line = &line[..end];
-                return Ok(Bytes::copy_from_slice(
-                    line.strip_suffix(b"\r").unwrap_or(line),
-                ));
+                return Ok(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line)));
             }
             if self.buffer.len() > CHUNK_LINE_BYTES_MAX {
                 return Err(HttpError::Bad(400, "a chunk's head is too long"));
@@ -264,12 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
         Ok(read)
     }
 
-    async fn answer(
-        &mut self,
-        answer: &HttpResponse,
-        keep_alive: bool,
-        is_head: bool,
-    ) -> Result<(), HttpError> {
+    async fn answer(&mut self, answer: &HttpResponse, keep_alive: bool, is_head: bool) -> Result<(), HttpError> {
         let mut out = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n",
             answer.status,
@@ -288,9 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
     /// Writes `bytes`; each part that the client takes gives it the whole time again.
     async fn write(&mut self, mut bytes: &[u8]) -> Result<(), HttpError> {
         while !bytes.is_empty() {
-            let Ok(written) =
-                executor::timeout(self.config.stalled_write_timeout, self.stream.write(bytes))
-                    .await
+            let Ok(written) = executor::timeout(self.config.stalled_write_timeout, self.stream.write(bytes)).await
             else {
                 add(&self.metrics.stalled_total, 1);
                 return Err(HttpError::Io(io::ErrorKind::TimedOut.into()));
@@ -341,6 +350,7 @@ fn parse_head(bytes: &[u8], peer: Option<SocketAddr>) -> Result<Option<(Head, us
         keep_alive: parsed.version == Some(1),
         expects_continue: false,
         is_head: method == "HEAD",
+        charge: None,
     };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     (head.request.path, head.request.query) = (path.to_owned(), query.to_owned());
@@ -367,10 +377,7 @@ fn parse_head(bytes: &[u8], peer: Option<SocketAddr>) -> Result<Option<(Head, us
             }
             "transfer-encoding" => {
                 if !header.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
-                    return Err(HttpError::Bad(
-                        501,
-                        "only the transfer encoding chunked is known",
-                    ));
+                    return Err(HttpError::Bad(501, "only the transfer encoding chunked is known"));
                 }
                 is_chunked = true;
             }
@@ -384,10 +391,7 @@ fn parse_head(bytes: &[u8], peer: Option<SocketAddr>) -> Result<Option<(Head, us
     head.body = match (is_chunked, length) {
         // Both together are how requests are smuggled past proxies (RFC 9112, section 6.3).
         (true, Some(_)) => {
-            return Err(HttpError::Bad(
-                400,
-                "both Content-Length and Transfer-Encoding",
-            ));
+            return Err(HttpError::Bad(400, "both Content-Length and Transfer-Encoding"));
         }
         (true, None) => BodyLength::Chunked,
         (false, length) => BodyLength::Known(length.unwrap_or(0)),
@@ -397,7 +401,5 @@ fn parse_head(bytes: &[u8], peer: Option<SocketAddr>) -> Result<Option<(Head, us
 
 fn reason(status: u16) -> &'static str {
     let known = http::StatusCode::from_u16(status).ok();
-    known
-        .and_then(|status| status.canonical_reason())
-        .unwrap_or("Status")
+    known.and_then(|status| status.canonical_reason()).unwrap_or("Status")
 }

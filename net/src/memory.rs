@@ -63,30 +63,27 @@ impl CoreMemory {
         })
     }
 
+    /// The counters.
+    pub(crate) fn metrics(&self) -> &NetMetrics {
+        &self.metrics
+    }
+
     fn wake_queue(&self) {
         for place in self.queue.borrow().iter() {
             if let Some(waker) = place.waker.borrow_mut().take() {
                 waker.wake();
             }
         }
-        self.inbound_waiters
-            .take()
-            .into_iter()
-            .for_each(Waker::wake);
+        self.inbound_waiters.take().into_iter().for_each(Waker::wake);
     }
 
     fn is_head(&self, place: &Rc<Place>) -> bool {
-        self.queue
-            .borrow()
-            .front()
-            .is_some_and(|head| Rc::ptr_eq(head, place))
+        self.queue.borrow().front().is_some_and(|head| Rc::ptr_eq(head, place))
     }
 
     fn leave(&self, place: &Rc<Place>) {
         let was_head = self.is_head(place);
-        self.queue
-            .borrow_mut()
-            .retain(|other| !Rc::ptr_eq(other, place));
+        self.queue.borrow_mut().retain(|other| !Rc::ptr_eq(other, place));
         if was_head {
             self.wake_queue();
         }
@@ -125,11 +122,7 @@ impl ConnectionMemory {
             has_drained: Cell::new(false),
             is_closed: Cell::new(false),
             frames_sent: Cell::new(0),
-            window: if is_granted {
-                config.connection_window_bytes
-            } else {
-                0
-            },
+            window: if is_granted { config.connection_window_bytes } else { 0 },
         })
     }
 
@@ -139,8 +132,7 @@ impl ConnectionMemory {
     }
 
     fn has_inbound_room(&self) -> bool {
-        self.inbound.get() <= self.inbound_max
-            && self.core.metrics.inbound_bytes.get() <= self.core.inbound_max
+        self.inbound.get() <= self.inbound_max && self.core.metrics.inbound_bytes.get() <= self.core.inbound_max
     }
 
     /// Whether another answer may be queued, or another call taken.
@@ -171,10 +163,7 @@ impl ConnectionMemory {
     /// The connection is gone: nobody may wait for it any more.
     pub(crate) fn close(&self) {
         self.is_closed.set(true);
-        self.outbound_waiters
-            .take()
-            .into_iter()
-            .for_each(Waker::wake);
+        self.outbound_waiters.take().into_iter().for_each(Waker::wake);
     }
 
     /// Whether the connection is gone.
@@ -224,12 +213,7 @@ pub(crate) struct InboundCharge {
 
 impl InboundCharge {
     pub(crate) fn new(memory: &Rc<ConnectionMemory>) -> InboundCharge {
-        InboundCharge {
-            memory: Rc::clone(memory),
-            bytes: 0,
-            owed: 0,
-            place: None,
-        }
+        InboundCharge { memory: Rc::clone(memory), bytes: 0, owed: 0, place: None }
     }
 
     /// Charges `bytes` that arrived through the stream's window; the window is to be released for them.
@@ -248,12 +232,7 @@ impl InboundCharge {
     /// Releases window for what arrived if the budgets allow. If not, and the stream is in the midst of a message, it
     /// gets in line: the first of the line may go beyond the budgets, the others are woken when that changes. Between
     /// messages it is just woken when there is room.
-    pub(crate) fn release(
-        &mut self,
-        flow: &mut FlowControl,
-        is_inside_message: bool,
-        cx: &mut Context<'_>,
-    ) {
+    pub(crate) fn release(&mut self, flow: &mut FlowControl, is_inside_message: bool, cx: &mut Context<'_>) {
         if self.owed == 0 {
             return;
         }
@@ -261,9 +240,7 @@ impl InboundCharge {
         let mut may = self.memory.has_inbound_room();
         if !may && is_inside_message {
             let place = self.place.get_or_insert_with(|| {
-                let place = Rc::new(Place {
-                    waker: RefCell::default(),
-                });
+                let place = Rc::new(Place { waker: RefCell::default() });
                 core.queue.borrow_mut().push_back(Rc::clone(&place));
                 place
             });
@@ -317,6 +294,31 @@ impl Drop for InboundCharge {
     fn drop(&mut self) {
         self.settle();
         self.completed();
+    }
+}
+
+/// What the body of an HTTP/1.1 request takes.
+pub(crate) struct BodyCharge {
+    core: Rc<CoreMemory>,
+    bytes: u64,
+}
+
+impl BodyCharge {
+    /// `None` if the core has no room for `bytes` more. Nothing is always room for.
+    pub(crate) fn new(core: &Rc<CoreMemory>, bytes: usize) -> Option<BodyCharge> {
+        let bytes = bytes as u64;
+        if bytes > 0 && core.metrics.inbound_bytes.get() + bytes > core.inbound_max {
+            return None;
+        }
+        add(&core.metrics.inbound_bytes, bytes);
+        Some(BodyCharge { core: Rc::clone(core), bytes })
+    }
+}
+
+impl Drop for BodyCharge {
+    fn drop(&mut self) {
+        sub(&self.core.metrics.inbound_bytes, self.bytes);
+        self.core.wake_queue();
     }
 }
 
@@ -381,21 +383,13 @@ impl Buf for OutMessage {
     }
 
     fn chunk(&self) -> &[u8] {
-        if self.prefix_at < PREFIX_BYTES {
-            &self.prefix[self.prefix_at..]
-        } else {
-            &self.body
-        }
+        if self.prefix_at < PREFIX_BYTES { &self.prefix[self.prefix_at..] } else { &self.body }
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let parts = [&self.prefix[self.prefix_at..], &self.body[..]];
         let filled = parts.into_iter().filter(|part| !part.is_empty());
-        slices
-            .iter_mut()
-            .zip(filled)
-            .map(|(slice, part)| *slice = IoSlice::new(part))
-            .count()
+        slices.iter_mut().zip(filled).map(|(slice, part)| *slice = IoSlice::new(part)).count()
     }
 
     fn advance(&mut self, count: usize) {
@@ -403,9 +397,7 @@ impl Buf for OutMessage {
         self.prefix_at += of_prefix;
         self.body.advance(count - of_prefix);
         self.discharge(count);
-        self.memory
-            .frames_sent
-            .set(self.memory.frames_sent.get() + 1);
+        self.memory.frames_sent.set(self.memory.frames_sent.get() + 1);
     }
 }
 
@@ -425,19 +417,10 @@ mod tests {
 
     #[test]
     fn windows_are_granted_while_the_core_has_some() {
-        let config = ServerConfig {
-            connection_window_bytes: 100,
-            core_window_bytes: 250,
-            ..ServerConfig::default()
-        };
+        let config = ServerConfig { connection_window_bytes: 100, core_window_bytes: 250, ..ServerConfig::default() };
         let core = core(&config);
-        let connections: Vec<_> = (0..3)
-            .map(|_| ConnectionMemory::new(&core, &config))
-            .collect();
-        let windows: Vec<_> = connections
-            .iter()
-            .map(|memory| memory.window_bytes())
-            .collect();
+        let connections: Vec<_> = (0..3).map(|_| ConnectionMemory::new(&core, &config)).collect();
+        let windows: Vec<_> = connections.iter().map(|memory| memory.window_bytes()).collect();
         assert_eq!(windows, [100, 100, 0]);
         drop(connections);
         assert_eq!(ConnectionMemory::new(&core, &config).window_bytes(), 100);
@@ -446,19 +429,11 @@ mod tests {
 
     #[test]
     fn an_answer_is_charged_until_its_last_byte_is_copied() {
-        let config = ServerConfig {
-            connection_outbound_bytes: 100,
-            ..ServerConfig::default()
-        };
+        let config = ServerConfig { connection_outbound_bytes: 100, ..ServerConfig::default() };
         let core = core(&config);
         let memory = ConnectionMemory::new(&core, &config);
         let stream = Rc::new(Cell::new(0));
-        let mut message = OutMessage::new(
-            &memory,
-            Some(Rc::clone(&stream)),
-            false,
-            Bytes::from(vec![7; 100]),
-        );
+        let mut message = OutMessage::new(&memory, Some(Rc::clone(&stream)), false, Bytes::from(vec![7; 100]));
         assert_eq!((memory.outbound_bytes(), stream.get()), (105, 105));
         assert!(!memory.has_outbound_room());
         let mut copied = vec![0; 3];
@@ -476,18 +451,11 @@ mod tests {
 
     #[test]
     fn one_connection_keeps_little_when_the_core_is_full() {
-        let config = ServerConfig {
-            core_outbound_bytes: 1 << 20,
-            ..ServerConfig::default()
-        };
+        let config = ServerConfig { core_outbound_bytes: 1 << 20, ..ServerConfig::default() };
         let core = core(&config);
-        let (greedy, modest) = (
-            ConnectionMemory::new(&core, &config),
-            ConnectionMemory::new(&core, &config),
-        );
-        let answers: Vec<_> = (0..2)
-            .map(|_| OutMessage::new(&greedy, None, false, Bytes::from(vec![0; 1 << 20])))
-            .collect();
+        let (greedy, modest) = (ConnectionMemory::new(&core, &config), ConnectionMemory::new(&core, &config));
+        let answers: Vec<_> =
+            (0..2).map(|_| OutMessage::new(&greedy, None, false, Bytes::from(vec![0; 1 << 20]))).collect();
         assert!(!greedy.has_outbound_room());
         assert!(modest.has_outbound_room());
         drop(answers);

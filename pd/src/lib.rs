@@ -21,6 +21,7 @@ mod config;
 pub mod directory;
 mod http;
 pub mod kv;
+mod metrics;
 mod server;
 mod service;
 mod signal;
@@ -29,4 +30,5 @@ pub mod storage;
 pub mod tso;
 
 pub use config::{ANNOUNCED_VERSION, PdConfig};
+pub use metrics::PdMetrics;
 pub use server::{PdError, PdServer, run, run_with};

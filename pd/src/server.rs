@@ -2,6 +2,7 @@
 
 use crate::config::PdConfig;
 use crate::http::Rest;
+use crate::metrics::PdMetrics;
 use crate::service::{self, Core, Identity};
 use crate::state::{LoadError, State};
 use crate::storage::{FileJournal, JournalError, Opened};
@@ -84,23 +85,13 @@ impl PdServer {
     /// # Errors
     /// [`PdError`] for a folder, a journal or a port that is not to be had.
     pub async fn start(config: PdConfig) -> Result<PdServer, PdError> {
-        let folder = |source| PdError::Folder {
-            path: config.data_dir.clone(),
-            source,
-        };
-        executor::fs::create_dir_all(&config.data_dir)
-            .await
-            .map_err(folder)?;
-        let lock = executor::fs::lock_dir(&config.data_dir)
-            .await
-            .map_err(folder)?;
+        let folder = |source| PdError::Folder { path: config.data_dir.clone(), source };
+        executor::fs::create_dir_all(&config.data_dir).await.map_err(folder)?;
+        let lock = executor::fs::lock_dir(&config.data_dir).await.map_err(folder)?;
         let (journal, opened) = FileJournal::open(&config.data_dir, config.journal.clone()).await?;
         let state = load(&opened)?;
 
-        let listen = |source| PdError::Listen {
-            addr: config.listen,
-            source,
-        };
+        let listen = |source| PdError::Listen { addr: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         let client_url = advertised(&config, addr)?;
@@ -117,8 +108,7 @@ impl PdServer {
         let core = Rc::new(Core::new(identity, config, state, Rc::new(journal)));
 
         let writer = Rc::clone(&core.writer);
-        let mut writer =
-            executor::spawn_local(Class::Foreground, async move { writer.run().await });
+        let mut writer = executor::spawn_local(Class::Foreground, async move { writer.run().await });
         // The first image: what was torn is behind us, and a new cluster has its id.
         if core.settle().await.is_err() {
             (&mut writer).await?;
@@ -127,31 +117,14 @@ impl PdServer {
         let health = Health::new();
         let router = service::routes(Router::new().add(health.service()), &core);
         let metrics = Rc::new(NetMetrics::default());
-        let server = Server::new(
-            Rc::new(router),
-            Some(Rc::new(Rest(Rc::clone(&core)))),
-            server_config,
-            Rc::clone(&metrics),
-        );
+        let server =
+            Server::new(Rc::new(router), Some(Rc::new(Rest(Rc::clone(&core)))), server_config, Rc::clone(&metrics));
         let accept = executor::spawn_local(Class::Foreground, accept(listener, server.clone()));
         let leases = executor::spawn_local(Class::Background, Rc::clone(&core).end_leases());
         tracing::info!(%cluster_id, %addr, url = client_url, "the placement driver serves");
         let tasks = vec![accept, leases];
-        let inner = Inner {
-            core,
-            server,
-            health,
-            metrics,
-            writer: Some(writer),
-            tasks,
-            _lock: lock,
-        };
-        Ok(PdServer {
-            addr,
-            url: client_url,
-            cluster_id,
-            inner,
-        })
+        let inner = Inner { core, server, health, metrics, writer: Some(writer), tasks, _lock: lock };
+        Ok(PdServer { addr, url: client_url, cluster_id, inner })
     }
 
     /// The address that was bound.
@@ -167,6 +140,11 @@ impl PdServer {
     /// The cluster's id.
     pub fn cluster_id(&self) -> ClusterId {
         self.cluster_id
+    }
+
+    /// Counters of the member.
+    pub fn metrics(&self) -> &Rc<PdMetrics> {
+        &self.inner.core.metrics
     }
 
     /// Counters of the port.
@@ -254,10 +232,7 @@ async fn accept(listener: TcpListener, server: Server) {
             Ok((stream, _)) => {
                 let mut connections = connections.borrow_mut();
                 connections.retain(|connection| !connection.is_done());
-                connections.push(executor::spawn_local(
-                    Class::Foreground,
-                    serve(server.clone(), stream),
-                ));
+                connections.push(executor::spawn_local(Class::Foreground, serve(server.clone(), stream)));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");

@@ -57,6 +57,8 @@ pub struct Oracle {
     wanted: u64,
     /// A request did not fit: the next tick moves on even if the clock does not.
     exhausted: bool,
+    /// The clock has passed the bound: what could be given out would be of the past.
+    behind: bool,
 }
 
 impl Oracle {
@@ -64,13 +66,7 @@ impl Oracle {
     ///
     /// Nothing is given out before a higher bound is durable.
     pub fn resume(durable: u64) -> Oracle {
-        Oracle {
-            physical: durable,
-            logical: LOGICAL_END,
-            durable,
-            wanted: durable,
-            exhausted: true,
-        }
+        Oracle { physical: durable, logical: LOGICAL_END, durable, wanted: durable, exhausted: true, behind: true }
     }
 
     /// Looks at the clock: `now_ms` in milliseconds since the epoch. Physical follows it forwards, never backwards;
@@ -86,7 +82,8 @@ impl Oracle {
         if next + RENEW_MS >= self.durable {
             self.wanted = self.wanted.max(next + WINDOW_MS);
         }
-        if next > self.physical && next < self.durable {
+        self.behind = next >= self.durable;
+        if next > self.physical && !self.behind {
             self.physical = next;
             self.logical = 0;
             self.exhausted = false;
@@ -114,20 +111,13 @@ impl Oracle {
     pub fn take(&mut self, count: u32) -> Result<Timestamp, NotNow> {
         assert!(count > 0, "the caller refuses a count of zero");
         let logical = self.logical + u64::from(count);
-        if self.physical < self.durable && logical < LOGICAL_END {
+        if !self.behind && logical < LOGICAL_END {
             self.logical = logical;
-            return Ok(Timestamp {
-                physical: self.physical,
-                logical,
-            });
+            return Ok(Timestamp { physical: self.physical, logical });
         }
         self.exhausted = true;
-        // Whether the next tick may move on depends on the bound alone.
-        Err(if self.physical + 1 >= self.durable {
-            NotNow::Bound
-        } else {
-            NotNow::NextTick
-        })
+        let stuck = self.behind || self.physical + 1 >= self.durable;
+        Err(if stuck { NotNow::Bound } else { NotNow::NextTick })
     }
 }
 
@@ -146,12 +136,7 @@ mod tests {
 
     impl Model {
         fn new() -> Model {
-            Model {
-                oracle: Oracle::resume(0),
-                disk: 0,
-                last: 0,
-                given: 0,
-            }
+            Model { oracle: Oracle::resume(0), disk: 0, last: 0, given: 0 }
         }
 
         fn save(&mut self) {
@@ -181,16 +166,24 @@ mod tests {
         assert_eq!(oracle.take(1), Err(NotNow::Bound));
         assert_eq!(oracle.wanted_bound(), Some(1_000 + WINDOW_MS));
         oracle.saved(1_000 + WINDOW_MS);
-        assert_eq!(oracle.take(1), Err(NotNow::NextTick));
+        assert_eq!(oracle.take(1), Err(NotNow::Bound));
         oracle.tick(1_000);
-        assert_eq!(
-            oracle.take(3),
-            Ok(Timestamp {
-                physical: 1_000,
-                logical: 3
-            })
-        );
+        assert_eq!(oracle.take(3), Ok(Timestamp { physical: 1_000, logical: 3 }));
         assert_eq!(oracle.wanted_bound(), None);
+    }
+
+    #[test]
+    fn after_a_pause_no_timestamp_of_the_past_is_given() {
+        let mut model = Model::new();
+        model.oracle.tick(1_000);
+        model.save();
+        model.oracle.tick(1_000);
+        assert!(model.take(1).is_some());
+        model.oracle.tick(60_000);
+        assert_eq!(model.oracle.take(1), Err(NotNow::Bound));
+        model.save();
+        model.oracle.tick(60_000);
+        assert_eq!(model.take(1).map(|given| given.physical), Some(60_000));
     }
 
     #[test]
@@ -202,13 +195,7 @@ mod tests {
         assert!(model.take((LOGICAL_END - 1) as u32).is_some());
         assert_eq!(model.oracle.take(1), Err(NotNow::NextTick));
         model.oracle.tick(1_000);
-        assert_eq!(
-            model.take(1),
-            Some(Timestamp {
-                physical: 1_001,
-                logical: 1
-            })
-        );
+        assert_eq!(model.take(1), Some(Timestamp { physical: 1_001, logical: 1 }));
         assert_eq!(model.oracle.take(LOGICAL_END as u32), Err(NotNow::NextTick));
     }
 
@@ -249,11 +236,7 @@ mod tests {
                     _ => drop(model.take(1 + prng.below(50_000) as u32)),
                 }
             }
-            assert!(
-                model.given > 50,
-                "seed {seed} gave out {} batches",
-                model.given
-            );
+            assert!(model.given > 50, "seed {seed} gave out {} batches", model.given);
         }
     }
 }

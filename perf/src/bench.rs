@@ -79,18 +79,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), String> {
 fn plan(args: &BenchArgs) -> Result<(Run, Duration), String> {
     let seconds = args.seconds.unwrap_or(if args.quick { 0.5 } else { 3.0 });
     if !(0.05..=3600.0).contains(&seconds) || args.connections == 0 || args.keys == Some(0) {
-        return Err(
-            "a cell takes 0.05 to 3600 seconds, one connection and one key at least".into(),
-        );
+        return Err("a cell takes 0.05 to 3600 seconds, one connection and one key at least".into());
     }
     let window = Duration::from_secs_f64(seconds);
     let settings = Settings {
         warm_up: window / 4,
         window,
         connections: args.connections,
-        keys: args
-            .keys
-            .unwrap_or(if args.quick { 10_000 } else { 100_000 }),
+        keys: args.keys.unwrap_or(if args.quick { 10_000 } else { 100_000 }),
         seed: args.seed,
     };
     let run = Run {
@@ -110,20 +106,14 @@ fn phases(args: &BenchArgs, run: &Run, idle: Duration, report: &mut Report) -> R
             continue;
         }
         let (name, phase) = (io.to_string(), run.clone());
-        report
-            .cells
-            .extend(run_one(IoChoice::Epoll, move || echo(phase, name))?);
+        report.cells.extend(run_one(IoChoice::Epoll, move || echo(phase, name))?);
         let (name, phase) = (io.to_string(), run.clone());
-        report
-            .cells
-            .extend(run_one(IoChoice::Epoll, move || node(phase, name))?);
+        report.cells.extend(run_one(IoChoice::Epoll, move || node(phase, name))?);
     }
     eprintln!("bare RocksDB");
     let phase = run.clone();
     report.rocks = run_one(IoChoice::Epoll, move || async move {
-        let Settings {
-            keys, window, seed, ..
-        } = phase.settings;
+        let Settings { keys, window, seed, .. } = phase.settings;
         rocks::measure(&phase.folder.join("rocks"), phase.cpus, keys, window, seed).await
     })?;
     eprintln!("empty node");
@@ -156,15 +146,8 @@ async fn echo(run: Run, io: String) -> Result<Vec<Cell>, String> {
 fn like_a_clients() -> proto::kvrpcpb::Context {
     proto::kvrpcpb::Context {
         region_id: 2,
-        region_epoch: Some(proto::metapb::RegionEpoch {
-            conf_ver: 1,
-            version: 1,
-        }),
-        peer: Some(proto::metapb::Peer {
-            id: 3,
-            store_id: 1,
-            ..Default::default()
-        }),
+        region_epoch: Some(proto::metapb::RegionEpoch { conf_ver: 1, version: 1 }),
+        peer: Some(proto::metapb::Peer { id: 3, store_id: 1, ..Default::default() }),
         ..Default::default()
     }
 }
@@ -177,9 +160,7 @@ async fn node(run: Run, io: String) -> Result<Vec<Cell>, String> {
     run.cpus.pin_to_generator();
     eprintln!("{io}: loading {} keys", run.settings.keys);
     let load = Workload::new(Operation::Put, Carriage::Batched);
-    let mut result = cell::load(&cluster.target, load, &run.settings)
-        .await
-        .map(|()| Vec::new());
+    let mut result = cell::load(&cluster.target, load, &run.settings).await.map(|()| Vec::new());
     if result.is_ok() {
         let operations = [Operation::Get, Operation::Put];
         result = cells(&run.settings, &io, &cluster.target, &operations).await;
@@ -189,21 +170,11 @@ async fn node(run: Run, io: String) -> Result<Vec<Cell>, String> {
 }
 
 async fn start(run: &Run, io: &str, folder: &Path) -> Result<Cluster, String> {
-    let config = ClusterConfig {
-        io,
-        cores: 1,
-        folder,
-        allow_buffered: run.allow_buffered,
-    };
+    let config = ClusterConfig { io, cores: 1, folder, allow_buffered: run.allow_buffered };
     Cluster::start(config).await
 }
 
-async fn cells(
-    settings: &Settings,
-    io: &str,
-    target: &Target,
-    operations: &[Operation],
-) -> Result<Vec<Cell>, String> {
+async fn cells(settings: &Settings, io: &str, target: &Target, operations: &[Operation]) -> Result<Vec<Cell>, String> {
     let mut cells = Vec::new();
     for operation in operations {
         for carriage in [Carriage::Unary, Carriage::Batched] {

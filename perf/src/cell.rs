@@ -117,9 +117,7 @@ pub(crate) async fn measure(
     in_flight: usize,
     settings: &Settings,
 ) -> Result<Cell, String> {
-    let keys = Keys::Random {
-        count: settings.keys,
-    };
+    let keys = Keys::Random { count: settings.keys };
     let (progress, running) = start(target, workload, in_flight, keys, settings);
     executor::sleep(settings.warm_up).await;
     let before = Moment::take(target, &progress).await?;
@@ -143,14 +141,8 @@ pub(crate) async fn measure(
 ///
 /// # Errors
 /// What the server complains about.
-pub(crate) async fn load(
-    target: &Target,
-    workload: Workload,
-    settings: &Settings,
-) -> Result<(), String> {
-    let keys = Keys::EachOnce {
-        count: settings.keys,
-    };
+pub(crate) async fn load(target: &Target, workload: Workload, settings: &Settings) -> Result<(), String> {
+    let keys = Keys::EachOnce { count: settings.keys };
     let (_, running) = start(target, workload, 256, keys, settings);
     finish(running, LOAD_TIME).await
 }
@@ -173,14 +165,7 @@ fn start(
     let running = (0..connections).map(|number| {
         let slots = messages / connections + usize::from(number < messages % connections);
         let size = (slots, commands);
-        let client = Client::new(
-            workload,
-            &target.context,
-            size,
-            keys,
-            prng.fork(),
-            Rc::clone(&progress),
-        );
+        let client = Client::new(workload, &target.context, size, keys, prng.fork(), Rc::clone(&progress));
         executor::spawn_local(Class::Foreground, connection::run(target.address, client))
     });
     let running = running.collect();
@@ -194,9 +179,7 @@ async fn finish(running: Running, limit: Duration) -> Result<(), String> {
         }
         Ok(())
     };
-    executor::timeout(limit, all)
-        .await
-        .map_err(|_| format!("requests unanswered after {} s", limit.as_secs()))?
+    executor::timeout(limit, all).await.map_err(|_| format!("requests unanswered after {} s", limit.as_secs()))?
 }
 
 fn summarize(before: &Moment, after: &Moment, progress: &Progress) -> Result<Cell, String> {

@@ -38,22 +38,14 @@ impl Child {
             .env("BASALT_LOG", "warn")
             .spawn()
             .map_err(text)?;
-        let output = process
-            .stdout
-            .take()
-            .ok_or("a child without standard output")?;
-        let mut child = Child {
-            process,
-            ready: serde_json::Value::Null,
-        };
+        let output = process.stdout.take().ok_or("a child without standard output")?;
+        let mut child = Child { process, ready: serde_json::Value::Null };
         let line = executor::blocking(Class::Background, move || {
             let mut line = String::new();
             BufReader::new(output).read_line(&mut line).map(|_| line)
         });
         let line = executor::timeout(START_TIME, line).await;
-        let line = line
-            .unwrap_or_else(|_| Ok(String::new()))
-            .unwrap_or_default();
+        let line = line.unwrap_or_else(|_| Ok(String::new())).unwrap_or_default();
         let value = serde_json::from_str::<serde_json::Value>(&line).unwrap_or_default();
         match value.get("ready") {
             Some(ready) => {

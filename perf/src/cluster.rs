@@ -83,18 +83,11 @@ fn channel(address: &str) -> net::Channel {
 /// Asks the placement driver for the region of the keys: what a request's context says.
 async fn locate(pd: &str) -> Result<kvrpcpb::Context, String> {
     let pd = pdpb::PdClient::new(channel(pd));
-    let members = pd
-        .get_members(call(), &pdpb::GetMembersRequest::default())
-        .await;
-    let cluster_id = members
-        .map_err(|status| format!("placement driver: {status}"))?
-        .header
-        .map_or(0, |header| header.cluster_id);
+    let members = pd.get_members(call(), &pdpb::GetMembersRequest::default()).await;
+    let cluster_id =
+        members.map_err(|status| format!("placement driver: {status}"))?.header.map_or(0, |header| header.cluster_id);
     let request = pdpb::GetRegionRequest {
-        header: Some(pdpb::RequestHeader {
-            cluster_id,
-            ..Default::default()
-        }),
+        header: Some(pdpb::RequestHeader { cluster_id, ..Default::default() }),
         region_key: Bytes::copy_from_slice(&key(0)),
         ..Default::default()
     };

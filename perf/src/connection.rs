@@ -193,9 +193,7 @@ impl Client {
                 }
             };
             let at = self.prng.below(VALUE_POOL_BYTES) as usize;
-            let value = self.values[at..]
-                .first_chunk()
-                .expect("the pool is longer by a value");
+            let value = self.values[at..].first_chunk().expect("the pool is longer by a value");
             self.slots[slot].message.patch(position, number, value);
         }
     }
@@ -245,11 +243,7 @@ impl Client {
             kind::DATA => {
                 self.give_window(frame.payload.len() as u32);
                 self.data(frame, now)?;
-                if is_end {
-                    self.stream_ended(frame.stream)
-                } else {
-                    Ok(())
-                }
+                if is_end { self.stream_ended(frame.stream) } else { Ok(()) }
             }
             kind::HEADERS if is_end => self.stream_ended(frame.stream),
             kind::SETTINGS if frame.flags & frames::FLAG_ACK == 0 => {
@@ -303,10 +297,7 @@ impl Client {
         };
         match workload.carriage {
             Carriage::Unary => {
-                let slot = *self
-                    .streams
-                    .get(&frame.stream)
-                    .ok_or("data of no open call")?;
+                let slot = *self.streams.get(&frame.stream).ok_or("data of no open call")?;
                 self.slots[slot].answer.feed(frame.payload, each)?;
                 for _ in messages {
                     self.answered(slot, now)?;
@@ -362,10 +353,7 @@ impl Client {
                 self.idle.push(slot);
                 Ok(())
             }
-            _ => Err(format!(
-                "{}: a call ended with an error status",
-                self.workload.name()
-            )),
+            _ => Err(format!("{}: a call ended with an error status", self.workload.name())),
         }
     }
 }
@@ -446,10 +434,7 @@ mod tests {
         let keys = Keys::Random { count: 10 };
         let mut client = client(Operation::Echo, Carriage::Unary, keys);
         client.fill(SENT);
-        let kinds: Vec<_> = frames_out(&mut client)
-            .iter()
-            .map(|frame| (frame.0, frame.1))
-            .collect();
+        let kinds: Vec<_> = frames_out(&mut client).iter().map(|frame| (frame.0, frame.1)).collect();
         assert_eq!(kinds, [(1, 1), (0, 1), (1, 3), (0, 3)]);
         let mut answer = Vec::new();
         frames::put_data(&mut answer, 3, &framed(b"echo"), false);
@@ -478,16 +463,8 @@ mod tests {
         let mut client = client(Operation::Put, Carriage::Batched, keys);
         client.fill(SENT);
         assert_eq!(frames_out(&mut client).len(), 3, "headers and two messages");
-        for (ids, done) in [
-            (&[7, 0, 1][..], false),
-            (&[2, 6, 5, 4], false),
-            (&[3], true),
-        ] {
-            let command = |id: &u64| Command {
-                id: *id,
-                tag: tag::RAW_PUT,
-                body: bytes::Bytes::new(),
-            };
+        for (ids, done) in [(&[7, 0, 1][..], false), (&[2, 6, 5, 4], false), (&[3], true)] {
+            let command = |id: &u64| Command { id: *id, tag: tag::RAW_PUT, body: bytes::Bytes::new() };
             let commands: Vec<_> = ids.iter().map(command).collect();
             let mut answer = Vec::new();
             let message = framed(&encode_batch_response(&commands, None));

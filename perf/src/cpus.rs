@@ -18,10 +18,7 @@ impl Cpus {
         let mut allowed = core_affinity::get_core_ids().unwrap_or_default();
         allowed.sort_by_key(|cpu| cpu.id);
         match (allowed.first(), allowed.last()) {
-            (Some(server), Some(generator)) => Ok(Cpus {
-                server: *server,
-                generator: *generator,
-            }),
+            (Some(server), Some(generator)) => Ok(Cpus { server: *server, generator: *generator }),
             _ => Err("the kernel does not say which CPUs may be used".into()),
         }
     }
@@ -33,10 +30,7 @@ impl Cpus {
 
     /// In words, for the report.
     pub(crate) fn describe(self) -> String {
-        format!(
-            "server on CPU {}, generator on CPU {}",
-            self.server.id, self.generator.id
-        )
+        format!("server on CPU {}, generator on CPU {}", self.server.id, self.generator.id)
     }
 
     /// Pins the calling thread to the server's CPU. Processes and threads that it starts from then on inherit that.

@@ -40,10 +40,7 @@ impl Deframer {
 }
 
 /// Bytes of whole messages at the front of `bytes`, after `each` has seen them.
-fn take_messages(
-    bytes: &[u8],
-    each: &mut impl FnMut(&[u8]) -> Result<(), String>,
-) -> Result<usize, String> {
+fn take_messages(bytes: &[u8], each: &mut impl FnMut(&[u8]) -> Result<(), String>) -> Result<usize, String> {
     let mut at = 0;
     while let Some(prefix) = bytes[at..].first_chunk::<PREFIX_BYTES>() {
         if prefix[0] != 0 {

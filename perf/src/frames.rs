@@ -42,26 +42,19 @@ pub(crate) fn next_frame(bytes: &[u8]) -> Option<(Frame<'_>, usize)> {
     let head = bytes.first_chunk::<HEAD_BYTES>()?;
     let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
     let payload = bytes.get(HEAD_BYTES..HEAD_BYTES + length)?;
-    let frame = Frame {
-        kind: head[3],
-        flags: head[4],
-        stream: number(&head[5..]) & WINDOW_MAX,
-        payload,
-    };
+    let frame = Frame { kind: head[3], flags: head[4], stream: number(&head[5..]) & WINDOW_MAX, payload };
     Some((frame, HEAD_BYTES + length))
 }
 
 /// The big-endian number at the front of `bytes`; 0 if they are too few.
 pub(crate) fn number(bytes: &[u8]) -> u32 {
-    bytes
-        .first_chunk::<4>()
-        .map_or(0, |four| u32::from_be_bytes(*four))
+    bytes.first_chunk::<4>().map_or(0, |four| u32::from_be_bytes(*four))
 }
 
 /// The new `SETTINGS_INITIAL_WINDOW_SIZE`, if this SETTINGS payload has one.
 pub(crate) fn initial_window(settings: &[u8]) -> Option<i64> {
     let is_window = |setting: &&[u8]| setting[..2] == [0, 4];
-    let found = settings.chunks_exact(6).filter(is_window).next_back();
+    let found = settings.chunks_exact(6).rfind(is_window);
     found.map(|setting| i64::from(number(&setting[2..])))
 }
 
@@ -159,20 +152,9 @@ mod tests {
         put_data(&mut bytes, 7, b"hello", true);
         put_window_update(&mut bytes, 0, 99);
         let (first, taken) = next_frame(&bytes).expect("whole");
-        assert_eq!(
-            first,
-            Frame {
-                kind: kind::DATA,
-                flags: FLAG_END_STREAM,
-                stream: 7,
-                payload: b"hello"
-            }
-        );
+        assert_eq!(first, Frame { kind: kind::DATA, flags: FLAG_END_STREAM, stream: 7, payload: b"hello" });
         let (second, rest) = next_frame(&bytes[taken..]).expect("whole");
-        assert_eq!(
-            (second.kind, number(second.payload)),
-            (kind::WINDOW_UPDATE, 99)
-        );
+        assert_eq!((second.kind, number(second.payload)), (kind::WINDOW_UPDATE, 99));
         assert_eq!(taken + rest, bytes.len());
         for end in 0..taken {
             assert_eq!(next_frame(&bytes[..end]), None);

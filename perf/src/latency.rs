@@ -35,6 +35,7 @@ impl Latency {
     }
 
     /// Adds all of another.
+    #[cfg(test)]
     pub(crate) fn merge(&mut self, other: &Latency) {
         self.0.add(&other.0).expect("equal bounds");
     }
@@ -77,10 +78,7 @@ mod tests {
         all.merge(&slow);
         let summary = all.summary();
         assert_eq!(all.count(), 1000);
-        assert!(
-            near(summary.p50, 100.0) && near(summary.p99, 100.0),
-            "{summary:?}"
-        );
+        assert!(near(summary.p50, 100.0) && near(summary.p99, 100.0), "{summary:?}");
         assert!(near(summary.p999, 5000.0), "{summary:?}");
         assert!(near(summary.max, 1_000_000.0), "{summary:?}");
     }

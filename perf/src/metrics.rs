@@ -56,14 +56,9 @@ impl Counters {
 
 async fn page(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        .await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
     let mut bytes = Vec::new();
-    (&mut stream)
-        .take(PAGE_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .await?;
+    (&mut stream).take(PAGE_BYTES_MAX).read_to_end(&mut bytes).await?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -83,7 +78,8 @@ mod tests {
 
     #[test]
     fn counters_are_summed_over_their_labels() {
-        let page = "# HELP x y\nx{core=\"0\"} 3\nx{core=\"1\",class=\"a b } c\"} 4\ny 2.5\nz{core=\"0\"} oops\n\nw 1 1700\n";
+        let page =
+            "# HELP x y\nx{core=\"0\"} 3\nx{core=\"1\",class=\"a b } c\"} 4\ny 2.5\nz{core=\"0\"} oops\n\nw 1 1700\n";
         let counters = Counters::parse(page);
         assert_eq!(counters.value("x"), 7.0);
         assert_eq!(counters.value("y"), 2.5);

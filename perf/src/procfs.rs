@@ -45,11 +45,7 @@ impl ProcSample {
         }
         sample.add_io(&text("io"));
         sample.resident_bytes = field(&text("status"), "VmRSS:") * 1024;
-        for task in fs::read_dir(folder.join("task"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for task in fs::read_dir(folder.join("task")).into_iter().flatten().flatten() {
             let text = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
             sample.run_nanos += first_number(&text("schedstat"));
             sample.add_switches(&text("status"));
@@ -64,9 +60,7 @@ impl ProcSample {
             user_nanos: self.user_nanos.saturating_sub(earlier.user_nanos),
             system_nanos: self.system_nanos.saturating_sub(earlier.system_nanos),
             run_nanos: self.run_nanos.saturating_sub(earlier.run_nanos),
-            switches_voluntary: self
-                .switches_voluntary
-                .saturating_sub(earlier.switches_voluntary),
+            switches_voluntary: self.switches_voluntary.saturating_sub(earlier.switches_voluntary),
             switches_forced: self.switches_forced.saturating_sub(earlier.switches_forced),
             read_calls: self.read_calls.saturating_sub(earlier.read_calls),
             write_calls: self.write_calls.saturating_sub(earlier.write_calls),
@@ -125,14 +119,8 @@ pub(crate) fn machine_cpu_nanos() -> u64 {
 /// user, nice, system, irq, softirq and steal of the line `cpu`: all but idle and waiting.
 fn machine_busy(stat: &str) -> u64 {
     let line = stat.lines().next().unwrap_or_default();
-    let ticks: Vec<u64> = line
-        .split_ascii_whitespace()
-        .skip(1)
-        .map(first_number)
-        .collect();
-    let busy = [0, 1, 2, 5, 6, 7]
-        .iter()
-        .filter_map(|index| ticks.get(*index));
+    let ticks: Vec<u64> = line.split_ascii_whitespace().skip(1).map(first_number).collect();
+    let busy = [0, 1, 2, 5, 6, 7].iter().filter_map(|index| ticks.get(*index));
     busy.sum::<u64>() * TICK_NANOS
 }
 
@@ -165,35 +153,22 @@ mod tests {
     #[test]
     fn voluntary_switches_are_not_taken_for_the_others() {
         let mut sample = ProcSample::default();
-        sample.add_switches(
-            "Name:\tx\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t5\n",
-        );
+        sample.add_switches("Name:\tx\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t5\n");
         assert_eq!((sample.switches_voluntary, sample.switches_forced), (12, 5));
     }
 
     #[test]
     fn cancelled_bytes_are_not_taken_for_written_ones() {
         let mut sample = ProcSample::default();
-        sample
-            .add_io("rchar: 9\nsyscr: 12\nsyscw: 1\nwrite_bytes: 4096\ncancelled_write_bytes: 7\n");
-        assert_eq!(
-            (sample.read_calls, sample.write_calls, sample.device_bytes),
-            (12, 1, 4096)
-        );
+        sample.add_io("rchar: 9\nsyscr: 12\nsyscw: 1\nwrite_bytes: 4096\ncancelled_write_bytes: 7\n");
+        assert_eq!((sample.read_calls, sample.write_calls, sample.device_bytes), (12, 1, 4096));
     }
 
     #[test]
     fn exact_cpu_time_comes_first() {
-        let coarse = ProcSample {
-            user_nanos: 10,
-            system_nanos: 20,
-            ..ProcSample::default()
-        };
+        let coarse = ProcSample { user_nanos: 10, system_nanos: 20, ..ProcSample::default() };
         assert_eq!(coarse.cpu_nanos(), 30);
-        let exact = ProcSample {
-            run_nanos: 33,
-            ..coarse
-        };
+        let exact = ProcSample { run_nanos: 33, ..coarse };
         assert_eq!(exact.cpu_nanos(), 33);
         assert_eq!(exact.since(&coarse).cpu_nanos(), 33);
     }

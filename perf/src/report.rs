@@ -34,9 +34,7 @@ impl Machine {
         let value = |text: &str, name: &str| {
             let line = text.lines().find(|line| line.starts_with(name));
             let value = line.and_then(|line| line.split_once(':'));
-            value
-                .map(|(_, value)| value.trim().to_owned())
-                .unwrap_or_default()
+            value.map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
         };
         let memory = value(&meminfo, "MemTotal");
         Machine {
@@ -77,9 +75,7 @@ impl Report {
     pub(crate) fn new(machine: Machine, cpus: Cpus, settings: Settings) -> Report {
         let mut notes = Vec::new();
         if cpus.is_shared() {
-            notes.push(
-                "server and generator share one CPU: rates and latencies mean little".to_owned(),
-            );
+            notes.push("server and generator share one CPU: rates and latencies mean little".to_owned());
         }
         Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -130,19 +126,11 @@ impl Report {
         if !self.cells.is_empty() {
             let _ = write!(out, "\nRates and latencies (µs)\n{}", self.rates().render());
             out.push_str(RATE_LEGEND);
-            let _ = write!(
-                out,
-                "\nThe server's work per operation\n{}",
-                self.work().render()
-            );
+            let _ = write!(out, "\nThe server's work per operation\n{}", self.work().render());
             out.push_str(WORK_LEGEND);
         }
         if !self.rocks.is_empty() {
-            let _ = write!(
-                out,
-                "\nBare RocksDB, write-ahead log off, one thread\n{}",
-                self.engine().render()
-            );
+            let _ = write!(out, "\nBare RocksDB, write-ahead log off, one thread\n{}", self.engine().render());
             let _ = write!(out, "\nDistance to the floor\n{}", self.distance().render());
             out.push_str(DISTANCE_LEGEND);
         }
@@ -223,11 +211,7 @@ impl Report {
                 each.log_bytes,
                 each.device_bytes,
             ];
-            let mut row = vec![
-                cell.io.clone(),
-                cell.path.clone(),
-                cell.in_flight.to_string(),
-            ];
+            let mut row = vec![cell.io.clone(), cell.path.clone(), cell.in_flight.to_string()];
             row.extend(numbers.map(short));
             table.row(row);
         }
@@ -235,15 +219,7 @@ impl Report {
     }
 
     fn engine(&self) -> Table {
-        let head = [
-            "call",
-            "keys a call",
-            "keys/s",
-            "CPU µs/key",
-            "call p50",
-            "p99",
-            "p99.9",
-        ];
+        let head = ["call", "keys a call", "keys/s", "CPU µs/key", "call p50", "p99", "p99.9"];
         let mut table = Table::new(&head, 1);
         for cell in &self.rocks {
             table.row(vec![
@@ -291,9 +267,7 @@ impl Report {
         };
         let engine = self.rocks.iter().find(|rocks| rocks.call == call)?;
         let path = format!("echo, {carriage}");
-        let is_echo = |other: &&Cell| {
-            other.path == path && other.io == cell.io && other.in_flight == cell.in_flight
-        };
+        let is_echo = |other: &&Cell| other.path == path && other.io == cell.io && other.in_flight == cell.in_flight;
         let echo = self.cells.iter().find(is_echo)?;
         Some(echo.per_operation.cpu_micros + engine.cpu_micros)
     }
@@ -348,10 +322,7 @@ mod tests {
             seconds: 1.0,
             operations_per_second: 10.0,
             latency: latency.summary(),
-            per_operation: PerOperation {
-                cpu_micros,
-                ..PerOperation::default()
-            },
+            per_operation: PerOperation { cpu_micros, ..PerOperation::default() },
             server_cpus: 0.5,
             generator_cpus: 0.96,
             other_cpus: 0.2,
@@ -360,20 +331,12 @@ mod tests {
     }
 
     fn report() -> Report {
-        let settings = Settings {
-            warm_up: Duration::ZERO,
-            window: Duration::from_secs(1),
-            connections: 1,
-            keys: 1000,
-            seed: 1,
-        };
+        let settings =
+            Settings { warm_up: Duration::ZERO, window: Duration::from_secs(1), connections: 1, keys: 1000, seed: 1 };
         let cpus = Cpus::choose().expect("this test runs on a CPU");
         let mut report = Report::new(Machine::read(), cpus, settings);
-        report.cells = vec![
-            cell("echo, unary", 64, 10.0),
-            cell("raw get, unary", 64, 15.0),
-            cell("raw put, unary", 1, 90.0),
-        ];
+        report.cells =
+            vec![cell("echo, unary", 64, 10.0), cell("raw get, unary", 64, 15.0), cell("raw put, unary", 1, 90.0)];
         report.rocks = vec![RocksCell {
             call: rocks::GET.into(),
             keys_per_call: 1,
@@ -388,21 +351,14 @@ mod tests {
     fn the_floor_is_the_echo_at_the_same_load_and_the_engines_call() {
         let report = report();
         assert_eq!(report.floor(&report.cells[1]), Some(12.0));
-        assert_eq!(
-            report.floor(&report.cells[0]),
-            None,
-            "the echo has no floor"
-        );
+        assert_eq!(report.floor(&report.cells[0]), None, "the echo has no floor");
         assert_eq!(report.floor(&report.cells[2]), None, "no echo at this load");
     }
 
     #[test]
     fn a_generator_that_is_the_limit_is_marked() {
         let text = report().render();
-        let line = text
-            .lines()
-            .find(|line| line.contains("raw get, unary"))
-            .expect("a row");
+        let line = text.lines().find(|line| line.contains("raw get, unary")).expect("a row");
         assert!(line.ends_with("G!"), "{line}");
         assert!(text.contains("1.25"), "15 / (10 + 2): {text}");
     }
@@ -411,10 +367,6 @@ mod tests {
     fn the_report_is_json_too() {
         let value = serde_json::to_value(report()).expect("plain data");
         assert_eq!(value["cells"][1]["per_operation"]["cpu_micros"], 15.0);
-        assert!(
-            value["machine"]["cpus"]
-                .as_u64()
-                .is_some_and(|cpus| cpus > 0)
-        );
+        assert!(value["machine"]["cpus"].as_u64().is_some_and(|cpus| cpus > 0));
     }
 }

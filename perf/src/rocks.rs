@@ -56,12 +56,7 @@ pub(crate) async fn measure(
         let cache = BlockCache::new(CACHE_BYTES);
         let engine = RocksEngine::open(&folder, &cache, &RocksOptions::default());
         let engine = engine.map_err(|error| error.to_string())?;
-        let mut bench = Bench {
-            engine,
-            keys,
-            window,
-            prng: Prng::new(seed),
-        };
+        let mut bench = Bench { engine, keys, window, prng: Prng::new(seed) };
         let cells = bench.run();
         let closed = bench.engine.close().map_err(|error| error.to_string());
         closed.and(cells)
@@ -81,10 +76,7 @@ impl Bench {
         for number in 0..self.keys {
             self.put(std::iter::once(number))?;
         }
-        let mut cells = vec![
-            self.time(GET, 1, Bench::get)?,
-            self.time(MULTI_GET, BATCH, Bench::multi_get)?,
-        ];
+        let mut cells = vec![self.time(GET, 1, Bench::get)?, self.time(MULTI_GET, BATCH, Bench::multi_get)?];
         self.engine.flush().map_err(|error| error.to_string())?;
         for number in 0..self.keys {
             self.look_up(number, Tier::Disk)?;
@@ -137,9 +129,7 @@ impl Bench {
 
     fn multi_get(&mut self, keys: usize) -> Result<(), String> {
         let count = self.keys;
-        let keys: Vec<_> = (0..keys)
-            .map(|_| engine_key(self.prng.below(count)))
-            .collect();
+        let keys: Vec<_> = (0..keys).map(|_| engine_key(self.prng.below(count))).collect();
         let found = self.engine.multi_get(Cf::Default, &keys, Tier::Cache);
         found.into_iter().try_for_each(check)
     }

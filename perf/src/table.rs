@@ -11,10 +11,7 @@ pub(crate) struct Table {
 impl Table {
     /// A table with these column names, of which the first `text_columns` hold text.
     pub(crate) fn new(head: &[&str], text_columns: usize) -> Table {
-        Table {
-            rows: vec![head.iter().map(|name| (*name).to_owned()).collect()],
-            text_columns,
-        }
+        Table { rows: vec![head.iter().map(|name| (*name).to_owned()).collect()], text_columns }
     }
 
     /// Adds a row; cells that are missing stay empty.
@@ -82,10 +79,7 @@ mod tests {
         let mut table = Table::new(&["path", "ops/s"], 1);
         table.row(vec!["raw get".into(), "12,345".into()]);
         table.row(vec!["µ".into(), "7".into()]);
-        assert_eq!(
-            table.render(),
-            "path      ops/s\nraw get  12,345\nµ             7\n"
-        );
+        assert_eq!(table.render(), "path      ops/s\nraw get  12,345\nµ             7\n");
     }
 
     #[test]

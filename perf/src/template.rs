@@ -38,20 +38,13 @@ impl Template {
     pub(crate) fn new(bytes: Vec<u8>, commands: usize) -> Template {
         let find = |from: usize, what: &[u8]| {
             let mut windows = bytes[from..].windows(what.len());
-            windows
-                .position(|window| window == what)
-                .map(|at| from + at)
+            windows.position(|window| window == what).map(|at| from + at)
         };
-        let keys: Vec<_> = (0..commands)
-            .map(|position| find(0, &key_place(position)).expect("the key of each command"))
-            .collect();
+        let keys: Vec<_> =
+            (0..commands).map(|position| find(0, &key_place(position)).expect("the key of each command")).collect();
         let values = keys.iter().filter_map(|from| find(*from, &VALUE_PLACE));
         let values = values.collect();
-        Template {
-            bytes,
-            keys,
-            values,
-        }
+        Template { bytes, keys, values }
     }
 
     /// The message as it is now.
@@ -85,11 +78,7 @@ mod tests {
         }
         let mut template = Template::new(message, 3);
         for position in 0..3 {
-            template.patch(
-                position,
-                10 + position as u64,
-                &[position as u8; VALUE_BYTES],
-            );
+            template.patch(position, 10 + position as u64, &[position as u8; VALUE_BYTES]);
         }
         let mut expected = Vec::new();
         for position in 0..3u8 {

@@ -47,10 +47,7 @@ pub(crate) enum Answered {
 
 impl Workload {
     pub(crate) fn new(operation: Operation, carriage: Carriage) -> Workload {
-        Workload {
-            operation,
-            carriage,
-        }
+        Workload { operation, carriage }
     }
 
     /// Its name in tables and files.
@@ -112,11 +109,7 @@ impl Workload {
         let key = Bytes::copy_from_slice(&key_place(position));
         let context = Some(context.clone());
         match self.operation {
-            Operation::Get | Operation::Echo => rpc::encode(&RawGetRequest {
-                context,
-                key,
-                ..Default::default()
-            }),
+            Operation::Get | Operation::Echo => rpc::encode(&RawGetRequest { context, key, ..Default::default() }),
             Operation::Put => rpc::encode(&RawPutRequest {
                 context,
                 key,
@@ -140,11 +133,7 @@ impl Workload {
                 let mut numbers = Vec::with_capacity(answers.len());
                 for answer in &answers {
                     if answer.tag != self.tag() {
-                        return Err(format!(
-                            "answer of kind {} to kind {}",
-                            answer.tag,
-                            self.tag()
-                        ));
+                        return Err(format!("answer of kind {} to kind {}", answer.tag, self.tag()));
                     }
                     self.check_body(&answer.body)?;
                     numbers.push(answer.id);
@@ -163,19 +152,13 @@ impl Workload {
             Operation::Put => body.first().is_none_or(|first| !ERRORS.contains(first)),
             Operation::Echo => true,
         };
-        if good {
-            Ok(())
-        } else {
-            Err(self.complaint(body))
-        }
+        if good { Ok(()) } else { Err(self.complaint(body)) }
     }
 
     fn complaint(self, body: &[u8]) -> String {
         let body = Bytes::copy_from_slice(body);
         let text = match self.operation {
-            Operation::Put => {
-                rpc::decode::<RawPutResponse>(body).map(|answer| format!("{answer:?}"))
-            }
+            Operation::Put => rpc::decode::<RawPutResponse>(body).map(|answer| format!("{answer:?}")),
             _ => rpc::decode::<RawGetResponse>(body).map(|answer| format!("{answer:?}")),
         };
         let text = text.unwrap_or_else(|status| status.to_string());
@@ -188,40 +171,24 @@ mod tests {
     use super::*;
     use crate::template::key;
 
-    const BATCHED_PUT: Workload = Workload {
-        operation: Operation::Put,
-        carriage: Carriage::Batched,
-    };
-    const UNARY_GET: Workload = Workload {
-        operation: Operation::Get,
-        carriage: Carriage::Unary,
-    };
+    const BATCHED_PUT: Workload = Workload { operation: Operation::Put, carriage: Carriage::Batched };
+    const UNARY_GET: Workload = Workload { operation: Operation::Get, carriage: Carriage::Unary };
 
     fn context() -> Context {
-        Context {
-            region_id: 7,
-            ..Default::default()
-        }
+        Context { region_id: 7, ..Default::default() }
     }
 
     #[test]
     fn a_patched_batch_is_what_a_client_would_send() {
         let mut message = BATCHED_PUT.message(&context(), 2, 3);
         for position in 0..3 {
-            message.patch(
-                position,
-                100 + position as u64,
-                &[position as u8; VALUE_BYTES],
-            );
+            message.patch(position, 100 + position as u64, &[position as u8; VALUE_BYTES]);
         }
         let sent = Bytes::copy_from_slice(&message.bytes()[5..]);
         let commands = shallow::batch_commands(&sent).expect("a batch");
         assert_eq!(commands.len(), 3);
         for (position, command) in commands.into_iter().enumerate() {
-            assert_eq!(
-                (command.id, command.tag),
-                (6 + position as u64, tag::RAW_PUT)
-            );
+            assert_eq!((command.id, command.tag), (6 + position as u64, tag::RAW_PUT));
             let put: RawPutRequest = rpc::decode(command.body).expect("a put");
             assert_eq!(put.context, Some(context()));
             assert_eq!(put.key[..], key(100 + position as u64));
@@ -232,25 +199,11 @@ mod tests {
     #[test]
     fn only_a_value_answers_a_get() {
         let value = Bytes::from_static(&VALUE_PLACE);
-        let found = rpc::encode(&RawGetResponse {
-            value: value.clone(),
-            ..Default::default()
-        });
+        let found = rpc::encode(&RawGetResponse { value: value.clone(), ..Default::default() });
         assert_eq!(UNARY_GET.check(&found), Ok(Answered::All));
-        let missing = rpc::encode(&RawGetResponse {
-            not_found: true,
-            ..Default::default()
-        });
-        let failed = rpc::encode(&RawGetResponse {
-            error: "broken".into(),
-            value,
-            ..Default::default()
-        });
-        for (answer, word) in [
-            (missing, "not_found: true"),
-            (failed, "broken"),
-            (Bytes::new(), ""),
-        ] {
+        let missing = rpc::encode(&RawGetResponse { not_found: true, ..Default::default() });
+        let failed = rpc::encode(&RawGetResponse { error: "broken".into(), value, ..Default::default() });
+        for (answer, word) in [(missing, "not_found: true"), (failed, "broken"), (Bytes::new(), "")] {
             let complaint = UNARY_GET.check(&answer).expect_err("not a value");
             assert!(complaint.contains(word), "{complaint}");
         }
@@ -258,32 +211,19 @@ mod tests {
 
     #[test]
     fn a_batch_tells_which_commands_were_answered() {
-        let answer = |id, body| Command {
-            id,
-            tag: tag::RAW_PUT,
-            body,
-        };
+        let answer = |id, body| Command { id, tag: tag::RAW_PUT, body };
         let good = rpc::encode(&RawPutResponse::default());
         let batch = [answer(4, good.clone()), answer(9, good.clone())];
         let batch = shallow::encode_batch_response(&batch, None);
-        assert_eq!(
-            BATCHED_PUT.check(&batch),
-            Ok(Answered::Commands(vec![4, 9]))
-        );
-        let bad = rpc::encode(&RawPutResponse {
-            error: "no".into(),
-            ..Default::default()
-        });
+        assert_eq!(BATCHED_PUT.check(&batch), Ok(Answered::Commands(vec![4, 9])));
+        let bad = rpc::encode(&RawPutResponse { error: "no".into(), ..Default::default() });
         let batch = shallow::encode_batch_response(&[answer(4, good), answer(5, bad)], None);
         assert!(BATCHED_PUT.check(&batch).is_err());
     }
 
     #[test]
     fn batches_are_no_larger_than_what_is_in_flight() {
-        assert_eq!(
-            [1, 16, 64, 256].map(|count| BATCHED_PUT.commands(count)),
-            [1, 16, 32, 32]
-        );
+        assert_eq!([1, 16, 64, 256].map(|count| BATCHED_PUT.commands(count)), [1, 16, 32, 32]);
         assert_eq!(UNARY_GET.commands(256), 1);
     }
 }

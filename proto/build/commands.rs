@@ -5,24 +5,13 @@ use std::fmt::Write;
 
 /// The Rust of the module, or `None` if the protocol has no batch.
 pub(crate) fn generate(descriptors: &FileDescriptorSet) -> Option<String> {
-    let file = descriptors
-        .file
-        .iter()
-        .find(|file| file.package() == "tikvpb")?;
-    let request = named(
-        &named(&file.message_type, "BatchCommandsRequest")?.nested_type,
-        "Request",
-    )?;
+    let file = descriptors.file.iter().find(|file| file.package() == "tikvpb")?;
+    let request = named(&named(&file.message_type, "BatchCommandsRequest")?.nested_type, "Request")?;
 
     let (mut constants, mut names) = (String::new(), String::new());
     for field in &request.field {
         let (name, number) = (field.name(), field.number());
-        writeln!(
-            constants,
-            "/// `{name}`.\npub const {}: u32 = {number};",
-            constant(name)
-        )
-        .ok()?;
+        writeln!(constants, "/// `{name}`.\npub const {}: u32 = {number};", constant(name)).ok()?;
         writeln!(names, "{number} => Some(\"{name}\"),").ok()?;
     }
     Some(format!(

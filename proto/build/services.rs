@@ -31,11 +31,9 @@ impl Shape {
         let (request, response) = (&method.input_type, &method.output_type);
         let answers = format!("answers: crate::rpc::Outbound<{response}>");
         match (method.client_streaming, method.server_streaming) {
-            (false, false) => Shape {
-                variant: "Unary",
-                parameters: format!("request: {request}"),
-                output: response.clone(),
-            },
+            (false, false) => {
+                Shape { variant: "Unary", parameters: format!("request: {request}"), output: response.clone() }
+            }
             (false, true) => Shape {
                 variant: "ServerStream",
                 parameters: format!("request: {request}, {answers}"),
@@ -61,10 +59,7 @@ fn method_table(service: &Service, full_name: &str, out: &mut String) {
     let mut rows = String::new();
     for method in &service.methods {
         let variant = Shape::of(method).variant;
-        put(
-            &mut rows,
-            format_args!("(\"{}\", crate::rpc::Shape::{variant}),", method.proto_name),
-        );
+        put(&mut rows, format_args!("(\"{}\", crate::rpc::Shape::{variant}),", method.proto_name));
     }
     put(
         out,
@@ -87,14 +82,8 @@ fn server_trait(service: &Service, full_name: &str, out: &mut String) {
         ),
     );
     for method in &service.methods {
-        let Shape {
-            parameters, output, ..
-        } = Shape::of(method);
-        let unused = if method.server_streaming {
-            "(cx, request, answers)"
-        } else {
-            "(cx, request)"
-        };
+        let Shape { parameters, output, .. } = Shape::of(method);
+        let unused = if method.server_streaming { "(cx, request, answers)" } else { "(cx, request)" };
         put(
             out,
             format_args!(
@@ -211,22 +200,14 @@ fn client(service: &Service, full_name: &str, out: &mut String) {
         let (request, response) = (&method.input_type, &method.output_type);
         let (call, parameter, output) = match (method.client_streaming, method.server_streaming) {
             (false, false) => ("unary", format!(", request: &{request}"), response.clone()),
-            (false, true) => (
-                "server_stream",
-                format!(", request: &{request}"),
-                format!("crate::rpc::Inbound<{response}>"),
-            ),
-            (true, _) => (
-                "stream",
-                String::new(),
-                format!("(crate::rpc::Outbound<{request}>, crate::rpc::Inbound<{response}>)"),
-            ),
+            (false, true) => {
+                ("server_stream", format!(", request: &{request}"), format!("crate::rpc::Inbound<{response}>"))
+            }
+            (true, _) => {
+                ("stream", String::new(), format!("(crate::rpc::Outbound<{request}>, crate::rpc::Inbound<{response}>)"))
+            }
         };
-        let argument = if parameter.is_empty() {
-            ""
-        } else {
-            ", request"
-        };
+        let argument = if parameter.is_empty() { "" } else { ", request" };
         put(
             out,
             format_args!(
@@ -244,6 +225,5 @@ fn client(service: &Service, full_name: &str, out: &mut String) {
 }
 
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text)
-        .expect("writing to a String cannot fail");
+    out.write_fmt(text).expect("writing to a String cannot fail");
 }

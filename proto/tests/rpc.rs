@@ -3,12 +3,10 @@
 use bytes::Bytes;
 use proto::health::{HealthCheckRequest, HealthCheckResponse};
 use proto::kvrpcpb::{RawGetRequest, RawGetResponse};
-use proto::pdpb::{
-    self, GetMembersRequest, GetMembersResponse, Pd, PdClient, PdService, TsoRequest, TsoResponse,
-};
+use proto::pdpb::{self, GetMembersRequest, GetMembersResponse, Pd, PdClient, PdService, TsoRequest, TsoResponse};
 use proto::rpc::{
-    CallContext, Channel, Code, Inbound, LocalFuture, Outbound, RawInbound, RawOutbound, Service,
-    Shape, Status, Streams,
+    CallContext, Channel, Code, Inbound, LocalFuture, Outbound, RawInbound, RawOutbound, Service, Shape, Status,
+    Streams,
 };
 use proto::{health, raft_serverpb, tikvpb};
 use std::cell::{Cell, RefCell};
@@ -22,36 +20,19 @@ use std::task::{Context, Poll, Waker};
 fn a_unary_call_arrives_with_its_context_and_comes_back() {
     struct Member;
     impl Pd for Member {
-        async fn get_members(
-            &self,
-            cx: CallContext,
-            request: GetMembersRequest,
-        ) -> Result<GetMembersResponse, Status> {
+        async fn get_members(&self, cx: CallContext, request: GetMembersRequest) -> Result<GetMembersResponse, Status> {
             assert_eq!(cx.deadline, Some(base::Instant(7)));
             assert_eq!(cx.metadata.get_str("who"), Some("test"));
-            let cluster_id = request
-                .header
-                .ok_or_else(|| Status::invalid_argument("no header"))?
-                .cluster_id;
-            let header = Some(pdpb::ResponseHeader {
-                cluster_id,
-                error: None,
-            });
-            Ok(GetMembersResponse {
-                header,
-                ..Default::default()
-            })
+            let cluster_id = request.header.ok_or_else(|| Status::invalid_argument("no header"))?.cluster_id;
+            let header = Some(pdpb::ResponseHeader { cluster_id, error: None });
+            Ok(GetMembersResponse { header, ..Default::default() })
         }
     }
     let client = PdClient::new(Loopback::to(PdService::new(Rc::new(Member))));
     let mut cx = CallContext::with_deadline(base::Instant(7));
     cx.metadata.push("Who", "test");
-    let header = Some(pdpb::RequestHeader {
-        cluster_id: 42,
-        ..Default::default()
-    });
-    let answer =
-        run(client.get_members(cx.clone(), &GetMembersRequest { header })).expect("it is served");
+    let header = Some(pdpb::RequestHeader { cluster_id: 42, ..Default::default() });
+    let answer = run(client.get_members(cx.clone(), &GetMembersRequest { header })).expect("it is served");
     assert_eq!(answer.header.map(|header| header.cluster_id), Some(42));
 
     let refusal = run(client.get_members(cx, &GetMembersRequest { header: None }));
@@ -66,29 +47,18 @@ fn what_is_not_written_is_unimplemented() {
     assert_eq!(service.name(), "pdpb.PD");
     assert_eq!(service.shape("GetMembers"), Some(Shape::Unary));
     assert_eq!(service.shape("Tso"), Some(Shape::Bidi));
-    assert_eq!(
-        service.shape("WatchGlobalConfig"),
-        Some(Shape::ServerStream)
-    );
+    assert_eq!(service.shape("WatchGlobalConfig"), Some(Shape::ServerStream));
     assert_eq!(service.shape("get_members"), None);
 
     // Known but not written, unknown, and of another shape.
     for method in ["GetMembers", "Nonsense", "Tso"] {
-        let status = run(service.unary(method, CallContext::default(), Bytes::new()))
-            .expect_err("nothing is served");
+        let status = run(service.unary(method, CallContext::default(), Bytes::new())).expect_err("nothing is served");
         assert_eq!(status.code, Code::Unimplemented);
-        assert!(
-            status.message.contains(method) && status.message.contains("pdpb.PD"),
-            "{status}"
-        );
+        assert!(status.message.contains(method) && status.message.contains("pdpb.PD"), "{status}");
     }
     let client = PdClient::new(Loopback::to(service));
-    let (_requests, mut answers) =
-        run(client.tso(CallContext::default())).expect("the stream starts");
-    assert_eq!(
-        run(answers.next()).expect_err("nothing is served").code,
-        Code::Unimplemented
-    );
+    let (_requests, mut answers) = run(client.tso(CallContext::default())).expect("the stream starts");
+    assert_eq!(run(answers.next()).expect_err("nothing is served").code, Code::Unimplemented);
 }
 
 #[test]
@@ -105,24 +75,12 @@ fn garbage_is_internal_and_never_a_panic() {
         deep = outer;
     }
     assert_eq!(
-        proto::rpc::decode::<proto::etcdserverpb::TxnRequest>(deep.into())
-            .expect_err("too deep")
-            .code,
+        proto::rpc::decode::<proto::etcdserverpb::TxnRequest>(deep.into()).expect_err("too deep").code,
         Code::Internal
     );
-    for garbage in [
-        &[0xff; 32][..],
-        &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x7f],
-        &[0x0a, 5, 1],
-        &[0x08, 1],
-        &[0x0c],
-    ] {
-        let status = run(service.unary(
-            "GetMembers",
-            CallContext::default(),
-            Bytes::from_static(garbage),
-        ))
-        .expect_err("garbage");
+    for garbage in [&[0xff; 32][..], &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x7f], &[0x0a, 5, 1], &[0x08, 1], &[0x0c]] {
+        let status =
+            run(service.unary("GetMembers", CallContext::default(), Bytes::from_static(garbage))).expect_err("garbage");
         assert_eq!(status.code, Code::Internal, "{status}");
         assert!(status.message.starts_with("malformed message"), "{status}");
     }
@@ -147,27 +105,16 @@ fn a_bidi_stream_flows_both_ways_under_back_pressure() {
             answers: Outbound<TsoResponse>,
         ) -> Result<(), Status> {
             while let Some(request) = request.next().await? {
-                answers
-                    .send(&TsoResponse {
-                        count: request.count,
-                        ..Default::default()
-                    })
-                    .await?;
+                answers.send(&TsoResponse { count: request.count, ..Default::default() }).await?;
             }
             Err(Status::unavailable("no more"))
         }
     }
     let client = PdClient::new(Loopback::to(PdService::new(Rc::new(Oracle))));
-    let (requests, mut answers) =
-        run(client.tso(CallContext::default())).expect("the stream starts");
+    let (requests, mut answers) = run(client.tso(CallContext::default())).expect("the stream starts");
     let send = async {
         for count in 1..=100 {
-            requests
-                .send(&TsoRequest {
-                    count,
-                    ..Default::default()
-                })
-                .await?;
+            requests.send(&TsoRequest { count, ..Default::default() }).await?;
         }
         requests.close();
         Ok::<(), Status>(())
@@ -200,10 +147,7 @@ fn a_server_stream_answers_one_request() {
         ) -> Result<(), Status> {
             assert_eq!(request.service, "tikvpb.Tikv");
             for status in [2, 1] {
-                answers
-                    .clone()
-                    .send(&HealthCheckResponse { status })
-                    .await?;
+                answers.clone().send(&HealthCheckResponse { status }).await?;
             }
             Ok(())
         }
@@ -211,15 +155,10 @@ fn a_server_stream_answers_one_request() {
     let service = health::HealthService::new(Rc::new(Healthy));
     assert_eq!(service.name(), "grpc.health.v1.Health");
     let client = health::HealthClient::new(Rc::new(Loopback::to(service)) as Rc<dyn Channel>);
-    let request = HealthCheckRequest {
-        service: "tikvpb.Tikv".into(),
-    };
+    let request = HealthCheckRequest { service: "tikvpb.Tikv".into() };
     let mut answers = run(client.watch(CallContext::default(), &request)).expect("it starts");
     for status in [2, 1] {
-        assert_eq!(
-            run(answers.next()),
-            Ok(Some(HealthCheckResponse { status }))
-        );
+        assert_eq!(run(answers.next()), Ok(Some(HealthCheckResponse { status })));
     }
     assert_eq!(run(answers.next()), Ok(None));
 }
@@ -238,15 +177,8 @@ fn a_client_stream_gets_one_answer() {
             }
             Ok(raft_serverpb::Done::default())
         }
-        async fn raw_get(
-            &self,
-            _: CallContext,
-            request: RawGetRequest,
-        ) -> Result<RawGetResponse, Status> {
-            Ok(RawGetResponse {
-                value: request.key,
-                ..Default::default()
-            })
+        async fn raw_get(&self, _: CallContext, request: RawGetRequest) -> Result<RawGetResponse, Status> {
+            Ok(RawGetResponse { value: request.key, ..Default::default() })
         }
     }
     let store = Rc::new(Store(Cell::new(0)));
@@ -254,13 +186,7 @@ fn a_client_stream_gets_one_answer() {
     let (messages, answer) = run(client.raft(CallContext::default())).expect("it starts");
     let send = async {
         for region_id in 1..=10 {
-            messages
-                .send(&raft_serverpb::RaftMessage {
-                    region_id,
-                    ..Default::default()
-                })
-                .await
-                .expect("it is taken");
+            messages.send(&raft_serverpb::RaftMessage { region_id, ..Default::default() }).await.expect("it is taken");
         }
         messages.close();
     };
@@ -268,10 +194,7 @@ fn a_client_stream_gets_one_answer() {
     assert_eq!(done, Ok(raft_serverpb::Done::default()));
     assert_eq!(store.0.get(), 55);
 
-    let request = RawGetRequest {
-        key: Bytes::from_static(b"k"),
-        ..Default::default()
-    };
+    let request = RawGetRequest { key: Bytes::from_static(b"k"), ..Default::default() };
     let answer = run(client.raw_get(CallContext::default(), &request)).expect("it is served");
     assert_eq!(answer.value, "k");
 }
@@ -283,24 +206,13 @@ fn a_stream_that_ends_without_its_message_is_internal() {
     let service = health::HealthService::new(Rc::new(Healthy));
     let empty = Pipe::default();
     empty.finish(Ok(()));
-    let status = run(service.stream(
-        "Watch",
-        CallContext::default(),
-        Box::new(empty.clone()),
-        Rc::new(empty),
-    ));
-    assert_eq!(
-        status.expect_err("there was no request").code,
-        Code::Internal
-    );
+    let status = run(service.stream("Watch", CallContext::default(), Box::new(empty.clone()), Rc::new(empty)));
+    assert_eq!(status.expect_err("there was no request").code, Code::Internal);
 }
 
 #[test]
 fn bytes_fields_share_the_messages_memory() {
-    let request = RawGetRequest {
-        key: Bytes::from(vec![b'k'; 100]),
-        ..Default::default()
-    };
+    let request = RawGetRequest { key: Bytes::from(vec![b'k'; 100]), ..Default::default() };
     let encoded = proto::rpc::encode(&request);
     let decoded: RawGetRequest = proto::rpc::decode(encoded.clone()).expect("it is whole");
     assert!(encoded.as_ptr_range().contains(&decoded.key.as_ptr()));
@@ -313,45 +225,27 @@ struct Loopback {
 
 impl Loopback {
     fn to(service: impl Service) -> Loopback {
-        Loopback {
-            service: Rc::new(service),
-        }
+        Loopback { service: Rc::new(service) }
     }
 
     /// Splits `/pdpb.PD/Tso` and checks that the service is the one that is meant.
     fn method(&self, path: &'static str) -> &'static str {
         let (service, method) = path[1..].split_once('/').expect("a path has two parts");
         assert_eq!(service, self.service.name());
-        assert!(
-            self.service.shape(method).is_some(),
-            "the stub calls what the service has"
-        );
+        assert!(self.service.shape(method).is_some(), "the stub calls what the service has");
         method
     }
 }
 
 impl Channel for Loopback {
-    fn unary(
-        &self,
-        path: &'static str,
-        cx: CallContext,
-        request: Bytes,
-    ) -> LocalFuture<Result<Bytes, Status>> {
+    fn unary(&self, path: &'static str, cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>> {
         self.service.unary(self.method(path), cx, request)
     }
 
     fn stream(&self, path: &'static str, cx: CallContext) -> LocalFuture<Result<Streams, Status>> {
         let (requests, answers) = (Pipe::default(), Pipe::default());
-        let call = self.service.stream(
-            self.method(path),
-            cx,
-            Box::new(requests.clone()),
-            Rc::new(answers.clone()),
-        );
-        let inbound = ServedBy {
-            call: Some(call),
-            answers,
-        };
+        let call = self.service.stream(self.method(path), cx, Box::new(requests.clone()), Rc::new(answers.clone()));
+        let inbound = ServedBy { call: Some(call), answers };
         let streams: Streams = (Box::new(inbound), Rc::new(requests));
         Box::pin(std::future::ready(Ok(streams)))
     }
@@ -383,11 +277,7 @@ impl RawInbound for Pipe {
 }
 
 impl RawOutbound for Pipe {
-    fn poll_send(
-        &self,
-        _: &mut Context<'_>,
-        message: &mut Option<Bytes>,
-    ) -> Poll<Result<(), Status>> {
+    fn poll_send(&self, _: &mut Context<'_>, message: &mut Option<Bytes>) -> Poll<Result<(), Status>> {
         let mut queue = self.queue.borrow_mut();
         if self.end.borrow().is_some() {
             return Poll::Ready(Err(Status::cancelled("closed")));

@@ -6,20 +6,16 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use proto::shallow::{self, BATCH_COMMANDS_MAX, Command, ShallowError, tag};
 use proto::tikvpb::batch_commands_request::{Request, request::Cmd};
-use proto::tikvpb::{
-    BatchCommandsEmptyRequest, BatchCommandsRequest, BatchCommandsResponse, batch_commands_response,
-};
+use proto::tikvpb::{BatchCommandsEmptyRequest, BatchCommandsRequest, BatchCommandsResponse, batch_commands_response};
 use proto::{coprocessor, kvrpcpb, metapb};
 
 #[test]
 fn region_id_is_the_one_that_prost_decodes() {
     for seed in 0..2_000 {
         let prng = &mut Prng::new(seed);
-        for request in [
-            any_get(prng).encode_to_vec(),
-            any_batch_put(prng).encode_to_vec(),
-            any_coprocessor(prng).encode_to_vec(),
-        ] {
+        for request in
+            [any_get(prng).encode_to_vec(), any_batch_put(prng).encode_to_vec(), any_coprocessor(prng).encode_to_vec()]
+        {
             // The second is merged into the first: contexts too.
             let merged = [request.clone(), any_get(prng).encode_to_vec()].concat();
             for message in [request, merged] {
@@ -48,32 +44,16 @@ fn region_id_of_a_damaged_request_is_prosts_or_an_error() {
             (Ok(_), None) => {}
         }
     }
-    assert!(
-        agreed > 1_000 && refused > 1_000,
-        "both sides were reached: {agreed} and {refused}"
-    );
+    assert!(agreed > 1_000 && refused > 1_000, "both sides were reached: {agreed} and {refused}");
 }
 
 #[test]
 fn region_id_wants_a_context_in_field_1() {
-    let empty = BatchCommandsEmptyRequest {
-        test_id: 7,
-        delay_time: 0,
-    }
-    .encode_to_vec();
-    assert_eq!(
-        shallow::region_id(&empty),
-        Err(ShallowError::WrongType { field: 1 })
-    );
+    let empty = BatchCommandsEmptyRequest { test_id: 7, delay_time: 0 }.encode_to_vec();
+    assert_eq!(shallow::region_id(&empty), Err(ShallowError::WrongType { field: 1 }));
     assert_eq!(shallow::region_id(&[]), Ok(0));
-    assert_eq!(
-        shallow::region_id(&[0x0a, 2, 0x0d, 1]),
-        Err(ShallowError::Truncated)
-    );
-    assert_eq!(
-        shallow::region_id(&[0x0a, 2, 0x0a, 0]),
-        Err(ShallowError::WrongType { field: 1 })
-    );
+    assert_eq!(shallow::region_id(&[0x0a, 2, 0x0d, 1]), Err(ShallowError::Truncated));
+    assert_eq!(shallow::region_id(&[0x0a, 2, 0x0a, 0]), Err(ShallowError::WrongType { field: 1 }));
 }
 
 #[test]
@@ -85,16 +65,9 @@ fn commands_are_those_that_prost_decodes_and_share_the_batch() {
         let commands = shallow::batch_commands(&bytes).expect("this is a batch");
         assert_same(&batch, &commands, seed);
         for command in commands.iter().filter(|command| !command.body.is_empty()) {
-            assert!(
-                bytes.as_ptr_range().contains(&command.body.as_ptr()),
-                "seed {seed}: the body is a slice"
-            );
+            assert!(bytes.as_ptr_range().contains(&command.body.as_ptr()), "seed {seed}: the body is a slice");
         }
-        assert_eq!(
-            shallow::encode_batch_request(&commands),
-            bytes,
-            "seed {seed}"
-        );
+        assert_eq!(shallow::encode_batch_request(&commands), bytes, "seed {seed}");
     }
 }
 
@@ -108,11 +81,7 @@ fn a_batch_from_an_odd_encoder_is_read_as_prost_reads_it() {
             Ok(commands) => assert_same(&batch, &commands, seed),
             Err(error) => {
                 let (commands, ids) = (batch.requests.len(), batch.request_ids.len());
-                assert_eq!(
-                    error,
-                    ShallowError::IdsDoNotMatch { commands, ids },
-                    "seed {seed}"
-                );
+                assert_eq!(error, ShallowError::IdsDoNotMatch { commands, ids }, "seed {seed}");
                 assert_ne!(commands, ids, "seed {seed}");
             }
         }
@@ -125,20 +94,13 @@ fn a_damaged_batch_is_prosts_or_an_error() {
     for seed in 0..20_000 {
         let prng = &mut Prng::new(seed);
         let message = Bytes::from(damage(any_batch(prng).encode_to_vec(), prng));
-        match (
-            shallow::batch_commands(&message),
-            BatchCommandsRequest::decode(message.clone()),
-        ) {
+        match (shallow::batch_commands(&message), BatchCommandsRequest::decode(message.clone())) {
             (Ok(commands), Ok(batch)) => {
                 assert_same(&batch, &commands, seed);
                 agreed += 1;
             }
             (Err(ShallowError::IdsDoNotMatch { commands, ids }), Ok(batch)) => {
-                assert_eq!(
-                    (commands, ids),
-                    (batch.requests.len(), batch.request_ids.len()),
-                    "seed {seed}"
-                );
+                assert_eq!((commands, ids), (batch.requests.len(), batch.request_ids.len()), "seed {seed}");
             }
             (Err(error), Ok(_)) => {
                 panic!("seed {seed}: prost decodes what is refused with {error}")
@@ -147,10 +109,7 @@ fn a_damaged_batch_is_prosts_or_an_error() {
             (Ok(_), Err(_)) => {}
         }
     }
-    assert!(
-        agreed > 1_000 && refused > 1_000,
-        "both sides were reached: {agreed} and {refused}"
-    );
+    assert!(agreed > 1_000 && refused > 1_000, "both sides were reached: {agreed} and {refused}");
 }
 
 #[test]
@@ -167,89 +126,39 @@ fn random_bytes_never_panic() {
 #[test]
 fn counts_must_match_and_stay_in_bounds() {
     let batch = |commands: usize, ids: usize| {
-        let batch = BatchCommandsRequest {
-            requests: vec![Request::default(); commands],
-            request_ids: vec![1; ids],
-        };
+        let batch = BatchCommandsRequest { requests: vec![Request::default(); commands], request_ids: vec![1; ids] };
         shallow::batch_commands(&Bytes::from(batch.encode_to_vec()))
     };
     assert_eq!(batch(0, 0), Ok(vec![]));
-    assert_eq!(
-        batch(2, 1),
-        Err(ShallowError::IdsDoNotMatch {
-            commands: 2,
-            ids: 1
-        })
-    );
-    assert_eq!(
-        batch(0, 3),
-        Err(ShallowError::IdsDoNotMatch {
-            commands: 0,
-            ids: 3
-        })
-    );
-    assert_eq!(
-        batch(BATCH_COMMANDS_MAX, BATCH_COMMANDS_MAX).map(|commands| commands.len()),
-        Ok(BATCH_COMMANDS_MAX)
-    );
-    assert_eq!(
-        batch(BATCH_COMMANDS_MAX + 1, BATCH_COMMANDS_MAX + 1),
-        Err(ShallowError::TooMany)
-    );
+    assert_eq!(batch(2, 1), Err(ShallowError::IdsDoNotMatch { commands: 2, ids: 1 }));
+    assert_eq!(batch(0, 3), Err(ShallowError::IdsDoNotMatch { commands: 0, ids: 3 }));
+    assert_eq!(batch(BATCH_COMMANDS_MAX, BATCH_COMMANDS_MAX).map(|commands| commands.len()), Ok(BATCH_COMMANDS_MAX));
+    assert_eq!(batch(BATCH_COMMANDS_MAX + 1, BATCH_COMMANDS_MAX + 1), Err(ShallowError::TooMany));
     assert_eq!(batch(0, BATCH_COMMANDS_MAX + 1), Err(ShallowError::TooMany));
 }
 
 #[test]
 fn answers_have_the_numbers_of_their_commands() {
     let numbers = |message: &str| -> Vec<(u32, String)> {
-        let line = include_str!("../facts.txt")
-            .lines()
-            .find_map(|line| line.strip_prefix(message));
+        let line = include_str!("../facts.txt").lines().find_map(|line| line.strip_prefix(message));
         let fields = line.expect("the batch is in the protocol").split("; ");
         let words = fields.map(|field| field.split(' ').map(str::to_owned).collect::<Vec<_>>());
-        words
-            .map(|words| {
-                (
-                    words[0].parse().expect("a field has a number"),
-                    words[1].clone(),
-                )
-            })
-            .collect()
+        words.map(|words| (words[0].parse().expect("a field has a number"), words[1].clone())).collect()
     };
     let commands = numbers("message tikvpb.BatchCommandsRequest.Request: ");
-    assert_eq!(
-        commands,
-        numbers("message tikvpb.BatchCommandsResponse.Response: ")
-    );
+    assert_eq!(commands, numbers("message tikvpb.BatchCommandsResponse.Response: "));
     assert!(commands.len() > 30);
     for number in 0..400 {
-        let named = commands
-            .iter()
-            .find(|(tag, _)| *tag == number)
-            .map(|(_, name)| name.as_str());
+        let named = commands.iter().find(|(tag, _)| *tag == number).map(|(_, name)| name.as_str());
         assert_eq!(tag::name(number), named);
     }
-    assert_eq!(
-        (tag::RAW_GET, tag::RAW_BATCH_SCAN, tag::EMPTY),
-        (13, 21, 255)
-    );
+    assert_eq!((tag::RAW_GET, tag::RAW_BATCH_SCAN, tag::EMPTY), (13, 21, 255));
 }
 
 #[test]
 fn an_unknown_command_keeps_its_id() {
-    let batch = shallow::encode_batch_request(&[Command {
-        id: 9,
-        tag: 300,
-        body: Bytes::from_static(b"new"),
-    }]);
-    assert_eq!(
-        shallow::batch_commands(&batch),
-        Ok(vec![Command {
-            id: 9,
-            tag: 0,
-            body: Bytes::new()
-        }])
-    );
+    let batch = shallow::encode_batch_request(&[Command { id: 9, tag: 300, body: Bytes::from_static(b"new") }]);
+    assert_eq!(shallow::batch_commands(&batch), Ok(vec![Command { id: 9, tag: 0, body: Bytes::new() }]));
 }
 
 #[test]
@@ -262,28 +171,13 @@ fn answers_are_encoded_as_prost_encodes_them() {
         for _ in 0..prng.below(6) {
             let id = prng.next_u64() >> prng.below(64);
             let value = any_bytes(prng, 300);
-            let get = kvrpcpb::RawGetResponse {
-                value,
-                ..Default::default()
-            };
+            let get = kvrpcpb::RawGetResponse { value, ..Default::default() };
             let (command, body, cmd) = match prng.below(3) {
                 0 => (0, Bytes::new(), None),
-                1 => (
-                    tag::EMPTY,
-                    Bytes::new(),
-                    Some(response::Cmd::Empty(Default::default())),
-                ),
-                _ => (
-                    tag::RAW_GET,
-                    get.encode_to_vec().into(),
-                    Some(response::Cmd::RawGet(get)),
-                ),
+                1 => (tag::EMPTY, Bytes::new(), Some(response::Cmd::Empty(Default::default()))),
+                _ => (tag::RAW_GET, get.encode_to_vec().into(), Some(response::Cmd::RawGet(get))),
             };
-            parts.push(Command {
-                id,
-                tag: command,
-                body,
-            });
+            parts.push(Command { id, tag: command, body });
             whole.request_ids.push(id);
             whole.responses.push(Response { cmd });
         }
@@ -308,10 +202,7 @@ fn a_command_in_a_million_pieces_is_merged_in_one_go() {
     put(1, &request, &mut batch);
     batch.extend([0x10, 5]);
     let commands = shallow::batch_commands(&batch.into()).expect("this is a batch");
-    assert_eq!(
-        (commands[0].id, commands[0].tag, commands[0].body.len()),
-        (5, tag::RAW_GET, 2_000_000)
-    );
+    assert_eq!((commands[0].id, commands[0].tag, commands[0].body.len()), (5, tag::RAW_GET, 2_000_000));
 }
 
 fn assert_same(batch: &BatchCommandsRequest, commands: &[Command], seed: u64) {
@@ -322,11 +213,7 @@ fn assert_same(batch: &BatchCommandsRequest, commands: &[Command], seed: u64) {
         if command.tag != 0 {
             put(command.tag, &command.body, &mut alone);
         }
-        assert_eq!(
-            Request::decode(&alone[..]).as_ref(),
-            Ok(request),
-            "seed {seed}"
-        );
+        assert_eq!(Request::decode(&alone[..]).as_ref(), Ok(request), "seed {seed}");
     }
 }
 
@@ -338,36 +225,20 @@ fn context_of(message: &[u8]) -> Option<kvrpcpb::Context> {
         #[prost(message, optional, tag = "1")]
         context: Option<kvrpcpb::Context>,
     }
-    Some(
-        HasContext::decode(message)
-            .ok()?
-            .context
-            .unwrap_or_default(),
-    )
+    Some(HasContext::decode(message).ok()?.context.unwrap_or_default())
 }
 
 fn any_context(prng: &mut Prng) -> Option<kvrpcpb::Context> {
     (!prng.one_in(8)).then(|| kvrpcpb::Context {
-        region_id: if prng.one_in(4) {
-            0
-        } else {
-            prng.next_u64() >> prng.below(64)
-        },
-        region_epoch: prng.one_in(2).then(|| metapb::RegionEpoch {
-            conf_ver: prng.below(4),
-            version: prng.below(300),
-        }),
+        region_id: if prng.one_in(4) { 0 } else { prng.next_u64() >> prng.below(64) },
+        region_epoch: prng.one_in(2).then(|| metapb::RegionEpoch { conf_ver: prng.below(4), version: prng.below(300) }),
         peer: prng.one_in(2).then(|| metapb::Peer {
             id: prng.next_u64(),
             store_id: prng.below(9),
             ..Default::default()
         }),
         term: prng.below(9),
-        request_source: if prng.one_in(2) {
-            "external".into()
-        } else {
-            String::new()
-        },
+        request_source: if prng.one_in(2) { "external".into() } else { String::new() },
         resolved_locks: (0..prng.below(4)).map(|_| prng.next_u64()).collect(),
         ..Default::default()
     })
@@ -380,45 +251,24 @@ fn any_bytes(prng: &mut Prng, limit: u64) -> Bytes {
 }
 
 fn any_get(prng: &mut Prng) -> kvrpcpb::RawGetRequest {
-    kvrpcpb::RawGetRequest {
-        context: any_context(prng),
-        key: any_bytes(prng, 40),
-        cf: "default".into(),
-    }
+    kvrpcpb::RawGetRequest { context: any_context(prng), key: any_bytes(prng, 40), cf: "default".into() }
 }
 
 fn any_batch_put(prng: &mut Prng) -> kvrpcpb::RawBatchPutRequest {
     let pairs = (0..prng.below(5))
-        .map(|_| kvrpcpb::KvPair {
-            key: any_bytes(prng, 20),
-            value: any_bytes(prng, 200),
-            error: None,
-        })
+        .map(|_| kvrpcpb::KvPair { key: any_bytes(prng, 20), value: any_bytes(prng, 200), error: None })
         .collect();
-    kvrpcpb::RawBatchPutRequest {
-        context: any_context(prng),
-        pairs,
-        for_cas: prng.one_in(2),
-        ..Default::default()
-    }
+    kvrpcpb::RawBatchPutRequest { context: any_context(prng), pairs, for_cas: prng.one_in(2), ..Default::default() }
 }
 
 fn any_coprocessor(prng: &mut Prng) -> coprocessor::Request {
-    coprocessor::Request {
-        context: any_context(prng),
-        tp: 103,
-        data: any_bytes(prng, 100),
-        ..Default::default()
-    }
+    coprocessor::Request { context: any_context(prng), tp: 103, data: any_bytes(prng, 100), ..Default::default() }
 }
 
 fn any_request(prng: &mut Prng) -> Request {
     let cmd = match prng.below(5) {
         0 => None,
-        1 => Some(Cmd::Empty(BatchCommandsEmptyRequest {
-            test_id: prng.below(200),
-            delay_time: 0,
-        })),
+        1 => Some(Cmd::Empty(BatchCommandsEmptyRequest { test_id: prng.below(200), delay_time: 0 })),
         2 => Some(Cmd::RawBatchPut(any_batch_put(prng))),
         3 => Some(Cmd::Coprocessor(any_coprocessor(prng))),
         _ => Some(Cmd::RawGet(any_get(prng))),
@@ -428,14 +278,8 @@ fn any_request(prng: &mut Prng) -> Request {
 
 fn any_batch(prng: &mut Prng) -> BatchCommandsRequest {
     let requests: Vec<_> = (0..prng.below(5)).map(|_| any_request(prng)).collect();
-    let request_ids = requests
-        .iter()
-        .map(|_| prng.next_u64() >> prng.below(64))
-        .collect();
-    BatchCommandsRequest {
-        requests,
-        request_ids,
-    }
+    let request_ids = requests.iter().map(|_| prng.next_u64() >> prng.below(64)).collect();
+    BatchCommandsRequest { requests, request_ids }
 }
 
 /// A batch as no sane encoder writes it: ids packed, split and alone, between and before commands; commands in

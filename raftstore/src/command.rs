@@ -166,11 +166,7 @@ impl Header {
     fn to_wire(&self) -> RaftRequestHeader {
         RaftRequestHeader {
             region_id: self.region_id,
-            peer: Some(proto::metapb::Peer {
-                id: self.peer_id,
-                store_id: self.store_id,
-                ..Default::default()
-            }),
+            peer: Some(proto::metapb::Peer { id: self.peer_id, store_id: self.store_id, ..Default::default() }),
             region_epoch: Some(self.epoch),
             term: self.term,
             flags: self.flags,

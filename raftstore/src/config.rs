@@ -92,10 +92,7 @@ mod tests {
         let mut prng = Prng::new(3);
         for _ in 0..1000 {
             let config = RaftConfig::arbitrary(&mut prng);
-            config
-                .to_raft(1, 0)
-                .validate()
-                .expect("valid by construction");
+            config.to_raft(1, 0).validate().expect("valid by construction");
         }
     }
 }

@@ -56,9 +56,7 @@ pub fn rule(kind: CommandKind) -> EpochRule {
         CommitMerge | RollbackMerge => of(true, true, true, false),
         ChangePeer | ChangePeerV2 | BatchSwitchWitness => of(false, true, false, true),
         PrepareFlashback | FinishFlashback => of(true, true, false, false),
-        InvalidAdmin | CompactLog | TransferLeader | ComputeHash | VerifyHash | UpdateGcPeer => {
-            EpochRule::default()
-        }
+        InvalidAdmin | CompactLog | TransferLeader | ComputeHash | VerifyHash | UpdateGcPeer => EpochRule::default(),
     }
 }
 
@@ -68,20 +66,13 @@ pub fn rule(kind: CommandKind) -> EpochRule {
 ///
 /// # Errors
 /// [`EpochMismatch`] with the region as it is.
-pub fn check_epoch(
-    request: &RegionEpoch,
-    region: &Region,
-    kind: CommandKind,
-) -> Result<(), EpochMismatch> {
+pub fn check_epoch(request: &RegionEpoch, region: &Region, kind: CommandKind) -> Result<(), EpochMismatch> {
     let rule = rule(kind);
     let current = epoch_of(region);
     let stale = (rule.check_version && request.version != current.version)
         || (rule.check_conf_ver && request.conf_ver != current.conf_ver);
     if stale {
-        return Err(EpochMismatch {
-            request: *request,
-            current: Box::new(region.clone()),
-        });
+        return Err(EpochMismatch { request: *request, current: Box::new(region.clone()) });
     }
     Ok(())
 }
@@ -97,24 +88,13 @@ mod tests {
 
     #[test]
     fn each_kind_compares_its_halves() {
-        let region = Region {
-            id: 1,
-            region_epoch: Some(RegionEpoch {
-                conf_ver: 3,
-                version: 7,
-            }),
-            ..Default::default()
-        };
-        let passes = |conf_ver, version, kind| {
-            check_epoch(&RegionEpoch { conf_ver, version }, &region, kind).is_ok()
-        };
+        let region =
+            Region { id: 1, region_epoch: Some(RegionEpoch { conf_ver: 3, version: 7 }), ..Default::default() };
+        let passes = |conf_ver, version, kind| check_epoch(&RegionEpoch { conf_ver, version }, &region, kind).is_ok();
         let admin = CommandKind::Admin;
         assert!(passes(1, 7, CommandKind::Data));
         assert!(!passes(3, 6, CommandKind::Data));
-        assert!(
-            !passes(3, 8, CommandKind::Data),
-            "ahead is as wrong as behind"
-        );
+        assert!(!passes(3, 8, CommandKind::Data), "ahead is as wrong as behind");
         assert!(passes(3, 1, admin(AdminCmdType::ChangePeerV2)));
         assert!(!passes(2, 7, admin(AdminCmdType::ChangePeerV2)));
         assert!(!passes(2, 7, admin(AdminCmdType::BatchSplit)));

@@ -45,10 +45,7 @@ pub struct PeerInit {
 impl PeerInit {
     /// What every peer of a new region starts from: bootstrapped, or born by a split.
     pub fn first(region: metapb::Region, peer: metapb::Peer) -> PeerInit {
-        let start = LogPosition {
-            index: RAFT_INIT_LOG_INDEX,
-            term: RAFT_INIT_LOG_TERM,
-        };
+        let start = LogPosition { index: RAFT_INIT_LOG_INDEX, term: RAFT_INIT_LOG_TERM };
         PeerInit {
             region,
             peer,
@@ -64,11 +61,7 @@ impl PeerInit {
 
 /// The hard state of every peer of a new region.
 pub fn first_hard_state() -> HardState {
-    HardState {
-        term: RAFT_INIT_LOG_TERM,
-        vote: 0,
-        commit: RAFT_INIT_LOG_INDEX,
-    }
+    HardState { term: RAFT_INIT_LOG_TERM, vote: 0, commit: RAFT_INIT_LOG_INDEX }
 }
 
 /// Recovered state that no correct run leaves behind.
@@ -122,25 +115,14 @@ pub enum InitError {
 pub fn conf_state(region: &metapb::Region) -> ConfState {
     let with = |roles: &[PeerRole]| -> Vec<u64> {
         let peers = region.peers.iter();
-        peers
-            .filter(|peer| roles.contains(&peer.role()))
-            .map(|peer| peer.id)
-            .collect()
+        peers.filter(|peer| roles.contains(&peer.role())).map(|peer| peer.id).collect()
     };
-    let joint = region.peers.iter().any(|peer| {
-        matches!(
-            peer.role(),
-            PeerRole::IncomingVoter | PeerRole::DemotingVoter
-        )
-    });
+    let joint =
+        region.peers.iter().any(|peer| matches!(peer.role(), PeerRole::IncomingVoter | PeerRole::DemotingVoter));
     ConfState {
         voters: with(&[PeerRole::Voter, PeerRole::IncomingVoter]),
         learners: with(&[PeerRole::Learner]),
-        voters_outgoing: if joint {
-            with(&[PeerRole::Voter, PeerRole::DemotingVoter])
-        } else {
-            Vec::new()
-        },
+        voters_outgoing: if joint { with(&[PeerRole::Voter, PeerRole::DemotingVoter]) } else { Vec::new() },
         learners_next: with(&[PeerRole::DemotingVoter]),
         auto_leave: false,
     }
@@ -150,10 +132,7 @@ impl PeerInit {
     /// Checks the state and builds the view that raft-rs starts from.
     pub(crate) fn check(&mut self) -> Result<LogView, InitError> {
         if self.peer.id == 0 || !self.region.peers.iter().any(|peer| peer.id == self.peer.id) {
-            return Err(InitError::NotAMember {
-                peer: self.peer.id,
-                region: self.region.id,
-            });
+            return Err(InitError::NotAMember { peer: self.peer.id, region: self.region.id });
         }
         if self.applied.index < self.truncated.index {
             return Err(InitError::AppliedBehindTruncated {
@@ -177,38 +156,20 @@ impl PeerInit {
         }
         // raft-rs panics if the applied index is above the committed one.
         self.hard_state.commit = commit;
-        let runs = vec![TermRun {
-            first: start.index,
-            term: start.term,
-        }];
-        Ok(LogView::new(
-            self.hard_state,
-            conf_state(&self.region),
-            runs,
-            start.index,
-            entries,
-        ))
+        let runs = vec![TermRun { first: start.index, term: start.term }];
+        Ok(LogView::new(self.hard_state, conf_state(&self.region), runs, start.index, entries))
     }
 
     fn check_chain(&self, start: LogPosition, entries: &[Entry]) -> Result<(), InitError> {
         let mut before = start;
         for entry in entries {
             if entry.index != before.index + 1 {
-                return Err(InitError::Gap {
-                    expected: before.index + 1,
-                    found: entry.index,
-                });
+                return Err(InitError::Gap { expected: before.index + 1, found: entry.index });
             }
             if entry.term < before.term || entry.term > self.hard_state.term {
-                return Err(InitError::Term {
-                    index: entry.index,
-                    term: entry.term,
-                });
+                return Err(InitError::Term { index: entry.index, term: entry.term });
             }
-            before = LogPosition {
-                index: entry.index,
-                term: entry.term,
-            };
+            before = LogPosition { index: entry.index, term: entry.term };
         }
         Ok(())
     }
@@ -220,37 +181,19 @@ mod tests {
     use raft::Storage;
 
     fn init() -> PeerInit {
-        let peer = metapb::Peer {
-            id: 2,
-            store_id: 1,
-            ..Default::default()
-        };
-        let region = metapb::Region {
-            id: 1,
-            peers: vec![peer],
-            ..Default::default()
-        };
+        let peer = metapb::Peer { id: 2, store_id: 1, ..Default::default() };
+        let region = metapb::Region { id: 1, peers: vec![peer], ..Default::default() };
         PeerInit::first(region, peer)
     }
 
     fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
-        range
-            .map(|index| Entry {
-                index,
-                term,
-                ..Default::default()
-            })
-            .collect()
+        range.map(|index| Entry { index, term, ..Default::default() }).collect()
     }
 
     #[test]
     fn commit_is_raised_to_applied() {
         let mut init = init();
-        init.hard_state = HardState {
-            term: 6,
-            vote: 2,
-            commit: 5,
-        };
+        init.hard_state = HardState { term: 6, vote: 2, commit: 5 };
         init.applied = LogPosition { index: 8, term: 6 };
         init.entries = entries(6..=9, 6);
         let view = init.check().expect("sound");
@@ -261,33 +204,19 @@ mod tests {
     #[test]
     fn a_purged_log_begins_after_applied() {
         let mut init = init();
-        init.hard_state = HardState {
-            term: 6,
-            vote: 2,
-            commit: 5,
-        };
+        init.hard_state = HardState { term: 6, vote: 2, commit: 5 };
         init.applied = LogPosition { index: 8, term: 6 };
         let view = init.clone().check().expect("nothing left of the log");
-        assert_eq!(
-            (view.first_index(), view.last_index(), view.term(8)),
-            (Ok(9), Ok(8), Ok(6))
-        );
+        assert_eq!((view.first_index(), view.last_index(), view.term(8)), (Ok(9), Ok(8), Ok(6)));
         init.entries = entries(7..=9, 6);
         let view = init.check().expect("a part of the log is left");
-        assert_eq!(
-            (view.first_index(), view.last_index(), view.term(8)),
-            (Ok(9), Ok(9), Ok(6))
-        );
+        assert_eq!((view.first_index(), view.last_index(), view.term(8)), (Ok(9), Ok(9), Ok(6)));
     }
 
     #[test]
     fn unsound_state_is_refused_by_name() {
         let sound = || PeerInit {
-            hard_state: HardState {
-                term: 7,
-                vote: 2,
-                commit: 7,
-            },
+            hard_state: HardState { term: 7, vote: 2, commit: 7 },
             applied: LogPosition { index: 6, term: 6 },
             entries: [entries(6..=7, 6), entries(8..=9, 7)].concat(),
             ..init()
@@ -298,45 +227,15 @@ mod tests {
             change(&mut init);
             init.check().expect_err("unsound")
         };
-        assert_eq!(
-            broken(|init| init.peer.id = 3),
-            InitError::NotAMember { peer: 3, region: 1 }
-        );
+        assert_eq!(broken(|init| init.peer.id = 3), InitError::NotAMember { peer: 3, region: 1 });
         assert_eq!(
             broken(|init| init.truncated.index = 7),
-            InitError::AppliedBehindTruncated {
-                applied: 6,
-                truncated: 7
-            }
+            InitError::AppliedBehindTruncated { applied: 6, truncated: 7 }
         );
-        assert_eq!(
-            broken(|init| drop(init.entries.remove(1))),
-            InitError::Gap {
-                expected: 7,
-                found: 8
-            }
-        );
-        assert_eq!(
-            broken(|init| drop(init.entries.drain(..2))),
-            InitError::Gap {
-                expected: 7,
-                found: 8
-            }
-        );
-        assert_eq!(
-            broken(|init| init.hard_state.term = 6),
-            InitError::Term { index: 8, term: 7 }
-        );
-        assert_eq!(
-            broken(|init| init.entries[3].term = 6),
-            InitError::Term { index: 9, term: 6 }
-        );
-        assert_eq!(
-            broken(|init| init.hard_state.commit = 10),
-            InitError::CommitBeyondLog {
-                commit: 10,
-                last: 9
-            }
-        );
+        assert_eq!(broken(|init| drop(init.entries.remove(1))), InitError::Gap { expected: 7, found: 8 });
+        assert_eq!(broken(|init| drop(init.entries.drain(..2))), InitError::Gap { expected: 7, found: 8 });
+        assert_eq!(broken(|init| init.hard_state.term = 6), InitError::Term { index: 8, term: 7 });
+        assert_eq!(broken(|init| init.entries[3].term = 6), InitError::Term { index: 9, term: 6 });
+        assert_eq!(broken(|init| init.hard_state.commit = 10), InitError::CommitBeyondLog { commit: 10, last: 9 });
     }
 }

@@ -30,8 +30,7 @@ pub mod state;
 
 pub use config::RaftConfig;
 pub use init::{
-    InitError, LogPosition, PeerInit, RAFT_INIT_LOG_INDEX, RAFT_INIT_LOG_TERM, conf_state,
-    first_hard_state,
+    InitError, LogPosition, PeerInit, RAFT_INIT_LOG_INDEX, RAFT_INIT_LOG_TERM, conf_state, first_hard_state,
 };
 pub use io::{Committed, Effect, Input, RejectReason, Role, RoleKind};
 pub use peer::{Peer, PeerLoad};

@@ -71,9 +71,6 @@ mod tests {
         let kept = Arc::new(Mutex::new(String::new()));
         let logger = slog::Logger::root(Keep(kept.clone()), slog::o!("raft_id" => 7));
         slog::warn!(logger, "stepped down from {}", "lead"; "term" => 9);
-        assert_eq!(
-            *kept.lock().expect("one thread"),
-            "stepped down from lead term=9 raft_id=7"
-        );
+        assert_eq!(*kept.lock().expect("one thread"), "stepped down from lead term=9 raft_id=7");
     }
 }

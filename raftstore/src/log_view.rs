@@ -78,10 +78,7 @@ impl LogView {
         last: u64,
         entries: Vec<Entry>,
     ) -> LogView {
-        let truncated = runs
-            .first()
-            .expect("a log begins at its truncated index")
-            .first;
+        let truncated = runs.first().expect("a log begins at its truncated index").first;
         let mut view = LogView {
             hard_state,
             conf_state,
@@ -127,16 +124,12 @@ impl LogView {
         for entry in entries {
             assert_eq!(entry.index, self.last + 1, "entries follow each other");
             if self.runs.back().is_none_or(|run| run.term != entry.term) {
-                self.runs.push_back(TermRun {
-                    first: entry.index,
-                    term: entry.term,
-                });
+                self.runs.push_back(TermRun { first: entry.index, term: entry.term });
             }
             self.last = entry.index;
             let size = entry.encoded_len();
             self.cache_bytes += size;
-            self.cache
-                .push_back((entry, u32::try_from(size).unwrap_or(u32::MAX)));
+            self.cache.push_back((entry, u32::try_from(size).unwrap_or(u32::MAX)));
         }
     }
 
@@ -148,19 +141,10 @@ impl LogView {
                 self.cache_bytes -= size as usize;
             }
         }
-        while self
-            .runs
-            .back()
-            .is_some_and(|run| run.first >= from && run.first > self.truncated)
-        {
+        while self.runs.back().is_some_and(|run| run.first >= from && run.first > self.truncated) {
             self.runs.pop_back();
         }
-        self.fetched.truncate(
-            self.fetched
-                .iter()
-                .take_while(|entry| entry.index < from)
-                .count(),
-        );
+        self.fetched.truncate(self.fetched.iter().take_while(|entry| entry.index < from).count());
     }
 
     /// Drops the log up to and including `index`, except for its term.
@@ -168,11 +152,7 @@ impl LogView {
         if index <= self.truncated {
             return;
         }
-        assert!(
-            index <= self.last,
-            "truncating at {index}, the log ends at {}",
-            self.last
-        );
+        assert!(index <= self.last, "truncating at {index}, the log ends at {}", self.last);
         let term = self.run_of(index).expect("inside the log").term;
         while self.cache_first() <= index && !self.cache.is_empty() {
             self.evict_first();
@@ -209,12 +189,7 @@ impl LogView {
     /// Ranges that were wanted since the last call.
     pub(crate) fn take_wanted(&mut self) -> Vec<Range> {
         let mut new = Vec::new();
-        for wanted in self
-            .wanted
-            .get_mut()
-            .iter_mut()
-            .filter(|wanted| !wanted.told)
-        {
+        for wanted in self.wanted.get_mut().iter_mut().filter(|wanted| !wanted.told) {
             wanted.told = true;
             new.push(wanted.range);
         }
@@ -232,10 +207,7 @@ impl LogView {
     /// is left out. An empty answer makes the waiters ask anew.
     pub(crate) fn fetched(&mut self, low: u64, entries: Vec<Entry>) -> Vec<GetEntriesContext> {
         let wanted = self.wanted.get_mut();
-        let Some(at) = wanted
-            .iter()
-            .position(|wanted| wanted.range.low == low && wanted.told)
-        else {
+        let Some(at) = wanted.iter().position(|wanted| wanted.range.low == low && wanted.told) else {
             return Vec::new();
         };
         let wanted = wanted.remove(at);
@@ -245,10 +217,7 @@ impl LogView {
                 && index <= self.last
                 && self.run_of(index).is_some_and(|run| run.term == entry.term)
         };
-        let count = (low..)
-            .zip(&entries)
-            .take_while(|(index, entry)| fits(*index, entry))
-            .count();
+        let count = (low..).zip(&entries).take_while(|(index, entry)| fits(*index, entry)).count();
         self.fetched = entries;
         self.fetched.truncate(count);
         wanted.waiters
@@ -266,11 +235,7 @@ impl LogView {
                 wanted.waiters.push(waiter);
             }
         } else if all.len() < WANTED_MAX {
-            all.push(Wanted {
-                range,
-                told: false,
-                waiters: vec![waiter],
-            });
+            all.push(Wanted { range, told: false, waiters: vec![waiter] });
         }
     }
 }
@@ -300,11 +265,7 @@ impl Storage for LogView {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
-        assert!(
-            high <= self.last + 1,
-            "reading up to {high}, the log ends at {}",
-            self.last
-        );
+        assert!(high <= self.last + 1, "reading up to {high}, the log ends at {}", self.last);
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
         if low <= self.truncated {
             return Err(Error::Store(StorageError::Compacted));
@@ -312,30 +273,17 @@ impl Storage for LogView {
         if low >= self.cache_first() {
             let skip = (low - self.cache_first()) as usize;
             let found = self.cache.iter().skip(skip).take((high - low) as usize);
-            return Ok(limited(
-                found.map(|(entry, size)| (entry, u64::from(*size))),
-                max_bytes,
-            ));
+            return Ok(limited(found.map(|(entry, size)| (entry, u64::from(*size))), max_bytes));
         }
         if let Some(at) = self.fetched.iter().position(|entry| entry.index == low) {
             let found = self.fetched[at..].iter().take((high - low) as usize);
-            return Ok(limited(
-                found.map(|entry| (entry, entry.encoded_len() as u64)),
-                max_bytes,
-            ));
+            return Ok(limited(found.map(|entry| (entry, entry.encoded_len() as u64)), max_bytes));
         }
         if !context.can_async() {
             return Err(Error::Store(StorageError::Unavailable));
         }
         let high = high.min(self.cache_first());
-        self.want(
-            Range {
-                low,
-                high,
-                max_bytes,
-            },
-            context,
-        );
+        self.want(Range { low, high, max_bytes }, context);
         Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 

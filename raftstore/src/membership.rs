@@ -80,10 +80,7 @@ pub fn change_peers(region: &Region, changes: &[ChangePeerRequest]) -> Result<Re
         return Err(ChangeError::NoVoter(region.id));
     }
     let epoch = epoch_of(region);
-    next.region_epoch = Some(RegionEpoch {
-        conf_ver: epoch.conf_ver + steps,
-        version: epoch.version,
-    });
+    next.region_epoch = Some(RegionEpoch { conf_ver: epoch.conf_ver + steps, version: epoch.version });
     Ok(next)
 }
 
@@ -97,16 +94,8 @@ pub fn to_conf_change(changes: &[ChangePeerRequest], command: Bytes) -> ConfChan
         };
         raft_proto::new_conf_change_single(change.peer.as_ref().map_or(0, |peer| peer.id), kind)
     };
-    let transition = if changes.len() > 1 {
-        ConfChangeTransition::Explicit
-    } else {
-        ConfChangeTransition::Auto
-    };
-    ConfChangeV2 {
-        transition: transition as i32,
-        changes: changes.iter().map(single).collect(),
-        context: command,
-    }
+    let transition = if changes.len() > 1 { ConfChangeTransition::Explicit } else { ConfChangeTransition::Auto };
+    ConfChangeV2 { transition: transition as i32, changes: changes.iter().map(single).collect(), context: command }
 }
 
 fn is_joint(role: PeerRole) -> bool {
@@ -140,31 +129,16 @@ fn enter(region: &mut Region, changes: &[ChangePeerRequest]) -> Result<(), Chang
     Ok(())
 }
 
-fn apply_one(
-    region: &mut Region,
-    change: ConfChangeType,
-    peer: &Peer,
-    joint: bool,
-) -> Result<(), ChangeError> {
+fn apply_one(region: &mut Region, change: ConfChangeType, peer: &Peer, joint: bool) -> Result<(), ChangeError> {
     let at = region.peers.iter().position(|member| member.id == peer.id);
-    let store_taken = region
-        .peers
-        .iter()
-        .any(|member| (member.store_id == peer.store_id) != (member.id == peer.id));
+    let store_taken = region.peers.iter().any(|member| (member.store_id == peer.store_id) != (member.id == peer.id));
     if store_taken && change != ConfChangeType::RemoveNode {
-        return Err(ChangeError::Store {
-            peer: peer.id,
-            store: peer.store_id,
-        });
+        return Err(ChangeError::Store { peer: peer.id, store: peer.store_id });
     }
     let role = at.map(|at| region.peers[at].role());
     let next = next_role(role, change, joint).ok_or(match role {
         None => ChangeError::NotAMember(peer.id),
-        Some(role) => ChangeError::Role {
-            peer: peer.id,
-            role,
-            change,
-        },
+        Some(role) => ChangeError::Role { peer: peer.id, role, change },
     })?;
     match (at, next) {
         (Some(at), None) => drop(region.peers.remove(at)),
@@ -180,11 +154,7 @@ fn apply_one(
 }
 
 /// What a peer becomes, where `None` inside means that it leaves; `None` outside if it cannot.
-fn next_role(
-    role: Option<PeerRole>,
-    change: ConfChangeType,
-    joint: bool,
-) -> Option<Option<PeerRole>> {
+fn next_role(role: Option<PeerRole>, change: ConfChangeType, joint: bool) -> Option<Option<PeerRole>> {
     use ConfChangeType::*;
     use PeerRole::*;
     match (role, change, joint) {

@@ -17,10 +17,7 @@ pub enum MergeError {
 }
 
 fn with_epoch(region: &Region, conf_ver: u64, version: u64) -> Region {
-    Region {
-        region_epoch: Some(RegionEpoch { conf_ver, version }),
-        ..region.clone()
-    }
+    Region { region_epoch: Some(RegionEpoch { conf_ver, version }), ..region.clone() }
 }
 
 /// The source after PrepareMerge: both halves of its epoch are raised, so nothing proposed before fits it any more.
@@ -48,10 +45,7 @@ pub fn commit(source: &Region, target: &Region) -> Result<Region, MergeError> {
     } else if !target.end_key.is_empty() && target.end_key == source.start_key {
         merged.end_key = source.end_key.clone();
     } else {
-        return Err(MergeError::NotNeighbours {
-            source_id: source.id,
-            target_id: target.id,
-        });
+        return Err(MergeError::NotNeighbours { source_id: source.id, target_id: target.id });
     }
     Ok(merged)
 }

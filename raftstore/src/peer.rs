@@ -68,11 +68,7 @@ impl Peer {
         let raft_config = config.to_raft(init.peer.id, init.applied.index);
         let node = RawNode::new(&raft_config, view, &crate::log_bridge::logger())
             .expect("the settings and the state are valid");
-        let role = Role {
-            kind: RoleKind::Follower,
-            term: node.raft.term,
-            leader: None,
-        };
+        let role = Role { kind: RoleKind::Follower, term: node.raft.term, leader: None };
         Ok(Peer {
             node,
             config: config.clone(),
@@ -98,18 +94,10 @@ impl Peer {
             Input::Tick => self.tick(),
             Input::Step(message) => self.step(message),
             Input::Propose { id, data, context } => {
-                let entry = Entry {
-                    data,
-                    context,
-                    ..Entry::default()
-                };
+                let entry = Entry { data, context, ..Entry::default() };
                 self.propose(id, entry);
             }
-            Input::ProposeConfChange {
-                id,
-                change,
-                context,
-            } => self.propose_conf_change(id, &change, context),
+            Input::ProposeConfChange { id, change, context } => self.propose_conf_change(id, &change, context),
             Input::Campaign => self.campaign(),
             Input::Persisted { number } => self.persisted(number),
             Input::Applied { index } => self.applied_to(index),
@@ -135,10 +123,7 @@ impl Peer {
         if !self.may_campaign() {
             return;
         }
-        let (low, high) = (
-            self.config.election_ticks as usize,
-            2 * self.config.election_ticks as usize,
-        );
+        let (low, high) = (self.config.election_ticks as usize, 2 * self.config.election_ticks as usize);
         let draw = hash::fold(hash::fold(self.seed, self.peer.id), self.node.raft.term);
         let timeout = low + (draw % (high - low) as u64) as usize;
         self.node.raft.set_randomized_election_timeout(timeout);
@@ -159,10 +144,7 @@ impl Peer {
     }
 
     fn step(&mut self, mut message: Message) {
-        let bounds = Bounds {
-            id: self.peer.id,
-            last_index: self.node.raft.raft_log.last_index(),
-        };
+        let bounds = Bounds { id: self.peer.id, last_index: self.node.raft.raft_log.last_index() };
         if let Err(refusal) = screen::check(&message, bounds) {
             return self.refused(&message, refusal);
         }
@@ -187,12 +169,7 @@ impl Peer {
         let (region, peer, from) = (self.region.id, self.peer.id, message.from);
         if refusal == Refusal::Lost && !self.loss_reported {
             self.loss_reported = true;
-            tracing::error!(
-                region,
-                peer,
-                from,
-                "the leader commits what this peer acknowledged and no longer has"
-            );
+            tracing::error!(region, peer, from, "the leader commits what this peer acknowledged and no longer has");
         }
         tracing::debug!(region, peer, from, %refusal, "message dropped");
     }
@@ -210,8 +187,7 @@ impl Peer {
         match self.node.raft.step(message) {
             Ok(()) => {
                 let raft = &self.node.raft;
-                self.proposals
-                    .push(id, raft.raft_log.last_index(), raft.term);
+                self.proposals.push(id, raft.raft_log.last_index(), raft.term);
             }
             Err(_) => self.reject(id, RejectReason::Busy),
         }
@@ -219,9 +195,7 @@ impl Peer {
 
     fn may_propose(&self) -> Result<(), RejectReason> {
         if !self.is_leader() {
-            Err(RejectReason::NotLeader {
-                leader: self.leader(),
-            })
+            Err(RejectReason::NotLeader { leader: self.leader() })
         } else if self.node.raft.lead_transferee.is_some() {
             Err(RejectReason::Transferring)
         } else if self.proposals.len() >= self.config.proposals_max
@@ -235,17 +209,8 @@ impl Peer {
 
     /// raft-rs turns a change that it refuses into an empty entry, so its conditions are looked at first.
     fn propose_conf_change(&mut self, id: u64, change: &ConfChangeV2, context: Bytes) {
-        let joint = !self
-            .node
-            .raft
-            .prs()
-            .conf()
-            .to_conf_state()
-            .voters_outgoing
-            .is_empty();
-        if self.is_leader()
-            && (self.node.raft.has_pending_conf() || joint != change.changes.is_empty())
-        {
+        let joint = !self.node.raft.prs().conf().to_conf_state().voters_outgoing.is_empty();
+        if self.is_leader() && (self.node.raft.has_pending_conf() || joint != change.changes.is_empty()) {
             return self.reject(id, RejectReason::ConfChangeRefused);
         }
         let entry = Entry {
@@ -264,19 +229,11 @@ impl Peer {
     }
 
     fn applied_to(&mut self, index: u64) {
-        assert!(
-            index <= self.handed_out,
-            "applied up to {index}, but only {} was handed out",
-            self.handed_out
-        );
+        assert!(index <= self.handed_out, "applied up to {index}, but only {} was handed out", self.handed_out);
         if index <= self.applied() {
             return;
         }
-        while self
-            .applying
-            .front()
-            .is_some_and(|(last, _)| *last <= index)
-        {
+        while self.applying.front().is_some_and(|(last, _)| *last <= index) {
             let (_, bytes) = self.applying.pop_front().expect("just seen");
             self.applying_bytes -= bytes;
         }
@@ -285,18 +242,12 @@ impl Peer {
     }
 
     fn cache_bytes(&self) -> usize {
-        if self.node.raft.prs().iter().len() > 1 {
-            self.config.cache_bytes
-        } else {
-            0
-        }
+        if self.node.raft.prs().iter().len() > 1 { self.config.cache_bytes } else { 0 }
     }
 
     fn conf_changed(&mut self, change: &ConfChangeV2, region: metapb::Region) {
-        let members = self
-            .node
-            .apply_conf_change(change)
-            .expect("the application checked the change against the region");
+        let members =
+            self.node.apply_conf_change(change).expect("the application checked the change against the region");
         assert!(
             raft_proto::conf_state_eq(&members, &conf_state(&region)),
             "raft counts {members:?}, region {} has {:?}",
@@ -336,11 +287,7 @@ impl Peer {
     }
 
     fn compacted(&mut self, index: u64) {
-        assert!(
-            index <= self.applied(),
-            "compacting up to {index}, applied is {}",
-            self.applied()
-        );
+        assert!(index <= self.applied(), "compacting up to {index}, applied is {}", self.applied());
         self.node.mut_store().truncate(index);
     }
 

@@ -34,11 +34,7 @@ impl Proposals {
     ///
     /// Constant time per proposal: terms rise in the order of proposing, so the impossible ones stand in front.
     pub(crate) fn applied(&mut self, entry: &Entry, mut stale: impl FnMut(u64)) -> Option<u64> {
-        while self
-            .pending
-            .front()
-            .is_some_and(|first| first.term < entry.term)
-        {
+        while self.pending.front().is_some_and(|first| first.term < entry.term) {
             stale(self.pending.pop_front().expect("just seen").id);
         }
         let first = self.pending.front()?;
@@ -66,11 +62,7 @@ mod tests {
 
     fn apply(proposals: &mut Proposals, index: u64, term: u64) -> (Option<u64>, Vec<u64>) {
         let mut stale = Vec::new();
-        let entry = Entry {
-            index,
-            term,
-            ..Default::default()
-        };
+        let entry = Entry { index, term, ..Default::default() };
         let done = proposals.applied(&entry, |id| stale.push(id));
         (done, stale)
     }

@@ -28,8 +28,7 @@ pub(crate) enum Refusal {
 
 /// Looks at a message before raft-rs does.
 pub(crate) fn check(message: &Message, bounds: Bounds) -> Result<(), Refusal> {
-    let kind =
-        MessageType::try_from(message.msg_type).map_err(|_| Refusal::Dishonest("unknown type"))?;
+    let kind = MessageType::try_from(message.msg_type).map_err(|_| Refusal::Dishonest("unknown type"))?;
     if message.to != bounds.id {
         return Err(Refusal::Dishonest("not for this peer"));
     }
@@ -44,13 +43,9 @@ pub(crate) fn check(message: &Message, bounds: Bounds) -> Result<(), Refusal> {
         MessageType::MsgAppend => check_append(message),
         MessageType::MsgHeartbeat if message.commit > bounds.last_index => Err(Refusal::Lost),
         MessageType::MsgAppendResponse if !message.reject && message.index > bounds.last_index => {
-            Err(Refusal::Dishonest(
-                "acknowledges what this log does not hold",
-            ))
+            Err(Refusal::Dishonest("acknowledges what this log does not hold"))
         }
-        MessageType::MsgReadIndex if message.entries.len() != 1 => {
-            Err(Refusal::Dishonest("a read without its name"))
-        }
+        MessageType::MsgReadIndex if message.entries.len() != 1 => Err(Refusal::Dishonest("a read without its name")),
         MessageType::MsgHup
         | MessageType::MsgBeat
         | MessageType::MsgUnreachable
@@ -69,10 +64,7 @@ fn check_append(message: &Message) -> Result<(), Refusal> {
     }
     let mut before = (message.index, message.log_term);
     for entry in &message.entries {
-        if before.0.checked_add(1) != Some(entry.index)
-            || entry.term < before.1
-            || entry.term > message.term
-        {
+        if before.0.checked_add(1) != Some(entry.index) || entry.term < before.1 || entry.term > message.term {
             return Err(Refusal::Dishonest("entries that do not follow each other"));
         }
         before = (entry.index, entry.term);
@@ -86,11 +78,7 @@ mod tests {
     use crate::eraftpb::Entry;
 
     fn append() -> Message {
-        let entry = |index| Entry {
-            index,
-            term: 6,
-            ..Default::default()
-        };
+        let entry = |index| Entry { index, term: 6, ..Default::default() };
         Message {
             msg_type: MessageType::MsgAppend as i32,
             to: 1,
@@ -109,10 +97,7 @@ mod tests {
         let mut message = append();
         message.set_msg_type(kind);
         change(&mut message);
-        let bounds = Bounds {
-            id: 1,
-            last_index: 7,
-        };
+        let bounds = Bounds { id: 1, last_index: 7 };
         check(&message, bounds).err()
     }
 

@@ -55,11 +55,7 @@ impl Outstanding {
         }
         self.vote = self.vote.filter(|vote| *vote > number);
         // What was ready since then, and had nothing to persist, is done as well.
-        Some(if self.numbers.is_empty() {
-            self.last_ready
-        } else {
-            number
-        })
+        Some(if self.numbers.is_empty() { self.last_ready } else { number })
     }
 
     /// Notes a `Ready`; answers its number if everything up to it is durable already.
@@ -124,16 +120,10 @@ mod tests {
         outstanding.begin(3, false);
         assert_eq!(outstanding.nothing_to_wait_for(3), None);
         assert_eq!(outstanding.nothing_to_wait_for(4), None);
-        assert_eq!(
-            (outstanding.last_vote(), outstanding.last()),
-            (Some(2), Some(3))
-        );
+        assert_eq!((outstanding.last_vote(), outstanding.last()), (Some(2), Some(3)));
         assert_eq!(outstanding.persisted(1), None);
         assert_eq!(outstanding.persisted(2), Some(2));
-        assert_eq!(
-            (outstanding.last_vote(), outstanding.last()),
-            (None, Some(3))
-        );
+        assert_eq!((outstanding.last_vote(), outstanding.last()), (None, Some(3)));
         assert_eq!(outstanding.persisted(3), Some(4));
         assert_eq!(outstanding.persisted(3), None);
     }

@@ -36,35 +36,23 @@ pub enum SplitError {
 ///
 /// # Errors
 /// [`SplitError`]; the region stays as it is.
-pub fn split_region(
-    region: &Region,
-    request: &BatchSplitRequest,
-) -> Result<Vec<Region>, SplitError> {
+pub fn split_region(region: &Region, request: &BatchSplitRequest) -> Result<Vec<Region>, SplitError> {
     check_keys(region, &request.requests)?;
     check_ids(region, &request.requests)?;
 
     let old = epoch_of(region);
-    let epoch = RegionEpoch {
-        conf_ver: old.conf_ver,
-        version: old.version + request.requests.len() as u64,
-    };
+    let epoch = RegionEpoch { conf_ver: old.conf_ver, version: old.version + request.requests.len() as u64 };
     let keys = request.requests.iter().map(|split| &split.split_key);
     let starts = std::iter::once(&region.start_key).chain(keys.clone());
     let ends = keys.chain(std::iter::once(&region.end_key));
-    let derived_at = if request.right_derive {
-        request.requests.len()
-    } else {
-        0
-    };
+    let derived_at = if request.right_derive { request.requests.len() } else { 0 };
 
     let mut new = request.requests.iter();
     let parts = starts.zip(ends).enumerate().map(|(at, (start, end))| {
         let mut part = if at == derived_at {
             region.clone()
         } else {
-            let split = new
-                .next()
-                .expect("one request for each part but the derived one");
+            let split = new.next().expect("one request for each part but the derived one");
             child(region, split)
         };
         part.start_key = start.clone();
@@ -105,10 +93,7 @@ fn check_ids(region: &Region, splits: &[SplitRequest]) -> Result<(), SplitError>
     let mut peers: BTreeSet<u64> = region.peers.iter().map(|peer| peer.id).collect();
     for split in splits {
         if split.new_peer_ids.len() != region.peers.len() {
-            return Err(SplitError::PeerCount {
-                expected: region.peers.len(),
-                found: split.new_peer_ids.len(),
-            });
+            return Err(SplitError::PeerCount { expected: region.peers.len(), found: split.new_peer_ids.len() });
         }
         if split.new_region_id == 0 || !regions.insert(split.new_region_id) {
             return Err(SplitError::BadId(split.new_region_id));

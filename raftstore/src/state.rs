@@ -5,9 +5,7 @@
 use crate::init::LogPosition;
 use prost::{DecodeError, Message};
 use proto::metapb::Region;
-use proto::raft_serverpb::{
-    MergeState, PeerState, RaftApplyState, RaftTruncatedState, RegionLocalState,
-};
+use proto::raft_serverpb::{MergeState, PeerState, RaftApplyState, RaftTruncatedState, RegionLocalState};
 
 /// Encodes how far the data has come. It must be written in one batch with that data.
 ///
@@ -16,10 +14,7 @@ use proto::raft_serverpb::{
 pub fn encode_apply_state(applied: LogPosition, truncated: LogPosition) -> Vec<u8> {
     let state = RaftApplyState {
         applied_index: applied.index,
-        truncated_state: Some(RaftTruncatedState {
-            index: truncated.index,
-            term: truncated.term,
-        }),
+        truncated_state: Some(RaftTruncatedState { index: truncated.index, term: truncated.term }),
         last_commit_index: applied.index,
         commit_index: applied.index,
         commit_term: applied.term,
@@ -43,10 +38,7 @@ pub struct ApplyState {
 pub fn decode_apply_state(bytes: &[u8]) -> Result<ApplyState, DecodeError> {
     let state = RaftApplyState::decode(bytes)?;
     let truncated = state.truncated_state.unwrap_or_default();
-    let truncated = LogPosition {
-        index: truncated.index,
-        term: truncated.term,
-    };
+    let truncated = LogPosition { index: truncated.index, term: truncated.term };
     let index = state.applied_index;
     let term = if index == truncated.index {
         truncated.term
@@ -55,18 +47,11 @@ pub fn decode_apply_state(bytes: &[u8]) -> Result<ApplyState, DecodeError> {
     } else {
         0
     };
-    Ok(ApplyState {
-        applied: LogPosition { index, term },
-        truncated,
-    })
+    Ok(ApplyState { applied: LogPosition { index, term }, truncated })
 }
 
 /// Encodes a region and what this peer is in it. `merge` is for [`PeerState::Merging`].
-pub fn encode_region_state(
-    state: PeerState,
-    region: &Region,
-    merge: Option<MergeState>,
-) -> Vec<u8> {
+pub fn encode_region_state(state: PeerState, region: &Region, merge: Option<MergeState>) -> Vec<u8> {
     let state = RegionLocalState {
         state: state as i32,
         region: Some(region.clone()),
@@ -93,10 +78,7 @@ mod tests {
         let position = |index, term| LogPosition { index, term };
         let bytes = encode_apply_state(position(9, 7), position(5, 5));
         let state = decode_apply_state(&bytes).expect("its own bytes");
-        assert_eq!(
-            (state.applied, state.truncated),
-            (position(9, 7), position(5, 5))
-        );
+        assert_eq!((state.applied, state.truncated), (position(9, 7), position(5, 5)));
         assert!(decode_apply_state(&[0xff]).is_err());
     }
 
@@ -115,11 +97,7 @@ mod tests {
 
     #[test]
     fn a_region_state_reads_back() {
-        let region = Region {
-            id: 4,
-            start_key: "a".into(),
-            ..Default::default()
-        };
+        let region = Region { id: 4, start_key: "a".into(), ..Default::default() };
         let bytes = encode_region_state(PeerState::Tombstone, &region, None);
         let state = decode_region_state(&bytes).expect("its own bytes");
         assert_eq!(state.state(), PeerState::Tombstone);

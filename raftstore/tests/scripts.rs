@@ -12,8 +12,7 @@ use prost::Message as _;
 use proto::eraftpb::ConfChangeType;
 use proto::metapb::{Peer as PeerMeta, PeerRole, Region, RegionEpoch};
 use proto::raft_cmdpb::{
-    AdminCmdType, AdminRequest, BatchSplitRequest, ChangePeerRequest, ChangePeerV2Request,
-    SplitRequest,
+    AdminCmdType, AdminRequest, BatchSplitRequest, ChangePeerRequest, ChangePeerV2Request, SplitRequest,
 };
 use raftstore::command::{Header, encode_admin};
 use raftstore::epoch::epoch_of;
@@ -41,12 +40,7 @@ fn scripts() {
         if rewrite {
             std::fs::write(&file, &printed).expect("a writable script");
         } else if printed != script {
-            let _ = writeln!(
-                failures,
-                "{}\n{}",
-                file.display(),
-                difference(&script, &printed)
-            );
+            let _ = writeln!(failures, "{}\n{}", file.display(), difference(&script, &printed));
         }
     }
     assert!(failures.is_empty(), "{failures}");
@@ -56,11 +50,7 @@ fn scripts() {
 fn run(script: &str) -> String {
     let mut world = World::default();
     let blocks = script.trim_end().split("\n\n").map(|block| {
-        let commands = block
-            .split("---")
-            .next()
-            .expect("at least one part")
-            .trim_end();
+        let commands = block.split("---").next().expect("at least one part").trim_end();
         let mut out = String::new();
         let mut any = false;
         for line in commands.lines() {
@@ -71,10 +61,7 @@ fn run(script: &str) -> String {
             }
         }
         match any {
-            true => format!(
-                "{commands}\n---\n{}",
-                if out.is_empty() { "(nothing)\n" } else { &out }
-            ),
+            true => format!("{commands}\n---\n{}", if out.is_empty() { "(nothing)\n" } else { &out }),
             false => format!("{commands}\n"),
         }
     });
@@ -116,14 +103,9 @@ struct Words<'a> {
 
 impl<'a> Words<'a> {
     fn of(line: &'a str) -> Words<'a> {
-        let (named, plain) = line
-            .split_whitespace()
-            .partition::<Vec<_>, _>(|word| word.contains('='));
+        let (named, plain) = line.split_whitespace().partition::<Vec<_>, _>(|word| word.contains('='));
         let named = named.into_iter().filter_map(|word| word.split_once('='));
-        Words {
-            plain,
-            named: named.collect(),
-        }
+        Words { plain, named: named.collect() }
     }
 
     fn number(&self, at: usize) -> u64 {
@@ -131,22 +113,15 @@ impl<'a> Words<'a> {
     }
 
     fn named(&self, name: &str) -> Option<u64> {
-        self.named
-            .get(name)
-            .map(|value| value.parse().expect("a number"))
+        self.named.get(name).map(|value| value.parse().expect("a number"))
     }
 
     fn list(&self, name: &str) -> Vec<&'a str> {
-        self.named
-            .get(name)
-            .map_or(Vec::new(), |value| value.split(',').collect())
+        self.named.get(name).map_or(Vec::new(), |value| value.split(',').collect())
     }
 
     fn numbers(&self, name: &str) -> Vec<u64> {
-        self.list(name)
-            .iter()
-            .map(|word| word.parse().expect("a number"))
-            .collect()
+        self.list(name).iter().map(|word| word.parse().expect("a number")).collect()
     }
 }
 
@@ -194,12 +169,7 @@ impl World {
                     .map_err(|error| error.to_string())
             }
             "split" => split_region(&stored(self, &name), &split_request(words))
-                .map(|parts| {
-                    parts
-                        .into_iter()
-                        .map(|part| (format!("r{}", part.id), part))
-                        .collect()
-                })
+                .map(|parts| parts.into_iter().map(|part| (format!("r{}", part.id), part)).collect())
                 .map_err(|error| error.to_string()),
             "prepare_merge" => Ok(vec![(name.clone(), merge::prepare(&stored(self, &name)))]),
             "rollback_merge" => Ok(vec![(name.clone(), merge::rollback(&stored(self, &name)))]),
@@ -223,22 +193,13 @@ impl World {
 }
 
 fn new_region(words: &Words<'_>) -> Region {
-    let peers = words.plain[2..]
-        .iter()
-        .map(|word| parse_peer(word))
-        .collect();
+    let peers = words.plain[2..].iter().map(|word| parse_peer(word)).collect();
     let key = |name: &str| Bytes::copy_from_slice(words.named.get(name).unwrap_or(&"").as_bytes());
     Region {
-        id: words.plain[1]
-            .trim_start_matches('r')
-            .parse()
-            .expect("a region like r1"),
+        id: words.plain[1].trim_start_matches('r').parse().expect("a region like r1"),
         start_key: key("start"),
         end_key: key("end"),
-        region_epoch: Some(RegionEpoch {
-            conf_ver: 1,
-            version: 1,
-        }),
+        region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
         peers,
         ..Default::default()
     }
@@ -247,11 +208,7 @@ fn new_region(words: &Words<'_>) -> Region {
 /// `2@1`: peer 2 on store 1.
 fn parse_peer(word: &str) -> PeerMeta {
     let (id, store) = word.split_once('@').expect("peer@store");
-    PeerMeta {
-        id: id.parse().expect("a number"),
-        store_id: store.parse().expect("a number"),
-        ..Default::default()
-    }
+    PeerMeta { id: id.parse().expect("a number"), store_id: store.parse().expect("a number"), ..Default::default() }
 }
 
 /// `add:2@1`, `learner:2@1`, `remove:2@1`.
@@ -263,10 +220,7 @@ fn change(word: &str) -> ChangePeerRequest {
         "remove" => ConfChangeType::RemoveNode,
         _ => panic!("no such change: {kind}"),
     };
-    ChangePeerRequest {
-        change_type: kind as i32,
-        peer: Some(parse_peer(peer)),
-    }
+    ChangePeerRequest { change_type: kind as i32, peer: Some(parse_peer(peer)) }
 }
 
 /// `keys=g,m ids=10,20 peers=11:12,21:22 [derive=left]`.
@@ -277,10 +231,7 @@ fn split_request(words: &Words<'_>) -> BatchSplitRequest {
     let requests = keys.iter().enumerate().map(|(at, key)| SplitRequest {
         split_key: Bytes::copy_from_slice(key.as_bytes()),
         new_region_id: ids[at],
-        new_peer_ids: peers[at]
-            .split(':')
-            .map(|id| id.parse().expect("a number"))
-            .collect(),
+        new_peer_ids: peers[at].split(':').map(|id| id.parse().expect("a number")).collect(),
         ..Default::default()
     });
     BatchSplitRequest {
@@ -346,10 +297,7 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
             let to = PeerId(words.named("to").expect("a transfer has a receiver"));
             cluster.input(words.number(1), Input::TransferLeader { to });
         }
-        "persist" => cluster.persist(
-            words.number(1),
-            words.named("count").unwrap_or(u64::MAX) as usize,
-        ),
+        "persist" => cluster.persist(words.number(1), words.named("count").unwrap_or(u64::MAX) as usize),
         "apply" => while cluster.apply(words.number(1)) {},
         "deliver" => {
             for message in std::mem::take(&mut cluster.net) {
@@ -391,10 +339,7 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
         }
         "data" => {
             for id in &ids {
-                let data = cluster.nodes[id]
-                    .data
-                    .iter()
-                    .map(|(_, data)| String::from_utf8_lossy(data));
+                let data = cluster.nodes[id].data.iter().map(|(_, data)| String::from_utf8_lossy(data));
                 let _ = writeln!(out, "{id} {}", data.collect::<Vec<_>>().join(" "));
             }
         }
@@ -405,9 +350,7 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
             }
         }
         "leader" => {
-            let leader = cluster
-                .leader()
-                .map_or("nobody".to_string(), |id| id.to_string());
+            let leader = cluster.leader().map_or("nobody".to_string(), |id| id.to_string());
             let _ = writeln!(out, "leader {leader}");
         }
         "forget" => cluster.nodes.values_mut().for_each(|node| node.log.clear()),
@@ -421,31 +364,16 @@ fn propose_change(cluster: &mut Cluster, words: &Words<'_>) {
     let changes: Vec<_> = words.plain[2..].iter().map(|word| change(word)).collect();
     for peer in changes.iter().filter_map(|change| change.peer.as_ref()) {
         // The new peer's store starts it from nothing but the region's first state, as there are no snapshots here.
-        assert!(
-            cluster.nodes.contains_key(&peer.id),
-            "peers of all stores are there from the start"
-        );
+        assert!(cluster.nodes.contains_key(&peer.id), "peers of all stores are there from the start");
     }
-    let region = cluster.nodes[&at]
-        .peer
-        .as_ref()
-        .expect("running")
-        .region()
-        .clone();
+    let region = cluster.nodes[&at].peer.as_ref().expect("running").region().clone();
     let request = AdminRequest {
         cmd_type: AdminCmdType::ChangePeerV2 as i32,
-        change_peer_v2: Some(ChangePeerV2Request {
-            changes: changes.clone(),
-        }),
+        change_peer_v2: Some(ChangePeerV2Request { changes: changes.clone() }),
         ..Default::default()
     };
-    let header = Header {
-        region_id: region.id,
-        peer_id: at,
-        store_id: at,
-        epoch: epoch_of(&region),
-        ..Default::default()
-    };
+    let header =
+        Header { region_id: region.id, peer_id: at, store_id: at, epoch: epoch_of(&region), ..Default::default() };
     let change: ConfChangeV2 = to_conf_change(&changes, encode_admin(&header, request));
     assert!(change.encoded_len() > 0);
     let input = Input::ProposeConfChange {

@@ -10,10 +10,7 @@ use base::{PeerId, Prng, RegionId};
 use log_support::block_on;
 use log_support::disk::{FaultyDisk, Survival};
 use log_support::driver::{CommitNow, Driver, SHARD, entry, lifecycle, open, small_config};
-use shard::log::{
-    EngineState, HardState, LifecycleKind, LogConfig, LogEffect, LogError, Position, RaftLog,
-    Record,
-};
+use shard::log::{EngineState, HardState, LifecycleKind, LogConfig, LogEffect, LogError, Position, RaftLog, Record};
 
 const REGION: RegionId = RegionId(1);
 const PEER: PeerId = PeerId(9);
@@ -23,19 +20,11 @@ fn start(driver: &mut Driver, region: RegionId, peer: PeerId) -> Record {
     let start = LogEffect::Start {
         region,
         peer,
-        hard_state: HardState {
-            term: 5,
-            vote: 0,
-            commit: 5,
-        },
+        hard_state: HardState { term: 5, vote: 0, commit: 5 },
         truncated: Position { index: 5, term: 5 },
         entries: Vec::new(),
     };
-    Record::Lifecycle(lifecycle(
-        driver.last_event,
-        LifecycleKind::Created,
-        vec![start],
-    ))
+    Record::Lifecycle(lifecycle(driver.last_event, LifecycleKind::Created, vec![start]))
 }
 
 fn entries(first_index: u64, term: u64, sizes: &[usize]) -> Record {
@@ -49,15 +38,7 @@ fn entries(first_index: u64, term: u64, sizes: &[usize]) -> Record {
 }
 
 fn hard_state(term: u64) -> Record {
-    Record::HardState {
-        region: REGION,
-        peer: PEER,
-        state: HardState {
-            term,
-            vote: term % 3,
-            commit: 5,
-        },
-    }
+    Record::HardState { region: REGION, peer: PEER, state: HardState { term, vote: term % 3, commit: 5 } }
 }
 
 /// Writes through several segments, with overwrites, flushes, seals and copies. False where power was lost.
@@ -108,10 +89,7 @@ fn power_lost_at_any_operation_loses_nothing_acknowledged() {
     let before = whole.disk.operations();
     assert!(script(&mut whole));
     let operations = whole.disk.operations() - before;
-    assert!(
-        operations > 60 && whole.reached.segments_copied > 0,
-        "{operations}"
-    );
+    assert!(operations > 60 && whole.reached.segments_copied > 0, "{operations}");
     for cut in 1..=operations {
         for (seed, survival) in [
             (0, Some(Survival::None)),
@@ -178,19 +156,10 @@ fn a_torn_tail_is_cut_silently_and_never_comes_back() {
         } else {
             assert!(driver.commit(false));
             driver.restart(Some(Survival::None));
-            assert_eq!(
-                driver.acknowledged.peers[&REGION].last(),
-                Position {
-                    index: last + 12,
-                    term: 7
-                }
-            );
+            assert_eq!(driver.acknowledged.peers[&REGION].last(), Position { index: last + 12, term: 7 });
         }
     }
-    assert!(
-        lost > 150 && cut > 150,
-        "{lost} were torn, {cut} blocks cut"
-    );
+    assert!(lost > 150 && cut > 150, "{lost} were torn, {cut} blocks cut");
 }
 
 #[test]
@@ -244,10 +213,7 @@ fn a_commit_that_is_dropped_half_way_fails_the_log() {
             return;
         }
         if polls > 0 {
-            driver
-                .log
-                .commit_now()
-                .expect_err("what is durable is unknown");
+            driver.log.commit_now().expect_err("what is durable is unknown");
         }
     }
     panic!("the commit never ended");
@@ -270,15 +236,8 @@ fn a_full_disk_refuses_and_lets_go_on_later() {
         }
     };
     assert!(matches!(refused, LogError::DiskFull(_)));
-    assert!(matches!(
-        driver.log.commit_now(),
-        Err(LogError::DiskFull(_))
-    ));
-    assert!(
-        block_on(driver.log.maintain())
-            .expect("no failure")
-            .disk_full
-    );
+    assert!(matches!(driver.log.commit_now(), Err(LogError::DiskFull(_))));
+    assert!(block_on(driver.log.maintain()).expect("no failure").disk_full);
     // A restart needs no room, whatever was not written by then.
     driver.restart(Some(Survival::Random));
     let last = driver.acknowledged.peers[&REGION].last().index;
@@ -308,10 +267,7 @@ fn records_longer_than_a_segment_get_one_of_their_own() {
     assert!(driver.commit(true));
     driver.restart(Some(Survival::None));
     assert_eq!(driver.acknowledged.peers[&REGION].last().index, 11);
-    assert_eq!(
-        driver.log.append(entries(12, 5, &[16 << 20])),
-        Err(LogError::TooLarge(16 << 20))
-    );
+    assert_eq!(driver.log.append(entries(12, 5, &[16 << 20])), Err(LogError::TooLarge(16 << 20)));
     // The long segments are removed, not kept as spares.
     driver.engine.peers.insert(REGION, (PEER, 11));
     driver.engine.last_event = driver.last_event;
@@ -329,21 +285,10 @@ fn records_that_do_not_follow_are_refused() {
     let mut driver = torn(1);
     assert_eq!(
         driver.log.append(entries(20, 6, &[1])),
-        Err(LogError::Gap {
-            region: REGION,
-            first_index: 20,
-            last_index: 18
-        })
+        Err(LogError::Gap { region: REGION, first_index: 20, last_index: 18 })
     );
-    let old = Record::Truncated {
-        region: REGION,
-        peer: PeerId(8),
-        at: Position::default(),
-    };
-    let stale = LogError::StalePeer {
-        region: REGION,
-        peer: PeerId(8),
-    };
+    let old = Record::Truncated { region: REGION, peer: PeerId(8), at: Position::default() };
+    let stale = LogError::StalePeer { region: REGION, peer: PeerId(8) };
     assert_eq!(driver.log.append(old), Err(stale));
     assert!(driver.commit(false));
     driver.restart(None);
@@ -366,10 +311,7 @@ fn a_seal_is_due_after_idling_and_once() {
 #[test]
 fn one_commit_of_many_regions_is_one_durable_write() {
     let disk = FaultyDisk::new(1);
-    let config = LogConfig {
-        segment_bytes: 4 << 20,
-        ..small_config()
-    };
+    let config = LogConfig { segment_bytes: 4 << 20, ..small_config() };
     let engine = EngineState::default();
     let opened = RaftLog::open_on(disk.clone(), SHARD, config, &engine);
     let (log, _) = block_on(opened).expect("opens");
@@ -385,10 +327,6 @@ fn one_commit_of_many_regions_is_one_durable_write() {
     }
     let done = block_on(log.commit()).expect("durable");
     assert_eq!((done.writes, disk.written().0 - before), (1, 1));
-    let (_, recovered) = open(
-        &disk.after_power_loss(Survival::None, 0),
-        &EngineState::default(),
-    )
-    .expect("opens");
+    let (_, recovered) = open(&disk.after_power_loss(Survival::None, 0), &EngineState::default()).expect("opens");
     assert_eq!(recovered.peers.len(), 500);
 }

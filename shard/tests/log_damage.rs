@@ -6,9 +6,7 @@ use base::{PeerId, RegionId};
 use log_support::block_on;
 use log_support::disk::{FaultyDisk, Survival};
 use log_support::driver::{CommitNow, Driver, entry, lifecycle, open};
-use shard::log::{
-    EngineState, HardState, LifecycleKind, LogEffect, LogError, Position, Record, RecoveredPeer,
-};
+use shard::log::{EngineState, HardState, LifecycleKind, LogEffect, LogError, Position, Record, RecoveredPeer};
 
 /// A block on disk, read by the words of docs/formats.md alone.
 #[derive(Clone, Debug)]
@@ -54,11 +52,7 @@ fn sealed(flush: bool) -> Driver {
         let start = LogEffect::Start {
             region: RegionId(region),
             peer: PeerId(region * 10),
-            hard_state: HardState {
-                term: 5,
-                vote: 0,
-                commit: 5,
-            },
+            hard_state: HardState { term: 5, vote: 0, commit: 5 },
             truncated: Position { index: 5, term: 5 },
             entries: Vec::new(),
         };
@@ -73,11 +67,7 @@ fn sealed(flush: bool) -> Driver {
         driver.append(Record::HardState {
             region,
             peer,
-            state: HardState {
-                term: 6 + round,
-                vote: peer.0,
-                commit: last,
-            },
+            state: HardState { term: 6 + round, vote: peer.0, commit: last },
         });
         driver.append(Record::Entries {
             region,
@@ -109,12 +99,7 @@ fn any_acknowledged_block_that_is_lost_is_reported_and_terms_stay() {
             let before = disk.written();
             let (log, recovered) = open(&disk, &sealed.engine).expect("opens");
             let damage = recovered.damage.expect("the loss is noticed");
-            assert!(
-                damage
-                    .what
-                    .iter()
-                    .any(|what| what.contains("block") || what.contains("segment"))
-            );
+            assert!(damage.what.iter().any(|what| what.contains("block") || what.contains("segment")));
             assert_eq!(disk.written(), before, "evidence is not written over");
             assert_eq!(log.append(hard_state(1)), Err(LogError::Damaged));
             for (region, twin) in &sealed.acknowledged.peers {
@@ -123,42 +108,25 @@ fn any_acknowledged_block_that_is_lost_is_reported_and_terms_stay() {
                 let term = found.hard_state.map_or(0, |state| state.term);
                 let newest = twin.hard_state.expect("written").term;
                 assert!(found.damaged);
-                assert!(
-                    term + 3 >= newest || (term == 0 && newest <= 8),
-                    "{region:?}: {term} of {newest}"
-                );
+                assert!(term + 3 >= newest || (term == 0 && newest <= 8), "{region:?}: {term} of {newest}");
             }
         }
         let disk = sealed.disk.after_power_loss(Survival::None, 0);
         disk.corrupt(&seal.name, seal.at + 20, &[0xA5; 8]);
         let (_, recovered) = open(&disk, &sealed.engine).expect("opens");
         assert_eq!(recovered.damage, None, "the seal itself holds nothing");
-        assert_eq!(
-            sealed.acknowledged.difference(&recovered, &sealed.engine),
-            None
-        );
+        assert_eq!(sealed.acknowledged.difference(&recovered, &sealed.engine), None);
     }
 }
 
 fn hard_state(term: u64) -> Record {
-    Record::HardState {
-        region: RegionId(1),
-        peer: PeerId(10),
-        state: HardState {
-            term,
-            vote: 0,
-            commit: 0,
-        },
-    }
+    Record::HardState { region: RegionId(1), peer: PeerId(10), state: HardState { term, vote: 0, commit: 0 } }
 }
 
 #[test]
 fn a_missing_segment_file_is_reported() {
     let sealed = sealed(false);
-    let mut names: Vec<String> = blocks(&sealed.disk)
-        .into_iter()
-        .map(|block| block.name)
-        .collect();
+    let mut names: Vec<String> = blocks(&sealed.disk).into_iter().map(|block| block.name).collect();
     names.dedup();
     assert!(names.len() > 2);
     names.pop();
@@ -202,10 +170,7 @@ fn without_a_seal_the_engine_is_the_witness_of_the_last_block() {
     let damage = recovered.damage.expect("reported");
     assert_eq!(damage.peers.len(), 4);
     let lost = &recovered.peers[&RegionId(77)];
-    assert_eq!(
-        (lost.peer, lost.hard_state, lost.damaged),
-        (PeerId(770), None, true)
-    );
+    assert_eq!((lost.peer, lost.hard_state, lost.damaged), (PeerId(770), None, true));
 }
 
 #[test]
@@ -240,15 +205,8 @@ fn an_accepted_damage_leaves_marked_peers_and_a_log_that_works() {
         let disk = disk.after_power_loss(Survival::None, 0);
         let (_, recovered) = open(&disk, &sealed.engine).expect("opens");
         assert_eq!(recovered.damage, None);
-        let terms: Vec<_> = recovered
-            .peers
-            .values()
-            .map(|peer| (peer.peer, peer.damaged))
-            .collect();
-        assert_eq!(
-            terms,
-            [(PeerId(11), false), (PeerId(20), false), (PeerId(30), true)]
-        );
+        let terms: Vec<_> = recovered.peers.values().map(|peer| (peer.peer, peer.damaged)).collect();
+        assert_eq!(terms, [(PeerId(11), false), (PeerId(20), false), (PeerId(30), true)]);
     }
     assert!(cut_short > 3);
 }
@@ -256,32 +214,17 @@ fn an_accepted_damage_leaves_marked_peers_and_a_log_that_works() {
 /// The damaged peer of region 1 is replaced by a new one, an operator accepts region 2.
 fn live_on(log: &shard::log::RaftLog<FaultyDisk>, old: &RecoveredPeer) {
     let region = RegionId(1);
-    let end = LogEffect::End {
-        region,
-        peer: old.peer,
-    };
+    let end = LogEffect::End { region, peer: old.peer };
     let start = LogEffect::Start {
         region,
         peer: PeerId(11),
-        hard_state: HardState {
-            term: 90,
-            vote: 0,
-            commit: 50,
-        },
-        truncated: Position {
-            index: 50,
-            term: 90,
-        },
+        hard_state: HardState { term: 90, vote: 0, commit: 50 },
+        truncated: Position { index: 50, term: 90 },
         entries: vec![entry(90, vec![1; 100])],
     };
     let replaced = lifecycle(1000, LifecycleKind::Applying, vec![end, start]);
     log.append(Record::Lifecycle(replaced)).expect("taken");
-    log.append(Record::Damaged {
-        region: RegionId(2),
-        peer: PeerId(20),
-        damaged: false,
-    })
-    .expect("taken");
+    log.append(Record::Damaged { region: RegionId(2), peer: PeerId(20), damaged: false }).expect("taken");
     log.commit_now().expect("durable");
 }
 

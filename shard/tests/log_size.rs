@@ -8,20 +8,14 @@ use base::{PeerId, RegionId};
 use log_support::block_on;
 use log_support::disk::{FaultyDisk, Survival};
 use log_support::driver::{CommitNow, SHARD, entry, lifecycle};
-use shard::log::{
-    EngineState, HardState, LifecycleKind, LogConfig, LogEffect, Position, RaftLog, Record,
-};
+use shard::log::{EngineState, HardState, LifecycleKind, LogConfig, LogEffect, Position, RaftLog, Record};
 
 const IDLE: u64 = 10_000;
 const HOT: RegionId = RegionId(IDLE + 1);
 const CAP: u64 = 8 << 20;
 
 fn config() -> LogConfig {
-    LogConfig {
-        segment_bytes: 1 << 20,
-        replay_cap_bytes: CAP,
-        ..LogConfig::default()
-    }
+    LogConfig { segment_bytes: 1 << 20, replay_cap_bytes: CAP, ..LogConfig::default() }
 }
 
 fn open(disk: &FaultyDisk, engine: &EngineState) -> (RaftLog<FaultyDisk>, shard::log::Recovered) {
@@ -29,24 +23,12 @@ fn open(disk: &FaultyDisk, engine: &EngineState) -> (RaftLog<FaultyDisk>, shard:
 }
 
 fn put(log: &RaftLog<FaultyDisk>, region: RegionId, first_index: u64, sizes: &[usize]) {
-    let entries = sizes
-        .iter()
-        .map(|&len| entry(7, vec![region.0 as u8; len]))
-        .collect();
-    log.append(Record::Entries {
-        region,
-        peer: PeerId(region.0),
-        first_index,
-        entries,
-    })
-    .expect("taken");
+    let entries = sizes.iter().map(|&len| entry(7, vec![region.0 as u8; len])).collect();
+    log.append(Record::Entries { region, peer: PeerId(region.0), first_index, entries }).expect("taken");
 }
 
 fn flush(log: &RaftLog<FaultyDisk>, engine: &EngineState) {
-    let applied = engine
-        .peers
-        .iter()
-        .map(|(&region, &(peer, index))| (region, peer, index));
+    let applied = engine.peers.iter().map(|(&region, &(peer, index))| (region, peer, index));
     log.flushed(applied, engine.last_event);
     block_on(log.maintain()).expect("maintained");
 }
@@ -60,29 +42,16 @@ fn ten_thousand_sleeping_regions_neither_pin_the_log_nor_lose_their_votes() {
         let start = LogEffect::Start {
             region: RegionId(region),
             peer: PeerId(region),
-            hard_state: HardState {
-                term: 5,
-                vote: 0,
-                commit: 5,
-            },
+            hard_state: HardState { term: 5, vote: 0, commit: 5 },
             truncated: Position { index: 5, term: 5 },
             entries: Vec::new(),
         };
-        log.append(Record::Lifecycle(lifecycle(
-            region,
-            LifecycleKind::Created,
-            vec![start],
-        )))
-        .expect("taken");
+        log.append(Record::Lifecycle(lifecycle(region, LifecycleKind::Created, vec![start]))).expect("taken");
         put(&log, RegionId(region), 6, &[100, 50]);
         log.append(Record::HardState {
             region: RegionId(region),
             peer: PeerId(region),
-            state: HardState {
-                term: 7 + region,
-                vote: region % 5,
-                commit: 7,
-            },
+            state: HardState { term: 7 + region, vote: region % 5, commit: 7 },
         })
         .expect("taken");
         // Every tenth region has an entry that is never committed: it must not get lost either.
@@ -106,10 +75,7 @@ fn ten_thousand_sleeping_regions_neither_pin_the_log_nor_lose_their_votes() {
         log.commit_now().expect("durable");
         if log.unflushed_bytes() > CAP / 2 {
             engine.peers.insert(HOT, (PeerId(HOT.0), next - 1));
-            let applied = engine
-                .peers
-                .iter()
-                .map(|(&region, &(peer, index))| (region, peer, index));
+            let applied = engine.peers.iter().map(|(&region, &(peer, index))| (region, peer, index));
             log.flushed(applied, engine.last_event);
         }
         if log.wants_maintenance() {
@@ -131,18 +97,11 @@ fn ten_thousand_sleeping_regions_neither_pin_the_log_nor_lose_their_votes() {
 
     let disk = disk.after_power_loss(Survival::None, 0);
     let (log, recovered) = open(&disk, &engine);
-    assert_eq!(
-        (recovered.damage, recovered.peers.len() as u64),
-        (None, IDLE + 1)
-    );
+    assert_eq!((recovered.damage, recovered.peers.len() as u64), (None, IDLE + 1));
     assert!(recovered.lifecycle.is_empty() && recovered.last_event == HOT.0);
     for region in 1..=IDLE {
         let peer = &recovered.peers[&RegionId(region)];
-        let expected = HardState {
-            term: 7 + region,
-            vote: region % 5,
-            commit: 7,
-        };
+        let expected = HardState { term: 7 + region, vote: region % 5, commit: 7 };
         assert_eq!(peer.hard_state, Some(expected), "region {region}");
         assert_eq!(peer.entries.len(), usize::from(region % 10 == 0));
         assert_eq!(log.term(RegionId(region), 7), Some(7));
@@ -164,16 +123,9 @@ fn nothing_but_a_flush_helps_when_most_of_the_log_is_live() {
         assert_eq!(disk.written().1, before, "nothing is copied in circles");
     }
     assert!(needed);
-    let engine = EngineState {
-        peers: BTreeMap::from([(HOT, (PeerId(HOT.0), 6400))]),
-        last_event: 0,
-    };
+    let engine = EngineState { peers: BTreeMap::from([(HOT, (PeerId(HOT.0), 6400))]), last_event: 0 };
     flush(&log, &engine);
-    assert!(
-        log.size_bytes() <= 2 * CAP + config().segment_bytes * 2,
-        "{}",
-        log.size_bytes()
-    );
+    assert!(log.size_bytes() <= 2 * CAP + config().segment_bytes * 2, "{}", log.size_bytes());
     assert_eq!(log.unflushed_bytes(), 0);
 }
 
@@ -187,11 +139,7 @@ fn the_index_costs_memory_per_run_not_per_entry() {
     }
     // 4 KiB of log per commit: a run ends every MiB and at the end of each segment.
     let megabytes = log.used_bytes() >> 20;
-    assert!(
-        log.index_runs() <= 2 * megabytes,
-        "{} runs in {megabytes} MiB",
-        log.index_runs()
-    );
+    assert!(log.index_runs() <= 2 * megabytes, "{} runs in {megabytes} MiB", log.index_runs());
     let log_with_many = {
         let (log, _) = open(&FaultyDisk::new(2), &EngineState::default());
         for round in 0..20 {
@@ -205,8 +153,7 @@ fn the_index_costs_memory_per_run_not_per_entry() {
     assert!(log_with_many.index_runs() < 5000 * 20);
     let before = log_with_many.index_runs();
     let (low, high) = (1, 21);
-    let read =
-        block_on(log_with_many.entries(RegionId(77), low, high, usize::MAX)).expect("readable");
+    let read = block_on(log_with_many.entries(RegionId(77), low, high, usize::MAX)).expect("readable");
     assert_eq!(read.len(), 20);
     println!("5000 regions x 20 entries: {before} runs");
 }

@@ -121,7 +121,7 @@ impl Client {
         if let Some((_, client)) = self.stores.borrow().get(&id) {
             return Ok(tikvpb::TikvClient::new(client.channel().clone()));
         }
-        let request = pdpb::GetStoreRequest { header: self.header(), store_id: id, ..Default::default() };
+        let request = pdpb::GetStoreRequest { header: self.header(), store_id: id };
         let answer = self.pd.get_store(call(ATTEMPT), &request).await?;
         let address = answer.store.map(|store| store.address).unwrap_or_default();
         let channel = channel(&address);
@@ -136,7 +136,7 @@ impl Client {
             for region in &mismatch.current_regions {
                 let leader = region.peers.iter().find(|peer| peer.store_id == place.leader.store_id);
                 if let Some(leader) = leader {
-                    self.remember(CachedRegion { region: region.clone(), leader: leader.clone() });
+                    self.remember(CachedRegion { region: region.clone(), leader: *leader });
                 }
             }
         }
@@ -147,7 +147,11 @@ impl Client {
     }
 
     /// Tries until it is done or the budget ends.
-    async fn attempt<T, F>(&self, key: &[u8], send: impl Fn(tikvpb::TikvClient<net::Channel>, kvrpcpb::Context) -> F) -> Fate<T>
+    async fn attempt<T, F>(
+        &self,
+        key: &[u8],
+        send: impl Fn(tikvpb::TikvClient<net::Channel>, kvrpcpb::Context) -> F,
+    ) -> Fate<T>
     where
         F: Future<Output = Result<(Option<errorpb::Error>, T), Status>>,
     {
@@ -162,8 +166,8 @@ impl Client {
                     Ok(client) => {
                         let context = kvrpcpb::Context {
                             region_id: place.region.id,
-                            region_epoch: place.region.region_epoch.clone(),
-                            peer: Some(place.leader.clone()),
+                            region_epoch: place.region.region_epoch,
+                            peer: Some(place.leader),
                             ..Default::default()
                         };
                         match send(client, context).await {
@@ -199,8 +203,12 @@ impl Client {
     /// Sets `key`. A write of which an earlier attempt is in doubt is reported as done once a later one is.
     pub async fn put(&self, key: &Bytes, value: &Bytes) -> Fate<()> {
         self.attempt(key, |client, context| {
-            let request =
-                kvrpcpb::RawPutRequest { context: Some(context), key: key.clone(), value: value.clone(), ..Default::default() };
+            let request = kvrpcpb::RawPutRequest {
+                context: Some(context),
+                key: key.clone(),
+                value: value.clone(),
+                ..Default::default()
+            };
             async move {
                 let answer = client.raw_put(call(ATTEMPT), &request).await?;
                 assert_eq!(answer.error, "", "a valid put has no error of its own");
@@ -250,8 +258,8 @@ impl Client {
         let request = kvrpcpb::RawCasRequest {
             context: Some(kvrpcpb::Context {
                 region_id: place.region.id,
-                region_epoch: place.region.region_epoch.clone(),
-                peer: Some(place.leader.clone()),
+                region_epoch: place.region.region_epoch,
+                peer: Some(place.leader),
                 ..Default::default()
             }),
             key: key.clone(),

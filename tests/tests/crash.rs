@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base::Prng;
 use basalt_tests::process::{Cluster, Start, config_file};
+use base::Prng;
 use tikv_client::{Config, RawClient};
 
 /// Kills in CI; `BASALT_KILLS` asks for more.
@@ -96,7 +96,8 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
     let seed = 20_260_722;
     let mut prng = Prng::new(seed);
     let books = Arc::new(Mutex::new(Books::default()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     for round in 0..kills() {
         let start = Start {
             data_dir: dir.path().join("data"),
@@ -115,7 +116,7 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
             cluster.kill_node();
         });
         // Writers end by themselves when their client gives up; what they still have in doubt stays in the books.
-        runtime.block_on(tokio::time::sleep(Duration::from_millis(100)));
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
     }
     let start = Start { data_dir: dir.path().join("data"), cores: 2, io: "auto".into(), config: Some(config) };
     let cluster = Cluster::start(&start);

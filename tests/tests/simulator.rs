@@ -22,7 +22,8 @@ fn seeds_that_found_bugs_pass() {
 
 #[test]
 fn a_window_of_seeds_derived_from_the_commit_passes() {
-    let commit = Command::new("git").args(["rev-parse", "HEAD"]).output().map(|output| output.stdout).unwrap_or_default();
+    let commit =
+        Command::new("git").args(["rev-parse", "HEAD"]).output().map(|output| output.stdout).unwrap_or_default();
     let first = base::hash::fold_bytes(0, &commit) >> 16;
     println!("seeds {first} to {}", first + WINDOW - 1);
     for seed in first..first + WINDOW {

@@ -20,11 +20,7 @@ pub(super) struct Answer<T>(Rc<RefCell<Shared<T>>>);
 
 /// A new pair.
 pub(super) fn promise<T>() -> (Promise<T>, Answer<T>) {
-    let shared = Rc::new(RefCell::new(Shared {
-        value: None,
-        kept: false,
-        waker: None,
-    }));
+    let shared = Rc::new(RefCell::new(Shared { value: None, kept: false, waker: None }));
     (Promise(shared.clone()), Answer(shared))
 }
 

@@ -18,12 +18,7 @@ pub(super) struct Clock {
 impl Clock {
     /// A clock that shows `local` and `unix` at world time `world`.
     pub(super) fn new(world: u64, local: u64, unix: u64) -> Clock {
-        Clock {
-            world_at: world,
-            local_at: local,
-            drift_ppm: 0,
-            wall: unix as i64 - local as i64,
-        }
+        Clock { world_at: world, local_at: local, drift_ppm: 0, wall: unix as i64 - local as i64 }
     }
 
     /// The monotonic clock.
@@ -42,8 +37,7 @@ impl Clock {
         let ahead = local.0.saturating_sub(self.local_at).min(1 << 63);
         let rate = MILLION + i128::from(self.drift_ppm);
         let passed = (i128::from(ahead) * MILLION + rate - 1) / rate;
-        self.world_at
-            .saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+        self.world_at.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 
     /// Runs at another speed from `world` on. Clamped to half and double speed.

@@ -111,16 +111,8 @@ pub struct SimConfig {
 impl Default for SimConfig {
     fn default() -> SimConfig {
         SimConfig {
-            link: Link {
-                latency: Duration::from_micros(80),
-                jitter: Duration::from_micros(120),
-                reset_rate: 0.0,
-            },
-            loopback: Link {
-                latency: Duration::from_micros(8),
-                jitter: Duration::from_micros(12),
-                reset_rate: 0.0,
-            },
+            link: Link { latency: Duration::from_micros(80), jitter: Duration::from_micros(120), reset_rate: 0.0 },
+            loopback: Link { latency: Duration::from_micros(8), jitter: Duration::from_micros(12), reset_rate: 0.0 },
             window_bytes: 256 << 10,
             short_io_one_in: 8,
             connect_timeout: Duration::from_secs(5),
@@ -154,18 +146,9 @@ impl SimConfig {
             short_io_one_in: [0, 2, 8, 32][prng.below(4) as usize],
             connect_timeout: Duration::from_millis(prng.range(500, 10_000)),
             retransmit_timeout: Duration::from_millis(prng.range(1_000, 20_000)),
-            disk: Delay {
-                most: calm.disk.most * slower,
-                ..calm.disk
-            },
-            disk_sync: Delay {
-                most: calm.disk_sync.most * [1, 1, 10][prng.below(3) as usize],
-                ..calm.disk_sync
-            },
-            helper: Delay {
-                most: calm.helper.most * [1, 1, 30][prng.below(3) as usize],
-                ..calm.helper
-            },
+            disk: Delay { most: calm.disk.most * slower, ..calm.disk },
+            disk_sync: Delay { most: calm.disk_sync.most * [1, 1, 10][prng.below(3) as usize], ..calm.disk_sync },
+            helper: Delay { most: calm.helper.most * [1, 1, 30][prng.below(3) as usize], ..calm.helper },
             clock_offset: Duration::from_millis(prng.below(5_000)),
             ..calm
         }

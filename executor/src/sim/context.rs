@@ -40,13 +40,7 @@ pub(super) fn active() -> bool {
 
 /// Reads the current core. `work` must not run code from outside the simulator.
 pub(super) fn with<T>(work: impl FnOnce(&Rc<Core>) -> T) -> T {
-    CURRENT.with_borrow(|current| {
-        work(
-            current
-                .as_ref()
-                .expect("called from a task of a simulated node"),
-        )
-    })
+    CURRENT.with_borrow(|current| work(current.as_ref().expect("called from a task of a simulated node")))
 }
 
 /// The current core.

@@ -5,8 +5,9 @@ use super::config::{Link, SimConfig, nanos};
 use super::context::Core;
 use super::disk::SimDisk;
 use super::node::Node;
+use super::process::Ending;
 use super::task;
-use super::world::{Ending, World};
+use super::world::World;
 use crate::{Class, LocalFuture};
 use base::{CoreId, Instant, UnixTime};
 use std::cell::{Cell, RefCell};
@@ -40,31 +41,20 @@ pub struct SimNode(usize);
 impl Sim {
     /// An empty world. All that happens in it is determined by `seed`, `config` and what the driver does.
     pub fn new(seed: u64, config: SimConfig) -> Sim {
-        Sim {
-            world: World::new(seed, config),
-        }
+        Sim { world: World::new(seed, config) }
     }
 
     /// Adds a machine without a process. Its address is a mere name; no real network is touched.
     pub fn add_node(&self, name: &str, ip: IpAddr) -> SimNode {
         let world = &self.world;
         let mut nodes = world.nodes.borrow_mut();
-        assert!(
-            nodes.iter().all(|node| node.ip != ip),
-            "two nodes with address {ip}"
-        );
-        assert!(
-            !ip.is_loopback() && !ip.is_unspecified(),
-            "a node needs an address of its own"
-        );
+        assert!(nodes.iter().all(|node| node.ip != ip), "two nodes with address {ip}");
+        assert!(!ip.is_loopback() && !ip.is_unspecified(), "a node needs an address of its own");
         let (local, unix) = {
             let mut prng = world.chance.node.borrow_mut();
             let offset = nanos(world.config.clock_offset);
             let unix = world.config.unix_start.0 + prng.below(2 * offset + 1) - offset;
-            (
-                prng.range(1_000_000_000, 1_000_000_000_000),
-                unix + world.now(),
-            )
+            (prng.range(1_000_000_000, 1_000_000_000_000), unix + world.now())
         };
         let index = nodes.len();
         nodes.push(Rc::new(Node {
@@ -85,12 +75,7 @@ impl Sim {
 
     /// Starts a process of `cores` cores, each of which runs `main`. A core ends when its main returns, the process
     /// when all have. Panics if the node runs already.
-    pub fn start(
-        &self,
-        node: SimNode,
-        cores: usize,
-        main: impl Fn(CoreId) -> LocalFuture<()> + 'static,
-    ) {
+    pub fn start(&self, node: SimNode, cores: usize, main: impl Fn(CoreId) -> LocalFuture<()> + 'static) {
         assert!(cores > 0, "a process has at least one core");
         self.world.start(&self.node(node), cores, Some(&main));
     }
@@ -120,11 +105,7 @@ impl Sim {
     /// Starts a task on the node's core 0. On a node without a process, an idle one of one core is started for it,
     /// which lives until it is killed.
     pub fn spawn_on(&self, node: SimNode, future: impl Future<Output = ()> + 'static) {
-        drop(task::spawn_on(
-            &self.first_core(node),
-            Class::Foreground,
-            future,
-        ));
+        drop(task::spawn_on(&self.first_core(node), Class::Foreground, future));
     }
 
     /// Runs the world until `future`, a task on the node's core 0, is done; `None` if it is not within `limit`, and
@@ -181,9 +162,7 @@ impl Sim {
     /// Blocks both directions between a node and every other.
     pub fn isolate(&self, node: SimNode) {
         let count = self.world.nodes.borrow().len();
-        (0..count)
-            .filter(|other| *other != node.0)
-            .for_each(|other| self.partition(node, SimNode(other)));
+        (0..count).filter(|other| *other != node.0).for_each(|other| self.partition(node, SimNode(other)));
     }
 
     /// Opens both directions between two nodes.

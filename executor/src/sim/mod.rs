@@ -29,6 +29,7 @@ mod disk;
 mod driver;
 mod net;
 mod node;
+mod process;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -46,8 +47,7 @@ pub(crate) use disk::fs;
 pub use disk::{DiskCounters, SimDisk};
 pub use driver::{Sim, SimNode};
 pub(crate) use net::{SimHandoff, SimListener, SimStream};
-pub(crate) use node::request_shutdown;
-pub(crate) use node::shutdown_signal;
+pub(crate) use process::{request_shutdown, shutdown_signal};
 pub(crate) use task::{SimTask, spawn_local, yield_now};
 pub(crate) use timer::{Sleep, sleep_until};
 
@@ -90,22 +90,13 @@ pub(crate) fn metrics() -> Rc<CoreMetrics> {
 
 /// Runs `work` as a helper thread would: a while from now, whether or not the caller still waits, and its result takes
 /// another while to arrive. `work` runs in the context of the calling core.
-pub(crate) fn blocking<T: 'static>(
-    class: Class,
-    work: impl FnOnce() -> T + 'static,
-) -> LocalFuture<T> {
+pub(crate) fn blocking<T: 'static>(class: Class, work: impl FnOnce() -> T + 'static) -> LocalFuture<T> {
     let core = context::current();
     let world = core.world.clone();
     world.note(world::Note::Blocking, class as u64);
     let (promise, answer) = answer::promise();
-    let run = world
-        .config
-        .helper
-        .draw(&mut world.chance.helper.borrow_mut());
-    let back = world
-        .config
-        .wake
-        .draw(&mut world.chance.helper.borrow_mut());
+    let run = world.config.helper.draw(&mut world.chance.helper.borrow_mut());
+    let back = world.config.wake.draw(&mut world.chance.helper.borrow_mut());
     let (then, queued) = (world.clone(), class.index());
     add(&core.metrics.blocking_total[queued], 1);
     add(&core.metrics.blocking_queued[queued], 1);

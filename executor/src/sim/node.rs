@@ -1,16 +1,13 @@
 //! A simulated machine: what it is called, its clock and disk, and the run of its process if there is one.
 
 use super::clock::Clock;
-use super::context::{self, Core};
 use super::disk::Disk;
-use super::task::TaskId;
+use super::process::{Parked, Process};
 use super::world::World;
 use base::{Instant, UnixTime};
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
 use std::net::IpAddr;
-use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
 /// A machine. Clock and disk outlive the process that runs on it.
 pub(super) struct Node {
@@ -29,33 +26,6 @@ pub(super) struct Node {
     /// What was to run while the node was paused.
     pub(super) parked: RefCell<Vec<Parked>>,
     pub(super) next_port: Cell<u16>,
-}
-
-/// What waits for the end of a pause.
-pub(super) enum Parked {
-    /// A woken task.
-    Task(TaskId),
-    /// Work of a helper.
-    Work(Rc<Core>, Box<dyn FnOnce()>),
-}
-
-impl Parked {
-    /// Drops what no longer runs, in its core's context.
-    pub(super) fn discard(self) {
-        if let Parked::Work(core, work) = self {
-            let _entered = context::enter(&core);
-            drop(work);
-        }
-    }
-}
-
-/// One run of a node.
-pub(super) struct Process {
-    pub(super) cores: Vec<Rc<Core>>,
-    /// Cores whose main has not returned; `None` if the process has no mains and lives until it is killed.
-    pub(super) mains: Option<usize>,
-    pub(super) stopping: bool,
-    pub(super) stop_wakers: Vec<Waker>,
 }
 
 impl Node {
@@ -85,30 +55,4 @@ impl Node {
         };
         wakers.into_iter().for_each(Waker::wake);
     }
-}
-
-/// Asks the current task's node to end, as SIGTERM does.
-pub(crate) fn request_shutdown() {
-    context::current().node.stop();
-}
-
-/// Resolves when the node is asked to end ([`super::Sim::stop`]), as SIGTERM does.
-pub(crate) fn shutdown_signal() -> impl Future<Output = ()> {
-    let core = context::current();
-    poll_fn(move |cx| match &mut *core.node.process.borrow_mut() {
-        Some(process) if core.is_alive() => {
-            if process.stopping {
-                return Poll::Ready(());
-            }
-            if !process
-                .stop_wakers
-                .iter()
-                .any(|waker| waker.will_wake(cx.waker()))
-            {
-                process.stop_wakers.push(cx.waker().clone());
-            }
-            Poll::Pending
-        }
-        _ => Poll::Pending,
-    })
 }

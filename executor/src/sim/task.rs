@@ -42,10 +42,7 @@ pub(super) struct Ready(Mutex<Vec<TaskId>>);
 
 impl Ready {
     pub(super) fn push(&self, id: TaskId) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(id);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(id);
     }
 
     /// Takes the id at the place that `pick` chooses among that many.
@@ -113,15 +110,8 @@ impl Tasks {
             (self.slots.len() - 1) as u32
         });
         let place = &mut self.slots[slot as usize];
-        let id = TaskId {
-            slot,
-            generation: place.generation,
-        };
-        let wake = Arc::new(TaskWake {
-            id,
-            queued: AtomicBool::new(true),
-            ready: ready.clone(),
-        });
+        let id = TaskId { slot, generation: place.generation };
+        let wake = Arc::new(TaskWake { id, queued: AtomicBool::new(true), ready: ready.clone() });
         place.entry = Some(Entry {
             future: Some(future),
             core: core.clone(),
@@ -138,11 +128,7 @@ impl Tasks {
 
     pub(super) fn get(&mut self, id: TaskId) -> Option<&mut Entry> {
         let slot = &mut self.slots[id.slot as usize];
-        if slot.generation == id.generation {
-            slot.entry.as_mut()
-        } else {
-            None
-        }
+        if slot.generation == id.generation { slot.entry.as_mut() } else { None }
     }
 
     /// Removes a task. The caller drops it, in the task's own context.
@@ -163,15 +149,9 @@ impl Tasks {
         let picked: Vec<TaskId> = (0..)
             .zip(&self.slots)
             .filter(|(_, slot)| slot.entry.as_ref().is_some_and(|entry| pick(&entry.core)))
-            .map(|(at, slot)| TaskId {
-                slot: at,
-                generation: slot.generation,
-            })
+            .map(|(at, slot)| TaskId { slot: at, generation: slot.generation })
             .collect();
-        picked
-            .into_iter()
-            .filter_map(|id| self.remove(id))
-            .collect()
+        picked.into_iter().filter_map(|id| self.remove(id)).collect()
     }
 
     /// Takes a woken task's future for a poll at time `now`; `None` if the task is gone, or polled right now.
@@ -219,10 +199,7 @@ pub(crate) struct SimTask<T> {
 }
 
 /// Starts a task on the current core. On a core that has ended the future is dropped instead, and never answers.
-pub(crate) fn spawn_local<T: 'static>(
-    class: Class,
-    future: impl Future<Output = T> + 'static,
-) -> SimTask<T> {
+pub(crate) fn spawn_local<T: 'static>(class: Class, future: impl Future<Output = T> + 'static) -> SimTask<T> {
     spawn_on(&context::current(), class, future)
 }
 
@@ -237,31 +214,16 @@ where
     if !core.is_alive() {
         let _entered = context::enter(core);
         drop(future);
-        let id = TaskId {
-            slot: 0,
-            generation: u32::MAX,
-        };
-        return SimTask {
-            id,
-            core: core.clone(),
-            answer,
-        };
+        let id = TaskId { slot: 0, generation: u32::MAX };
+        return SimTask { id, core: core.clone(), answer };
     }
     let boxed: BoxFuture = Box::pin(async move { promise.keep(future.await) });
-    let id =
-        world
-            .tasks
-            .borrow_mut()
-            .add(&world.ready, core, class, std::any::type_name::<F>(), boxed);
+    let id = world.tasks.borrow_mut().add(&world.ready, core, class, std::any::type_name::<F>(), boxed);
     add(&core.metrics.tasks, 1);
     add(&core.metrics.tasks_spawned_total, 1);
     world.note(Note::Spawn, u64::from(id.slot));
     world.ready.push(id);
-    SimTask {
-        id,
-        core: core.clone(),
-        answer,
-    }
+    SimTask { id, core: core.clone(), answer }
 }
 
 impl<T> SimTask<T> {

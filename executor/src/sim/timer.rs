@@ -14,6 +14,9 @@ use std::task::{Context, Poll, Waker};
 /// World time in nanoseconds, then the order of insertion.
 pub(super) type Key = (u64, u64);
 
+/// What a disk operation does when it is done.
+pub(super) type DiskDone = Box<dyn FnOnce(&Rc<World>)>;
+
 /// What is to happen.
 pub(super) enum Event {
     /// A sleeper wakes. The node is that whose clock it sleeps by.
@@ -27,15 +30,9 @@ pub(super) enum Event {
     /// A pause ends, if it is still the numbered one.
     Resume { node: usize, pause: u64 },
     /// The node's disk has finished something.
-    Disk {
-        node: usize,
-        done: Box<dyn FnOnce(&Rc<World>)>,
-    },
+    Disk { node: usize, done: DiskDone },
     /// Work of a core outside its tasks; dropped if the process is gone.
-    Work {
-        core: Rc<Core>,
-        work: Box<dyn FnOnce()>,
-    },
+    Work { core: Rc<Core>, work: Box<dyn FnOnce()> },
 }
 
 impl Event {
@@ -85,19 +82,14 @@ impl Timers {
 
     /// Takes all events that `pick` picks, in order. Linear: for rare occasions.
     pub(super) fn take_all(&mut self, mut pick: impl FnMut(&Event) -> bool) -> Vec<Event> {
-        self.queue
-            .extract_if(.., |_, event| pick(event))
-            .map(|(_, event)| event)
-            .collect()
+        self.queue.extract_if(.., |_, event| pick(event)).map(|(_, event)| event).collect()
     }
 
     /// Points a sleeper's event at another waker and returns the old one; an error if the event has happened.
     fn rewake(&mut self, key: Key, cx: &Context<'_>) -> Result<Option<Waker>, ()> {
         match self.queue.get_mut(&key) {
             Some(Event::Wake { waker, .. }) if waker.will_wake(cx.waker()) => Ok(None),
-            Some(Event::Wake { waker, .. }) => {
-                Ok(Some(std::mem::replace(waker, cx.waker().clone())))
-            }
+            Some(Event::Wake { waker, .. }) => Ok(Some(std::mem::replace(waker, cx.waker().clone()))),
             _ => Err(()),
         }
     }
@@ -129,11 +121,7 @@ pub(crate) fn sleep_until(deadline: Instant) -> Sleep {
 
 /// Sleeps for so many nanoseconds of world time, however a node's clock runs.
 pub(super) fn delay(world: &Rc<World>, nanos: u64) -> Sleep {
-    Sleep {
-        world: world.clone(),
-        until: Until::World(world.now().saturating_add(nanos)),
-        key: None,
-    }
+    Sleep { world: world.clone(), until: Until::World(world.now().saturating_add(nanos)), key: None }
 }
 
 impl Future for Sleep {
@@ -143,9 +131,7 @@ impl Future for Sleep {
         let now = self.world.now();
         let (at, node) = match &self.until {
             Until::Local(node, deadline) if node.clock.get().now(now) >= *deadline => (now, None),
-            Until::Local(node, deadline) => {
-                (node.clock.get().world_time(*deadline), Some(node.index))
-            }
+            Until::Local(node, deadline) => (node.clock.get().world_time(*deadline), Some(node.index)),
             Until::World(at) => (*at, None),
         };
         if at <= now {

@@ -3,12 +3,12 @@
 use super::config::SimConfig;
 use super::context::{self, Core};
 use super::net::Net;
-use super::node::{Node, Parked, Process};
-use super::task::{self, Ready, TaskId, Tasks};
+use super::node::Node;
+use super::process::Parked;
+use super::task::{self, Ready, TaskId, Tasks, Turn};
 use super::timer::{Event, Key, Timers};
 use crate::metrics::add;
-use crate::{Class, LocalFuture};
-use base::{CoreId, Prng, hash};
+use base::{Prng, hash};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(super) struct World {
     pub(super) net: RefCell<Net>,
     pub(super) nodes: RefCell<Vec<Rc<Node>>>,
     /// Cores whose main returned in the current poll.
-    returned: RefCell<Vec<Rc<Core>>>,
+    pub(super) returned: RefCell<Vec<Rc<Core>>>,
 }
 
 /// A generator for each part, so that a draw more in one does not shift the others.
@@ -72,17 +72,6 @@ pub(super) enum Note {
     Crash,
 }
 
-/// How a process ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// All mains returned: connections are closed, the disk is left as it is.
-    Exit,
-    /// SIGKILL: connections are reset, what was written to files stays.
-    Killed,
-    /// The power fails: connections are reset, unsynced bytes are lost or torn by the seed.
-    PowerLoss,
-}
-
 impl World {
     pub(super) fn new(seed: u64, config: SimConfig) -> Rc<World> {
         let mut prng = Prng::new(seed);
@@ -95,13 +84,7 @@ impl World {
             traced: Cell::new(false),
             tracer: RefCell::new(None),
             running: Cell::new(false),
-            chance: Chance {
-                schedule: fork(),
-                net: fork(),
-                disk: fork(),
-                helper: fork(),
-                node: fork(),
-            },
+            chance: Chance { schedule: fork(), net: fork(), disk: fork(), helper: fork(), node: fork() },
             ready: Arc::default(),
             tasks: RefCell::default(),
             timers: RefCell::default(),
@@ -121,8 +104,7 @@ impl World {
         if self.traced.get() {
             self.trace(what, detail);
         }
-        self.hash
-            .set(hash::fold(self.hash.get(), detail ^ ((what as u64) << 56)));
+        self.hash.set(hash::fold(self.hash.get(), detail ^ ((what as u64) << 56)));
     }
 
     fn trace(&self, what: Note, detail: u64) {
@@ -168,13 +150,7 @@ impl World {
     /// Runs `work` in the context of `core` later, unless its process has ended by then.
     pub(super) fn run_on(&self, core: &Rc<Core>, after: u64, work: impl FnOnce() + 'static) {
         let core = core.clone();
-        self.after(
-            after,
-            Event::Work {
-                core,
-                work: Box::new(work),
-            },
-        );
+        self.after(after, Event::Work { core, work: Box::new(work) });
     }
 
     /// Enters the loop; the guard leaves it. Panics if it is entered already.
@@ -190,10 +166,7 @@ impl World {
     /// to `until`. False when there was nothing to do before `until`.
     pub(super) fn step(self: &Rc<Self>, until: u64) -> bool {
         self.happen();
-        if let Some(id) = self
-            .ready
-            .take(|count| self.chance.schedule.borrow_mut().below(count))
-        {
+        if let Some(id) = self.ready.take(|count| self.chance.schedule.borrow_mut().below(count)) {
             self.run_task(id);
             return true;
         }
@@ -229,23 +202,6 @@ impl World {
         }
     }
 
-    /// Runs what a core's helper was given, unless its process is gone; after the pause, if there is one.
-    fn run_work(&self, core: Rc<Core>, work: Box<dyn FnOnce()>) {
-        if core.node.paused.get() {
-            core.node
-                .parked
-                .borrow_mut()
-                .push(Parked::Work(core.clone(), work));
-            return;
-        }
-        let _entered = context::enter(&core);
-        if core.run == core.node.run.get() {
-            work()
-        } else {
-            drop(work)
-        }
-    }
-
     fn run_task(self: &Rc<Self>, id: TaskId) {
         let turn = {
             let mut tasks = self.tasks.borrow_mut();
@@ -257,34 +213,28 @@ impl World {
                 _ => tasks.begin(id, self.now(), self.config.busy_polls_max),
             }
         };
-        let Some(mut turn) = turn else { return };
+        let Some(turn) = turn else { return };
         let (low, high) = self.config.poll_ns;
         let cost = self.chance.schedule.borrow_mut().range(low, high);
-        self.note(Note::Poll, u64::from(id.slot) << 8 | turn.class as u64);
+        let class = turn.class.index();
+        self.note(Note::Poll, u64::from(id.slot) << 8 | class as u64);
         self.steps.set(self.steps.get() + 1);
-
-        add(
-            &turn.core.metrics.busy_nanos_total[turn.class.index()],
-            cost,
-        );
-
-        let entered = context::enter(&turn.core);
-        let done = turn.cancelled
-            || turn
-                .future
-                .as_mut()
-                .poll(&mut Context::from_waker(&turn.waker))
-                .is_ready();
-        if done {
-            let entry = self.tasks.borrow_mut().remove(id);
-            drop(entry);
-            drop(turn.future);
-        } else {
-            self.put_back(id, turn.future);
-        }
-        drop(entered);
+        add(&turn.core.metrics.busy_nanos_total[class], cost);
+        self.poll(id, turn);
         self.now.set(self.now() + cost);
         self.end_returned();
+    }
+
+    fn poll(&self, id: TaskId, turn: Turn) {
+        let _entered = context::enter(&turn.core);
+        let mut future = turn.future; // dropped in context, though a poll panics
+        let mut cx = Context::from_waker(&turn.waker);
+        if turn.cancelled || future.as_mut().poll(&mut cx).is_ready() {
+            let entry = self.tasks.borrow_mut().remove(id);
+            drop(entry);
+        } else {
+            self.put_back(id, future);
+        }
     }
 
     /// Keeps the future for its next poll, or drops it if the task was killed while it ran.
@@ -294,149 +244,6 @@ impl World {
             None => Some(future),
         };
         drop(rest);
-    }
-
-    /// Starts a process on `node`, with a main on each core if there is one.
-    pub(super) fn start(
-        self: &Rc<Self>,
-        node: &Rc<Node>,
-        cores: usize,
-        main: Option<&dyn Fn(CoreId) -> LocalFuture<()>>,
-    ) {
-        assert!(!node.is_running(), "node {:?} runs already", node.name);
-        let count = u16::try_from(cores).expect("at most 65535 cores");
-        let mut prng = self.chance.node.borrow_mut().fork();
-        node.run.set(node.run.get() + 1);
-        let mut clock = node.clock.get();
-        clock.reboot(self.now(), prng.range(1_000_000_000, 1_000_000_000_000));
-        node.clock.set(clock);
-        self.note(Note::Start, (node.index as u64) << 16 | u64::from(count));
-        let cores: Vec<Rc<Core>> = (0..count)
-            .map(|id| {
-                Rc::new(Core {
-                    world: self.clone(),
-                    node: node.clone(),
-                    run: node.run.get(),
-                    id: CoreId(id),
-                    cores,
-                    rng: RefCell::new(prng.fork()),
-                    metrics: Rc::default(),
-                    ended: Cell::new(false),
-                })
-            })
-            .collect();
-        *node.process.borrow_mut() = Some(Process {
-            cores: cores.clone(),
-            mains: main.map(|_| cores.len()),
-            stopping: false,
-            stop_wakers: Vec::new(),
-        });
-        for core in main.iter().flat_map(|_| &cores) {
-            let future = {
-                let _entered = context::enter(core);
-                main.map(|main| main(core.id))
-            };
-            let (world, ended) = (self.clone(), core.clone());
-            task::spawn_on(core, Class::Foreground, async move {
-                if let Some(future) = future {
-                    future.await;
-                }
-                world.returned.borrow_mut().push(ended);
-            });
-        }
-    }
-
-    /// Ends the cores whose main returned, as a real core's thread ends with its main, and the process with the last.
-    fn end_returned(self: &Rc<Self>) {
-        if self.returned.borrow().is_empty() {
-            return;
-        }
-        for core in self.returned.take() {
-            if !core.is_alive() {
-                continue;
-            }
-            core.ended.set(true);
-            self.drop_tasks(|other| Rc::ptr_eq(other, &core));
-            let left = core.node.process.borrow_mut().as_mut().and_then(|process| {
-                process.mains = process.mains.map(|mains| mains - 1);
-                process.mains
-            });
-            if left == Some(0) {
-                self.end_process(&core.node, Ending::Exit);
-            }
-        }
-    }
-
-    /// Ends a node's process: its tasks are dropped in their own context, and nothing of it runs afterwards.
-    pub(super) fn end_process(self: &Rc<Self>, node: &Rc<Node>, ending: Ending) {
-        let Some(process) = node.process.take() else {
-            return;
-        };
-        self.note(Note::End, (node.index as u64) << 8 | ending as u64);
-        node.run.set(node.run.get() + 1);
-        node.paused.set(false);
-        let parked = node.parked.take();
-        if ending != Ending::Exit {
-            self.abort_sockets(node.index);
-        }
-        self.drop_tasks(|core| core.node.index == node.index);
-        self.abort_sockets(node.index);
-        parked.into_iter().for_each(Parked::discard);
-        self.end_disk(node, ending);
-        self.drop_events(node, ending);
-        let _entered = process.cores.first().map(context::enter);
-        drop(process.stop_wakers);
-    }
-
-    fn drop_tasks(&self, pick: impl Fn(&Rc<Core>) -> bool) {
-        let entries = self.tasks.borrow_mut().remove_all(&pick);
-        for entry in entries {
-            let core = entry.core.clone();
-            let _entered = context::enter(&core);
-            drop(entry);
-        }
-    }
-
-    /// Work that waited is dropped. Disk operations run to their end, unless the power failed.
-    fn drop_events(self: &Rc<Self>, node: &Node, ending: Ending) {
-        let events = self
-            .timers
-            .borrow_mut()
-            .take_all(|event| event.owner() == Some(node.index));
-        for event in events {
-            match event {
-                Event::Work { core, work } => Parked::Work(core, work).discard(),
-                Event::Disk { done, .. } if ending != Ending::PowerLoss => done(self),
-                other => drop(other),
-            }
-        }
-    }
-
-    /// Stops polling the node's tasks for so long.
-    pub(super) fn pause(&self, node: &Node, nanos: u64) {
-        self.note(Note::Pause, (node.index as u64) << 48 | nanos & 0xFFFF_FFFF);
-        node.paused.set(true);
-        node.pauses.set(node.pauses.get() + 1);
-        self.after(
-            nanos,
-            Event::Resume {
-                node: node.index,
-                pause: node.pauses.get(),
-            },
-        );
-    }
-
-    fn resume(&self, node: usize, pause: u64) {
-        let node = self.node(node);
-        if node.pauses.get() == pause {
-            node.paused.set(false);
-            for parked in node.parked.take() {
-                match parked {
-                    Parked::Task(id) => self.ready.push(id),
-                    Parked::Work(core, work) => self.run_work(core, work),
-                }
-            }
-        }
     }
 
     /// Wakes all who sleep by the node's clock, so that they look at it again.
@@ -451,16 +258,6 @@ impl World {
                 waker.wake();
             }
         }
-    }
-
-    /// Ends everything, so that no task keeps the world alive.
-    pub(super) fn end(self: &Rc<Self>) {
-        let nodes = self.nodes.borrow().clone();
-        for node in &nodes {
-            self.end_process(node, Ending::Killed);
-        }
-        let events = self.timers.borrow_mut().take_all(|_| true);
-        drop(events);
     }
 }
 

@@ -114,8 +114,11 @@ impl ScanState {
             return Ok(Step::Done);
         }
         let mut cursor = view.cursor(self.reader.cf, &self.lower, &self.upper)?;
-        let finished =
-            if self.options.reverse { self.backward(&mut cursor, entries)? } else { self.forward(&mut cursor, entries)? };
+        let finished = if self.options.reverse {
+            self.backward(&mut cursor, entries)?
+        } else {
+            self.forward(&mut cursor, entries)?
+        };
         self.done = finished;
         Ok(if finished { Step::Done } else { Step::More })
     }
@@ -212,11 +215,8 @@ pub fn batch_ranges(ranges: &[(Bytes, Bytes)], reverse: bool) -> Result<Vec<RawR
     for (i, (start, end)) in ranges.iter().enumerate() {
         let next = ranges.get(i + 1).map(|(start, _)| start.clone()).unwrap_or_default();
         let end = if end.is_empty() { next } else { end.clone() };
-        let range = if reverse {
-            RawRange { start: end, end: start.clone() }
-        } else {
-            RawRange { start: start.clone(), end }
-        };
+        let range =
+            if reverse { RawRange { start: end, end: start.clone() } } else { RawRange { start: start.clone(), end } };
         if !range.end.is_empty() && range.start >= range.end {
             return Err("Invalid KeyRanges".into());
         }

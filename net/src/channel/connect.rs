@@ -38,20 +38,10 @@ impl Target {
         }
         let plain = address.strip_prefix("http://").unwrap_or(address);
         let plain = plain.strip_suffix('/').unwrap_or(plain);
-        let authority: Authority = plain
-            .parse()
-            .map_err(|_| bad("neither host:port nor http://host:port"))?;
+        let authority: Authority = plain.parse().map_err(|_| bad("neither host:port nor http://host:port"))?;
         let port = authority.port_u16().ok_or_else(|| bad("it has no port"))?;
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
-        Ok(Target {
-            authority,
-            host,
-            port,
-        })
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Target { authority, host, port })
     }
 
     /// The socket addresses, in the order to be tried.
@@ -64,11 +54,7 @@ impl Target {
             return Ok(ips.map(|ip| SocketAddr::new(ip, self.port)).to_vec());
         }
         let (host, port) = (self.host.clone(), self.port);
-        let look_up = move || {
-            (host.as_str(), port)
-                .to_socket_addrs()
-                .map(Iterator::collect)
-        };
+        let look_up = move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
         executor::blocking(Class::Foreground, look_up).await
     }
 
@@ -122,10 +108,7 @@ impl Link {
     fn failed(&mut self, status: Status, config: &ChannelConfig) {
         let wait = backoff(self.failures, config, executor::with_rng(|rng| rng.unit()));
         self.failures = self.failures.saturating_add(1);
-        self.state = State::Down {
-            until: executor::now() + wait,
-            status,
-        };
+        self.state = State::Down { until: executor::now() + wait, status };
     }
 }
 
@@ -155,10 +138,7 @@ impl Channel {
                         let done = Rc::new(Notify::new());
                         link.state = State::Connecting(Rc::clone(&done));
                         // A task of its own: the call that began it may be dropped, others may wait for it.
-                        executor::spawn_local(
-                            Class::Foreground,
-                            connect(Rc::downgrade(&self.0), Rc::clone(&done)),
-                        );
+                        executor::spawn_local(Class::Foreground, connect(Rc::downgrade(&self.0), Rc::clone(&done)));
                         done
                     }
                 }
@@ -193,10 +173,7 @@ async fn connect(channel: Weak<super::Inner>, done: Rc<Notify>) {
         let is_current = matches!(&link.state, State::Up(connected) if connected.number == number);
         let was_useless = !has_read && executor::now().since(began) < channel.config.backoff_max;
         if is_current && was_useless {
-            link.failed(
-                Status::unavailable("the server closed the connection at once"),
-                &channel.config,
-            );
+            link.failed(Status::unavailable("the server closed the connection at once"), &channel.config);
         } else if is_current {
             link.state = State::Idle;
         }
@@ -216,12 +193,7 @@ async fn handshake(channel: &Rc<super::Inner>) -> Option<(Driver<TcpStream>, u64
             let open: Rc<Cell<u64>> = Rc::default();
             driver.open = Rc::clone(&open);
             let memory = Rc::clone(&driver.memory);
-            link.state = State::Up(Connected {
-                send,
-                memory,
-                open,
-                number,
-            });
+            link.state = State::Up(Connected { send, memory, open, number });
             Some((driver, number))
         }
         Err(status) => {
@@ -231,30 +203,19 @@ async fn handshake(channel: &Rc<super::Inner>) -> Option<(Driver<TcpStream>, u64
     }
 }
 
-type Ready = (
-    h2::client::SendRequest<crate::memory::OutMessage>,
-    Driver<TcpStream>,
-);
+type Ready = (h2::client::SendRequest<crate::memory::OutMessage>, Driver<TcpStream>);
 
 async fn attempt(channel: &super::Inner) -> Result<Ready, Status> {
     let config = &channel.config;
     let target = channel.target.as_ref().map_err(Clone::clone)?;
-    let cannot = |why: String| {
-        Status::unavailable(format!(
-            "cannot connect to {}:{}: {why}",
-            target.host, target.port
-        ))
-    };
+    let cannot = |why: String| Status::unavailable(format!("cannot connect to {}:{}: {why}", target.host, target.port));
     let stream = executor::timeout(config.connect_timeout, target.connect())
         .await
         .map_err(|_| cannot("no answer in time".to_owned()))?
         .map_err(|error| cannot(error.to_string()))?;
     // Without it small requests wait for acknowledgements; a failure shows at the first write.
     let _ = stream.set_nodelay(true);
-    let budgets = ServerConfig {
-        core_window_bytes: 0,
-        ..ServerConfig::default()
-    };
+    let budgets = ServerConfig { core_window_bytes: 0, ..ServerConfig::default() };
     let core = CoreMemory::new(&budgets, Rc::clone(&channel.metrics));
     let memory = ConnectionMemory::new(&core, &budgets);
     let (end, handle) = wire(stream, Bytes::new(), None, Rc::clone(&channel.metrics));
@@ -280,25 +241,13 @@ mod tests {
 
     #[test]
     fn addresses_are_read_with_and_without_scheme() {
-        for good in [
-            "127.0.0.1:20160",
-            "http://127.0.0.1:20160",
-            "http://127.0.0.1:20160/",
-        ] {
+        for good in ["127.0.0.1:20160", "http://127.0.0.1:20160", "http://127.0.0.1:20160/"] {
             let target = Target::parse(good).expect(good);
             assert_eq!((target.host.as_str(), target.port), ("127.0.0.1", 20160));
         }
         let target = Target::parse("[::1]:2379").expect("IPv6");
         assert_eq!((target.host.as_str(), target.port), ("::1", 2379));
-        for bad in [
-            "",
-            "host",
-            "https://host:1",
-            "http://host",
-            "a b:1",
-            "host:x",
-            "host:1/path",
-        ] {
+        for bad in ["", "host", "https://host:1", "http://host", "a b:1", "host:x", "host:1/path"] {
             assert!(Target::parse(bad).is_err(), "{bad}");
         }
     }
@@ -306,9 +255,7 @@ mod tests {
     #[test]
     fn the_wait_grows_to_its_bound_and_is_scattered() {
         let config = ChannelConfig::default();
-        let waits: Vec<_> = (0..10)
-            .map(|n| backoff(n, &config, 0.5).as_millis())
-            .collect();
+        let waits: Vec<_> = (0..10).map(|n| backoff(n, &config, 0.5).as_millis()).collect();
         assert_eq!(waits[..4], [100, 160, 256, 409]);
         assert_eq!(waits[9], 3000);
         assert_eq!(backoff(0, &config, 0.0), Duration::from_millis(80));

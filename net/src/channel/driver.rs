@@ -74,13 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     /// Gives up on a server that does not read or does not answer pings; sets the timer for the next look.
-    fn watch(
-        &mut self,
-        now: Instant,
-        activity: Activity,
-        has_framed: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    fn watch(&mut self, now: Instant, activity: Activity, has_framed: bool, cx: &mut Context<'_>) -> Poll<()> {
         let is_quiet = self.open.get() == 0;
         if activity.has_read || (self.was_quiet && !is_quiet) {
             self.has_read |= activity.has_read;
@@ -113,10 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if at <= now {
             return Poll::Ready(());
         }
-        let is_set = self
-            .timer
-            .as_ref()
-            .is_some_and(|timer| now < timer.deadline() && timer.deadline() <= at);
+        let is_set = self.timer.as_ref().is_some_and(|timer| now < timer.deadline() && timer.deadline() <= at);
         if !is_set {
             let mut timer = executor::sleep_until(at);
             if Pin::new(&mut timer).poll(cx).is_ready() {
@@ -147,6 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Drop for Driver<S> {
 
 /// A question that the standard library lacks.
 trait ReadyAnd<T> {
+    #[allow(clippy::wrong_self_convention, reason = "named like Option::is_some_and")]
     fn is_ready_and(self, test: impl FnOnce(T) -> bool) -> bool;
 }
 

@@ -63,17 +63,8 @@ impl Channel {
     }
 
     /// The same, counting in `metrics`, which other channels of the core may share.
-    pub fn with_metrics(
-        address: String,
-        config: ChannelConfig,
-        metrics: Rc<NetMetrics>,
-    ) -> Channel {
-        Channel(Rc::new(Inner {
-            target: Target::parse(&address),
-            config,
-            link: RefCell::default(),
-            metrics,
-        }))
+    pub fn with_metrics(address: String, config: ChannelConfig, metrics: Rc<NetMetrics>) -> Channel {
+        Channel(Rc::new(Inner { target: Target::parse(&address), config, link: RefCell::default(), metrics }))
     }
 
     /// The counters.
@@ -95,9 +86,7 @@ impl Channel {
             self.0.link.borrow_mut().broke(connected.number);
             drop(error);
             connected = self.connected().await?;
-            poll_fn(|cx| connected.send.poll_ready(cx))
-                .await
-                .map_err(|error| status::from_h2(&error))?;
+            poll_fn(|cx| connected.send.poll_ready(cx)).await.map_err(|error| status::from_h2(&error))?;
         }
         let request = request::head(target, path, cx)?;
         let (response, send) = connected
@@ -106,20 +95,10 @@ impl Channel {
             .map_err(|error| Status::unavailable(format!("HTTP/2: {error}")))?;
         add(&self.0.metrics.requests_total, 1);
         let open = OpenCall::begin(&connected.open, &self.0.metrics);
-        Ok(Begun {
-            response,
-            send,
-            connected,
-            open,
-        })
+        Ok(Begun { response, send, connected, open })
     }
 
-    async fn call(
-        self,
-        path: &'static str,
-        cx: CallContext,
-        request: Bytes,
-    ) -> Result<Bytes, Status> {
+    async fn call(self, path: &'static str, cx: CallContext, request: Bytes) -> Result<Bytes, Status> {
         let mut begun = self.begin(path, &cx).await?;
         let memory = &begun.connected.memory;
         poll_fn(|cx| {
@@ -135,12 +114,7 @@ impl Channel {
         // If the server has ended the call already, its answer says why.
         drop(sent);
         let deframer = Deframer::new(self.0.config.message_bytes_max);
-        let mut reader = ClientReader::new(
-            begun.response,
-            deframer,
-            self.0.config.message_bytes_max,
-            None,
-        );
+        let mut reader = ClientReader::new(begun.response, deframer, self.0.config.message_bytes_max, None);
         let message = poll_fn(|cx| reader.poll_next(cx)).await?;
         let message = message.ok_or_else(|| Status::internal("OK without an answer"))?;
         match poll_fn(|cx| reader.poll_next(cx)).await? {
@@ -151,12 +125,7 @@ impl Channel {
 }
 
 impl rpc::Channel for Channel {
-    fn unary(
-        &self,
-        path: &'static str,
-        cx: CallContext,
-        request: Bytes,
-    ) -> LocalFuture<Result<Bytes, Status>> {
+    fn unary(&self, path: &'static str, cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>> {
         let channel = self.clone();
         Box::pin(async move {
             let metrics = Rc::clone(&channel.0.metrics);
@@ -181,29 +150,18 @@ impl rpc::Channel for Channel {
                 Some(deadline) => before(deadline, begin).await?,
             };
             let config = &channel.0.config;
-            let writer = ClientWriter::new(
-                begun.send,
-                &begun.connected.memory,
-                config.stream_outbound_bytes,
-            );
+            let writer = ClientWriter::new(begun.send, &begun.connected.memory, config.stream_outbound_bytes);
             let writer = Rc::new(writer);
             let deframer = Deframer::new(config.message_bytes_max);
-            let mut reader =
-                ClientReader::new(begun.response, deframer, config.message_bytes_max, deadline);
+            let mut reader = ClientReader::new(begun.response, deframer, config.message_bytes_max, deadline);
             reader.attach(&writer, begun.open);
-            Ok((
-                Box::new(reader) as Box<dyn rpc::RawInbound>,
-                writer as Rc<dyn rpc::RawOutbound>,
-            ))
+            Ok((Box::new(reader) as Box<dyn rpc::RawInbound>, writer as Rc<dyn rpc::RawOutbound>))
         })
     }
 }
 
 /// Waits for `call` until `deadline`; then it is dropped, which resets its stream.
-async fn before<T>(
-    deadline: base::Instant,
-    call: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
+async fn before<T>(deadline: base::Instant, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let mut call = pin!(call);
     let mut timer = pin!(executor::sleep_until(deadline));
     poll_fn(|cx| {
@@ -229,10 +187,7 @@ impl OpenCall {
     fn begin(open: &Rc<Cell<u64>>, metrics: &Rc<NetMetrics>) -> OpenCall {
         add(open, 1);
         add(&metrics.streams, 1);
-        OpenCall {
-            open: Rc::clone(open),
-            metrics: Rc::clone(metrics),
-        }
+        OpenCall { open: Rc::clone(open), metrics: Rc::clone(metrics) }
     }
 }
 

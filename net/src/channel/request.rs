@@ -1,9 +1,7 @@
 //! The head of a request.
 
 use super::connect::Target;
-use crate::grpc::headers::{
-    CONTENT_TYPE_GRPC, ENCODINGS, GRPC_ACCEPT_ENCODING, GRPC_TIMEOUT, append_metadata,
-};
+use crate::grpc::headers::{CONTENT_TYPE_GRPC, ENCODINGS, GRPC_ACCEPT_ENCODING, GRPC_TIMEOUT, append_metadata};
 use crate::grpc::timeout;
 use http::header::{HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::uri::{Parts, PathAndQuery, Scheme, Uri};
@@ -14,21 +12,15 @@ use proto::rpc::{CallContext, Status};
 ///
 /// # Errors
 /// DEADLINE_EXCEEDED if the deadline has passed, INVALID_ARGUMENT for metadata or a path that cannot be sent.
-pub(crate) fn head(
-    target: &Target,
-    path: &'static str,
-    cx: &CallContext,
-) -> Result<Request<()>, Status> {
-    let path = PathAndQuery::try_from(path)
-        .map_err(|_| Status::invalid_argument(format!("{path:?} is no path")))?;
+pub(crate) fn head(target: &Target, path: &'static str, cx: &CallContext) -> Result<Request<()>, Status> {
+    let path = PathAndQuery::try_from(path).map_err(|_| Status::invalid_argument(format!("{path:?} is no path")))?;
     let mut uri = Parts::default();
     uri.scheme = Some(Scheme::HTTP);
     uri.authority = Some(target.authority.clone());
     uri.path_and_query = Some(path);
     let mut request = Request::new(());
     *request.method_mut() = Method::POST;
-    *request.uri_mut() =
-        Uri::from_parts(uri).map_err(|error| Status::internal(error.to_string()))?;
+    *request.uri_mut() = Uri::from_parts(uri).map_err(|error| Status::internal(error.to_string()))?;
     let headers = request.headers_mut();
     headers.reserve(5 + cx.metadata.len());
     fixed(headers);
@@ -45,8 +37,7 @@ pub(crate) fn head(
 }
 
 fn fixed(headers: &mut HeaderMap) {
-    const AGENT: HeaderValue =
-        HeaderValue::from_static(concat!("basalt/", env!("CARGO_PKG_VERSION")));
+    const AGENT: HeaderValue = HeaderValue::from_static(concat!("basalt/", env!("CARGO_PKG_VERSION")));
     const CONTENT_TYPE: HeaderName = http::header::CONTENT_TYPE;
     headers.insert(CONTENT_TYPE, CONTENT_TYPE_GRPC);
     headers.insert(TE, HeaderValue::from_static("trailers"));

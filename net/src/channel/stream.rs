@@ -16,7 +16,7 @@ use proto::rpc::{Code, RawInbound, RawOutbound, Status};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 enum Stage {
@@ -32,7 +32,8 @@ pub(crate) struct ClientReader {
     deframer: Deframer,
     message_bytes_max: usize,
     timer: Option<Sleep>,
-    writer: Option<Rc<ClientWriter>>,
+    /// Weak, so that dropping the sender is the half-close.
+    writer: Weak<ClientWriter>,
     open: Option<OpenCall>,
 }
 
@@ -48,22 +49,19 @@ impl ClientReader {
             deframer,
             message_bytes_max,
             timer: deadline.map(executor::sleep_until),
-            writer: None,
+            writer: Weak::new(),
             open: None,
         }
     }
 
     /// Makes it the reading half of a stream: dropping it resets the call.
     pub(crate) fn attach(&mut self, writer: &Rc<ClientWriter>, open: OpenCall) {
-        self.writer = Some(Rc::clone(writer));
+        self.writer = Rc::downgrade(writer);
         self.open = Some(open);
     }
 
     /// The next answer, or `None` once the status OK has come.
-    pub(crate) fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, Status>> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
         let result = match self.poll_stages(cx) {
             Poll::Pending => match &mut self.timer {
                 Some(timer) => {
@@ -96,8 +94,7 @@ impl ClientReader {
                     if parts.status != StatusCode::OK || !headers::is_grpc(&parts.headers) {
                         return Poll::Ready(Err(status::from_http(parts.status)));
                     }
-                    let unknown =
-                        |name| Status::internal(format!("answers in unknown encoding {name:?}"));
+                    let unknown = |name| Status::internal(format!("answers in unknown encoding {name:?}"));
                     let encoding = headers::encoding(&parts.headers).map_err(unknown)?;
                     self.stage = Stage::Body(body, encoding);
                 }
@@ -107,12 +104,10 @@ impl ClientReader {
                             return Poll::Ready(Ok(Some(message.bytes)));
                         }
                         if *encoding == Encoding::Identity {
-                            let status =
-                                Status::internal("answer is compressed but names no compression");
+                            let status = Status::internal("answer is compressed but names no compression");
                             return Poll::Ready(Err(status));
                         }
-                        let inflated = gzip::inflate(&message.bytes, self.message_bytes_max)
-                            .map_err(bad_gzip)?;
+                        let inflated = gzip::inflate(&message.bytes, self.message_bytes_max).map_err(bad_gzip)?;
                         return Poll::Ready(Ok(Some(inflated)));
                     }
                     match ready!(body.poll_data(cx)) {
@@ -123,9 +118,7 @@ impl ClientReader {
                         }
                         Some(Err(error)) => return Poll::Ready(Err(status::from_h2(&error))),
                         None => {
-                            let Stage::Body(body, _) =
-                                std::mem::replace(&mut self.stage, Stage::Over)
-                            else {
+                            let Stage::Body(body, _) = std::mem::replace(&mut self.stage, Stage::Over) else {
                                 unreachable!("matched above")
                             };
                             self.stage = Stage::Trailers(body);
@@ -133,15 +126,12 @@ impl ClientReader {
                     }
                 }
                 Stage::Trailers(body) => {
-                    let trailers =
-                        ready!(body.poll_trailers(cx)).map_err(|error| status::from_h2(&error))?;
+                    let trailers = ready!(body.poll_trailers(cx)).map_err(|error| status::from_h2(&error))?;
                     let status = trailers.as_ref().and_then(status::read);
                     let missing = || Status::unknown("the stream ended without a status");
                     let status = status.unwrap_or_else(missing);
                     if status.code == Code::Ok && !self.deframer.is_at_boundary() {
-                        return Poll::Ready(Err(Status::internal(
-                            "stream ended inside of a message",
-                        )));
+                        return Poll::Ready(Err(Status::internal("stream ended inside of a message")));
                     }
                     return Poll::Ready(end(status));
                 }
@@ -155,13 +145,13 @@ impl ClientReader {
         self.stage = Stage::Over;
         self.timer = None;
         self.open = None;
-        if let Some(writer) = self.writer.take() {
+        if let Some(writer) = self.writer.upgrade() {
             writer.end(None);
         }
     }
 
     fn reset(&mut self) {
-        if let Some(writer) = &self.writer {
+        if let Some(writer) = self.writer.upgrade() {
             writer.end(Some(Reason::CANCEL));
         }
     }
@@ -182,11 +172,7 @@ impl Drop for ClientReader {
 }
 
 fn end(status: Status) -> Result<Option<Bytes>, Status> {
-    if status.code == Code::Ok {
-        Ok(None)
-    } else {
-        Err(status)
-    }
+    if status.code == Code::Ok { Ok(None) } else { Err(status) }
 }
 
 fn bad_frame(error: FrameError) -> Status {
@@ -212,17 +198,8 @@ pub(crate) struct ClientWriter {
 }
 
 impl ClientWriter {
-    pub(crate) fn new(
-        send: SendStream<OutMessage>,
-        memory: &Rc<ConnectionMemory>,
-        pending_max: u64,
-    ) -> ClientWriter {
-        ClientWriter {
-            send: RefCell::new(Some(send)),
-            memory: Rc::clone(memory),
-            pending: Rc::default(),
-            pending_max,
-        }
+    pub(crate) fn new(send: SendStream<OutMessage>, memory: &Rc<ConnectionMemory>, pending_max: u64) -> ClientWriter {
+        ClientWriter { send: RefCell::new(Some(send)), memory: Rc::clone(memory), pending: Rc::default(), pending_max }
     }
 
     /// Ends the sending: by a reset, or by just letting go of a stream that the server has ended.
@@ -237,11 +214,7 @@ impl ClientWriter {
 }
 
 impl RawOutbound for ClientWriter {
-    fn poll_send(
-        &self,
-        cx: &mut Context<'_>,
-        message: &mut Option<Bytes>,
-    ) -> Poll<Result<(), Status>> {
+    fn poll_send(&self, cx: &mut Context<'_>, message: &mut Option<Bytes>) -> Poll<Result<(), Status>> {
         let mut send = self.send.borrow_mut();
         let Some(stream) = &mut *send else {
             return Poll::Ready(Err(Status::cancelled("the call is over")));

@@ -6,9 +6,7 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 pub(crate) fn encode(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let group = chunk.iter().enumerate().fold(0u32, |group, (i, byte)| {
-            group | u32::from(*byte) << (16 - 8 * i)
-        });
+        let group = chunk.iter().enumerate().fold(0u32, |group, (i, byte)| group | u32::from(*byte) << (16 - 8 * i));
         for i in 0..=chunk.len() {
             out.push(char::from(ALPHABET[(group >> (18 - 6 * i) & 63) as usize]));
         }
@@ -20,7 +18,7 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
 pub(crate) fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &text[..text.len() - padding];
-    if padding > 2 || (padding > 0 && text.len() % 4 != 0) || body.len() % 4 == 1 {
+    if padding > 2 || (padding > 0 && !text.len().is_multiple_of(4)) || body.len() % 4 == 1 {
         return None;
     }
     let mut out = Vec::with_capacity(body.len() * 3 / 4);
@@ -63,10 +61,7 @@ mod tests {
         ] {
             assert_eq!(encode(plain.as_bytes()), padded.trim_end_matches('='));
             assert_eq!(decode(padded.as_bytes()).as_deref(), Some(plain.as_bytes()));
-            assert_eq!(
-                decode(encode(plain.as_bytes()).as_bytes()).as_deref(),
-                Some(plain.as_bytes())
-            );
+            assert_eq!(decode(encode(plain.as_bytes()).as_bytes()).as_deref(), Some(plain.as_bytes()));
         }
     }
 

@@ -20,10 +20,7 @@ pub(crate) enum InflateError {
 /// Inflates `message`, to at most `bytes_max`. Cost: CPU in proportion to the result.
 pub(crate) fn inflate(message: &[u8], bytes_max: usize) -> Result<Bytes, InflateError> {
     let mut out = Vec::new();
-    GzDecoder::new(message)
-        .take(bytes_max as u64 + 1)
-        .read_to_end(&mut out)
-        .map_err(|_| InflateError::Corrupt)?;
+    GzDecoder::new(message).take(bytes_max as u64 + 1).read_to_end(&mut out).map_err(|_| InflateError::Corrupt)?;
     if out.len() > bytes_max {
         return Err(InflateError::TooLarge(bytes_max));
     }
@@ -33,9 +30,7 @@ pub(crate) fn inflate(message: &[u8], bytes_max: usize) -> Result<Bytes, Inflate
 /// Compresses `message` at the fastest level.
 pub(crate) fn deflate(message: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity(message.len() / 2);
-    GzEncoder::new(message, Compression::fast())
-        .read_to_end(&mut out)
-        .expect("reading from memory does not fail");
+    GzEncoder::new(message, Compression::fast()).read_to_end(&mut out).expect("reading from memory does not fail");
     Bytes::from(out)
 }
 
@@ -55,19 +50,13 @@ mod tests {
     fn a_bomb_is_stopped_at_the_limit() {
         let bomb = deflate(&vec![0; 10 << 20]);
         assert!(bomb.len() < 100_000);
-        assert_eq!(
-            inflate(&bomb, 1 << 20),
-            Err(InflateError::TooLarge(1 << 20))
-        );
+        assert_eq!(inflate(&bomb, 1 << 20), Err(InflateError::TooLarge(1 << 20)));
     }
 
     #[test]
     fn junk_and_cut_streams_are_corrupt() {
         assert_eq!(inflate(b"not gzip", 100), Err(InflateError::Corrupt));
         let whole = deflate(b"some text that is long enough");
-        assert_eq!(
-            inflate(&whole[..whole.len() - 9], 100),
-            Err(InflateError::Corrupt)
-        );
+        assert_eq!(inflate(&whole[..whole.len() - 9], 100), Err(InflateError::Corrupt));
     }
 }

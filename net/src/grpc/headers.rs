@@ -45,12 +45,10 @@ pub(crate) fn encoding(headers: &HeaderMap) -> Result<Encoding, String> {
 
 /// Whether the other side's `grpc-accept-encoding` names gzip.
 pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
-    headers.get_all(GRPC_ACCEPT_ENCODING).iter().any(|value| {
-        value
-            .as_bytes()
-            .split(|byte| *byte == b',')
-            .any(|name| name.trim_ascii() == b"gzip")
-    })
+    headers
+        .get_all(GRPC_ACCEPT_ENCODING)
+        .iter()
+        .any(|value| value.as_bytes().split(|byte| *byte == b',').any(|name| name.trim_ascii() == b"gzip"))
 }
 
 /// The custom metadata among `headers`. Values of `-bin` names that are no base64 are left out.
@@ -84,18 +82,14 @@ pub(crate) fn append_metadata(headers: &mut HeaderMap, metadata: &Metadata) -> R
         if is_reserved(name) {
             return Err(bad("is a name that gRPC uses itself"));
         }
-        let header =
-            HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("is no header name"))?;
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("is no header name"))?;
         let value = if name.ends_with("-bin") {
             HeaderValue::try_from(base64::encode(value))
         } else {
             HeaderValue::from_bytes(value)
         };
         headers
-            .try_append(
-                header,
-                value.map_err(|_| bad("has a value that is no header value"))?,
-            )
+            .try_append(header, value.map_err(|_| bad("has a value that is no header value"))?)
             .map_err(|_| bad("is one too many"))?;
     }
     Ok(())
@@ -129,20 +123,10 @@ mod tests {
 
     #[test]
     fn content_types_of_stock_clients_are_grpc_and_others_are_not() {
-        for good in [
-            "application/grpc",
-            "application/grpc+proto",
-            "application/grpc;charset=utf-8",
-        ] {
+        for good in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
             assert!(is_grpc(&with("content-type", good)), "{good}");
         }
-        for bad in [
-            "application/grpc-web",
-            "application/grpc+json",
-            "application/json",
-            "text/plain",
-            "",
-        ] {
+        for bad in ["application/grpc-web", "application/grpc+json", "application/json", "text/plain", ""] {
             assert!(!is_grpc(&with("content-type", bad)), "{bad}");
         }
         assert!(!is_grpc(&HeaderMap::new()));
@@ -152,18 +136,9 @@ mod tests {
     fn encodings_are_told_apart() {
         assert_eq!(encoding(&HeaderMap::new()), Ok(Encoding::Identity));
         assert_eq!(encoding(&with("grpc-encoding", "gzip")), Ok(Encoding::Gzip));
-        assert_eq!(
-            encoding(&with("grpc-encoding", "snappy")),
-            Err("snappy".to_string())
-        );
-        assert!(accepts_gzip(&with(
-            "grpc-accept-encoding",
-            "identity, deflate, gzip"
-        )));
-        assert!(!accepts_gzip(&with(
-            "grpc-accept-encoding",
-            "identity,xgzip"
-        )));
+        assert_eq!(encoding(&with("grpc-encoding", "snappy")), Err("snappy".to_string()));
+        assert!(accepts_gzip(&with("grpc-accept-encoding", "identity, deflate, gzip")));
+        assert!(!accepts_gzip(&with("grpc-accept-encoding", "identity,xgzip")));
     }
 
     #[test]
@@ -178,10 +153,7 @@ mod tests {
         append_metadata(&mut headers, &metadata).expect("all are valid");
         let back = super::metadata(&headers);
         let sorted = |metadata: &Metadata| {
-            let mut pairs: Vec<_> = metadata
-                .iter()
-                .map(|(n, v)| (n.to_string(), v.to_vec()))
-                .collect();
+            let mut pairs: Vec<_> = metadata.iter().map(|(n, v)| (n.to_string(), v.to_vec())).collect();
             pairs.sort();
             pairs
         };
@@ -190,18 +162,10 @@ mod tests {
 
     #[test]
     fn metadata_that_cannot_be_sent_is_refused() {
-        for (name, value) in [
-            ("grpc-timeout", "1S"),
-            ("te", "x"),
-            ("with space", "x"),
-            ("line", "a\nb"),
-        ] {
+        for (name, value) in [("grpc-timeout", "1S"), ("te", "x"), ("with space", "x"), ("line", "a\nb")] {
             let mut metadata = Metadata::new();
             metadata.push(name, value);
-            assert!(
-                append_metadata(&mut HeaderMap::new(), &metadata).is_err(),
-                "{name}"
-            );
+            assert!(append_metadata(&mut HeaderMap::new(), &metadata).is_err(), "{name}");
         }
     }
 }

@@ -59,11 +59,7 @@ impl Deframer {
         let len = self.message_len();
         let have = self.body.len() + self.chunk.len();
         if have < len {
-            self.body.reserve(
-                self.chunk
-                    .len()
-                    .max((2 * self.body.len()).min(len - self.body.len())),
-            );
+            self.body.reserve(self.chunk.len().max((2 * self.body.len()).min(len - self.body.len())));
             self.body.extend_from_slice(&self.chunk);
             self.chunk.clear();
             return Ok(None);
@@ -76,10 +72,7 @@ impl Deframer {
             std::mem::take(&mut self.body).freeze()
         };
         self.prefix_len = 0;
-        Ok(Some(Framed {
-            is_compressed: self.prefix[0] == 1,
-            bytes,
-        }))
+        Ok(Some(Framed { is_compressed: self.prefix[0] == 1, bytes }))
     }
 
     /// True between messages: the stream may end here.
@@ -89,8 +82,7 @@ impl Deframer {
 
     fn take_prefix(&mut self) -> Result<bool, FrameError> {
         let take = (PREFIX_BYTES - self.prefix_len).min(self.chunk.len());
-        self.chunk
-            .copy_to_slice(&mut self.prefix[self.prefix_len..self.prefix_len + take]);
+        self.chunk.copy_to_slice(&mut self.prefix[self.prefix_len..self.prefix_len + take]);
         self.prefix_len += take;
         if self.prefix_len > 0 && self.prefix[0] > 1 {
             return Err(FrameError::BadFlag(self.prefix[0]));
@@ -99,10 +91,7 @@ impl Deframer {
             return Ok(false);
         }
         if self.message_len() > self.message_bytes_max {
-            return Err(FrameError::TooLarge(
-                self.message_len(),
-                self.message_bytes_max,
-            ));
+            return Err(FrameError::TooLarge(self.message_len(), self.message_bytes_max));
         }
         Ok(true)
     }
@@ -115,9 +104,7 @@ impl Deframer {
 
 /// The five bytes before a message of `len` bytes.
 pub(crate) fn prefix(is_compressed: bool, len: usize) -> [u8; PREFIX_BYTES] {
-    let [a, b, c, d] = u32::try_from(len)
-        .expect("callers bound messages below 4 GiB")
-        .to_be_bytes();
+    let [a, b, c, d] = u32::try_from(len).expect("callers bound messages below 4 GiB").to_be_bytes();
     [u8::from(is_compressed), a, b, c, d]
 }
 
@@ -158,10 +145,7 @@ mod tests {
         let chunk = Bytes::from(stream_of(&[b"hello"]));
         let mut deframer = Deframer::new(100);
         deframer.feed(chunk.clone());
-        let message = deframer
-            .next_message()
-            .expect("well-formed")
-            .expect("complete");
+        let message = deframer.next_message().expect("well-formed").expect("complete");
         assert_eq!(message.bytes.as_ptr(), chunk[PREFIX_BYTES..].as_ptr());
     }
 

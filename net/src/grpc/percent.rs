@@ -48,10 +48,7 @@ mod tests {
     fn encoding_is_ascii_and_reads_back() {
         for text in ["", "plain text", "100% sûr\n", "\u{7f}", "%41", "日本"] {
             let encoded = encode(text);
-            assert!(
-                encoded.bytes().all(|b| (0x20..=0x7E).contains(&b)),
-                "{encoded}"
-            );
+            assert!(encoded.bytes().all(|b| (0x20..=0x7E).contains(&b)), "{encoded}");
             assert_eq!(decode(encoded.as_bytes()), text);
         }
         assert_eq!(encode("a%\n"), "a%25%0A");

@@ -37,10 +37,7 @@ fn write(headers: &mut HeaderMap, status: &Status) {
     headers.insert(GRPC_STATUS, HeaderValue::from(status.code.number()));
     if !status.message.is_empty() {
         let value = HeaderValue::try_from(percent::encode(shortened(&status.message)));
-        headers.insert(
-            GRPC_MESSAGE,
-            value.expect("percent-encoding leaves printable ASCII"),
-        );
+        headers.insert(GRPC_MESSAGE, value.expect("percent-encoding leaves printable ASCII"));
     }
 }
 
@@ -55,16 +52,9 @@ fn shortened(message: &str) -> &str {
 /// The status in trailers or trailers-only headers; `None` if they have none.
 pub(crate) fn read(headers: &HeaderMap) -> Option<Status> {
     let code = std::str::from_utf8(headers.get(GRPC_STATUS)?.as_bytes()).ok();
-    let number = code
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(Code::Unknown.number());
-    let message = headers
-        .get(GRPC_MESSAGE)
-        .map(|value| percent::decode(value.as_bytes()));
-    Some(Status::new(
-        Code::from_number(number),
-        message.unwrap_or_default(),
-    ))
+    let number = code.and_then(|text| text.parse().ok()).unwrap_or(Code::Unknown.number());
+    let message = headers.get(GRPC_MESSAGE).map(|value| percent::decode(value.as_bytes()));
+    Some(Status::new(Code::from_number(number), message.unwrap_or_default()))
 }
 
 /// What an HTTP status without a gRPC status means, by gRPC's table.
@@ -99,11 +89,8 @@ mod tests {
 
     #[test]
     fn statuses_survive_the_trailers() {
-        for status in [
-            Status::new(Code::Ok, ""),
-            Status::unavailable("später: 100%\n"),
-            Status::unauthenticated("no"),
-        ] {
+        for status in [Status::new(Code::Ok, ""), Status::unavailable("später: 100%\n"), Status::unauthenticated("no")]
+        {
             assert_eq!(read(&trailers(&status)), Some(status.clone()));
             assert_eq!(read(&trailers_only(&status)), Some(status));
         }
@@ -116,11 +103,7 @@ mod tests {
         for bad in ["", "x", "-1", "99999999999", "42"] {
             let mut headers = HeaderMap::new();
             headers.insert(GRPC_STATUS, HeaderValue::from_static(bad));
-            assert_eq!(
-                read(&headers).map(|status| status.code),
-                Some(Code::Unknown),
-                "{bad:?}"
-            );
+            assert_eq!(read(&headers).map(|status| status.code), Some(Code::Unknown), "{bad:?}");
         }
     }
 

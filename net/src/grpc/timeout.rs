@@ -8,9 +8,7 @@ pub(crate) fn parse(value: &[u8]) -> Option<Duration> {
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let amount = digits
-        .iter()
-        .fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    let amount = digits.iter().fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
     match unit {
         b'H' => Some(Duration::from_secs(amount * 3600)),
         b'M' => Some(Duration::from_secs(amount * 60)),
@@ -54,10 +52,7 @@ mod tests {
         assert_eq!(parse(b"7u"), Some(Duration::from_micros(7)));
         assert_eq!(parse(b"7n"), Some(Duration::from_nanos(7)));
         assert_eq!(parse(b"3M"), Some(Duration::from_secs(180)));
-        assert_eq!(
-            parse(b"99999999H"),
-            Some(Duration::from_secs(99_999_999 * 3600))
-        );
+        assert_eq!(parse(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
     }
 
     #[test]
@@ -69,15 +64,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back_no_shorter() {
-        for nanos in [
-            0u64,
-            1,
-            99_999_999,
-            100_000_000,
-            1_500_000_000,
-            86_400_000_000_000,
-            u64::MAX,
-        ] {
+        for nanos in [0u64, 1, 99_999_999, 100_000_000, 1_500_000_000, 86_400_000_000_000, u64::MAX] {
             let timeout = Duration::from_nanos(nanos);
             let text = format(timeout);
             let back = parse(text.as_bytes()).expect("own format");

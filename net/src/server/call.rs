@@ -11,7 +11,7 @@ use super::router::Router;
 use super::shared::{ConnectionShared, OpenCall};
 use super::writer::{Writer, response};
 use crate::grpc::headers::{self, GRPC_TIMEOUT};
-use crate::grpc::timeout;
+use crate::grpc::{gzip, timeout};
 use crate::memory::OutMessage;
 use crate::metrics::{NetMetrics, add};
 use base::Instant;
@@ -32,12 +32,15 @@ pub(crate) struct Call {
     _open: OpenCall,
 }
 
+#[allow(clippy::large_enum_variant, reason = "most calls pass through the large stage; a box would cost each of them")]
 enum Stage {
     Collect(Collect),
     Handle {
         future: LocalFuture<Result<Bytes, Status>>,
         writer: Writer,
         held: Held,
+        /// The future gives the answer compressed.
+        is_compressed: bool,
     },
     Stream {
         future: LocalFuture<Result<(), Status>>,
@@ -80,10 +83,7 @@ impl Call {
         }
     }
 
-    #[allow(
-        clippy::result_large_err,
-        reason = "the error is consumed at once by the one caller"
-    )]
+    #[allow(clippy::result_large_err, reason = "the error is consumed at once by the one caller")]
     fn start(
         parts: http::request::Parts,
         body: RecvStream,
@@ -98,10 +98,7 @@ impl Call {
         let encoding = match headers::encoding(&parts.headers) {
             Ok(encoding) => encoding,
             Err(name) => {
-                return Err((
-                    writer,
-                    Status::unimplemented(format!("message encoding {name:?} is not supported")),
-                ));
+                return Err((writer, Status::unimplemented(format!("message encoding {name:?} is not supported"))));
             }
         };
         let deadline = match deadline(&parts.headers, shared.now.get()) {
@@ -110,20 +107,13 @@ impl Call {
         };
         let Some(open) = OpenCall::begin(&shared.core) else {
             add(&shared.metrics().refused_total, 1);
-            return Err((
-                writer,
-                Status::resource_exhausted("the server has too many calls in progress"),
-            ));
+            return Err((writer, Status::resource_exhausted("the server has too many calls in progress")));
         };
         if let Some(deadline) = deadline {
             shared.look_at(deadline);
         }
-        let context = CallContext {
-            deadline,
-            metadata: headers::metadata(&parts.headers),
-            peer: shared.peer,
-        };
-        let reader = Reader::new(body, encoding, shared);
+        let context = CallContext { deadline, metadata: headers::metadata(&parts.headers), peer: shared.peer };
+        let mut reader = Reader::new(body, encoding, shape == Shape::Unary, shared);
         let stage = if shape == Shape::Unary {
             Stage::Collect(Collect {
                 reader: Some(reader),
@@ -135,22 +125,13 @@ impl Call {
             })
         } else {
             let writer = Rc::new(writer);
-            let progress = reader.progress();
+            let progress = reader.share_progress();
             let outbound: Rc<dyn RawOutbound> = Rc::<Writer>::clone(&writer);
             let inbound: Box<dyn RawInbound> = Box::new(reader);
             let future = service.stream(method, context, inbound, outbound);
-            Stage::Stream {
-                future,
-                writer,
-                progress,
-            }
+            Stage::Stream { future, writer, progress }
         };
-        Ok(Call {
-            stage,
-            deadline,
-            shared: Rc::clone(shared),
-            _open: open,
-        })
+        Ok(Call { stage, deadline, shared: Rc::clone(shared), _open: open })
     }
 
     /// Goes on. Ready: the call is over.
@@ -162,16 +143,21 @@ impl Call {
                     Poll::Ready(Some(next)) => self.stage = next,
                     Poll::Ready(None) => return Poll::Ready(()),
                 },
-                Stage::Handle {
-                    future,
-                    writer,
-                    held,
-                } => {
+                Stage::Handle { future, writer, held, is_compressed } => {
                     let Poll::Ready(result) = future.as_mut().poll(cx) else {
                         held.release(cx);
                         return self.poll_cancelled(cx);
                     };
-                    let sent = result.and_then(|message| writer.send(message, false));
+                    let sent = match result {
+                        Ok(message) if *is_compressed => writer.send_as(message, true, false),
+                        Ok(message) if writer.wants_helper(&message) => {
+                            *is_compressed = true;
+                            *future = compress(message);
+                            continue;
+                        }
+                        Ok(message) => writer.send(message, false),
+                        Err(status) => Err(status),
+                    };
                     writer.finish(sent);
                     return Poll::Ready(());
                 }
@@ -193,19 +179,14 @@ impl Call {
         if let Some(deadline) = self.deadline {
             if now >= deadline {
                 add(&self.shared.metrics().deadlines_total, 1);
-                self.end(Status::deadline_exceeded(
-                    "the deadline passed while the call was handled",
-                ));
+                self.end(Status::deadline_exceeded("the deadline passed while the call was handled"));
                 return Poll::Ready(());
             }
             self.shared.look_at(deadline);
         }
         let progress = match &self.stage {
-            Stage::Collect(Collect {
-                reader: Some(reader),
-                ..
-            }) => reader.progress(),
-            Stage::Stream { progress, .. } => Rc::clone(progress),
+            Stage::Collect(Collect { reader: Some(reader), .. }) => reader.progress(),
+            Stage::Stream { progress, .. } => progress,
             Stage::Collect(_) | Stage::Handle { .. } => return Poll::Pending,
         };
         match progress.deadline(&self.shared) {
@@ -224,11 +205,7 @@ impl Call {
 
     fn end(&mut self, status: Status) {
         match &self.stage {
-            Stage::Collect(Collect {
-                writer: Some(writer),
-                ..
-            })
-            | Stage::Handle { writer, .. } => {
+            Stage::Collect(Collect { writer: Some(writer), .. }) | Stage::Handle { writer, .. } => {
                 writer.finish(Err(status));
             }
             Stage::Stream { writer, .. } => writer.finish(Err(status)),
@@ -267,9 +244,7 @@ impl Collect {
                     self.message = Some(message);
                     continue;
                 }
-                Poll::Ready(Ok(Some(_))) => {
-                    Status::internal("more than one message for a unary call")
-                }
+                Poll::Ready(Ok(Some(_))) => Status::internal("more than one message for a unary call"),
                 Poll::Ready(Ok(None)) => match self.message.take() {
                     Some(message) => return Poll::Ready(Some(self.handle(message))),
                     None => Status::internal("no message for a unary call"),
@@ -284,23 +259,21 @@ impl Collect {
 
     fn handle(&mut self, message: Bytes) -> Stage {
         let path = std::mem::take(&mut self.path);
-        let method = path
-            .path()
-            .rsplit_once('/')
-            .map_or("", |(_, method)| method);
+        let method = path.path().rsplit_once('/').map_or("", |(_, method)| method);
         let context = std::mem::take(&mut self.context);
         let future = self.service.unary(method, context, message);
         let reader = self.reader.take().expect("it gave the message just now");
-        let writer = self
-            .writer
-            .take()
-            .expect("taken only here and when the call is over");
-        Stage::Handle {
-            future,
-            writer,
-            held: reader.into_held(),
-        }
+        let writer = self.writer.take().expect("taken only here and when the call is over");
+        Stage::Handle { future, writer, held: reader.into_held(), is_compressed: false }
     }
+}
+
+/// Compresses a large answer on a helper.
+fn compress(message: Bytes) -> LocalFuture<Result<Bytes, Status>> {
+    Box::pin(async move {
+        let deflate = move || gzip::deflate(&message);
+        Ok(executor::blocking(executor::Class::Foreground, deflate).await)
+    })
 }
 
 /// The answer to a request that is not gRPC.
@@ -310,10 +283,7 @@ fn refuse_as_http(method: &Method, headers: &HeaderMap) -> Option<http::Response
         return Some(response(StatusCode::METHOD_NOT_ALLOWED, allow));
     }
     if !headers::is_grpc(headers) {
-        return Some(response(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            HeaderMap::new(),
-        ));
+        return Some(response(StatusCode::UNSUPPORTED_MEDIA_TYPE, HeaderMap::new()));
     }
     None
 }
@@ -325,9 +295,7 @@ fn deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Status
     };
     match timeout::parse(value.as_bytes()) {
         None => Err(Status::internal("malformed grpc-timeout")),
-        Some(timeout) if timeout.is_zero() => Err(Status::deadline_exceeded(
-            "the deadline had passed on arrival",
-        )),
+        Some(timeout) if timeout.is_zero() => Err(Status::deadline_exceeded("the deadline had passed on arrival")),
         Some(timeout) => Ok(Some(now + timeout)),
     }
 }

@@ -21,11 +21,7 @@ pub(crate) struct CallSet<C> {
 
 impl<C> CallSet<C> {
     pub(crate) fn new(hub: Arc<Hub>) -> CallSet<C> {
-        CallSet {
-            hub,
-            slots: Vec::new(),
-            free: Vec::new(),
-        }
+        CallSet { hub, slots: Vec::new(), free: Vec::new() }
     }
 
     /// How many calls are open.
@@ -34,20 +30,12 @@ impl<C> CallSet<C> {
     }
 
     /// Adds a call and polls it for the first time.
-    pub(crate) fn begin(
-        &mut self,
-        call: C,
-        poll: impl FnOnce(&mut C, &mut Context<'_>) -> Poll<()>,
-    ) {
+    pub(crate) fn begin(&mut self, call: C, poll: impl FnOnce(&mut C, &mut Context<'_>) -> Poll<()>) {
         let index = self.free.pop().unwrap_or_else(|| {
             let index = u32::try_from(self.slots.len()).expect("streams are limited below 2^32");
             let wake = SlotWaker::new(&self.hub, index);
             let waker = Waker::from(Arc::clone(&wake));
-            self.slots.push(Slot {
-                call: None,
-                wake,
-                waker,
-            });
+            self.slots.push(Slot { call: None, wake, waker });
             index
         });
         self.slots[index as usize].call = Some(call);
@@ -134,11 +122,7 @@ mod tests {
             Poll::Ready(())
         });
         assert_eq!(calls.len(), 0);
-        assert_eq!(
-            calls.poll_ready(5, poll),
-            1,
-            "the waker of a call that is over"
-        );
+        assert_eq!(calls.poll_ready(5, poll), 1, "the waker of a call that is over");
         assert_eq!(calls.poll_ready(5, poll), 0);
     }
 }

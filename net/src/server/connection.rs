@@ -37,8 +37,8 @@ const FAREWELL_TIME: Duration = Duration::from_secs(1);
 /// own clock; it is long enough that nothing within a simulated run depends on it.
 const RESETS_REMEMBERED: usize = 1024;
 const RESETS_REMEMBERED_TIME: Duration = Duration::from_secs(30);
-/// Streams reset by the client before their call was begun, within one pass.
-const RESETS_UNSEEN_MAX: usize = 1024;
+/// Streams reset by the client before their call was begun, within one pass. The meter stops floods before that.
+const RESETS_UNSEEN_MAX: usize = 8192;
 /// Stream errors of the client over the life of a connection.
 const STREAM_ERRORS_MAX: usize = 10_000;
 
@@ -137,6 +137,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         polled += 1;
                         self.set_busy(true);
                         self.calls.begin(call, Call::poll);
+                        if polled >= PASS_CALLS_MAX {
+                            break;
+                        }
                     }
                     Poll::Ready(None) => return Poll::Ready(()),
                     Poll::Pending => break,
@@ -144,13 +147,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             polled += self.calls.poll_ready(PASS_CALLS_MAX / 4, Call::poll);
             self.account();
+            let is_tired = polled >= PASS_CALLS_MAX || executor::now().since(began) >= PASS_TIME_MAX;
+            if is_tired {
+                // What was answered so far leaves with this pass; the rest has to wait for the next.
+                self.hub.notify();
+                return self.frame(cx);
+            }
             if !self.hub.take_woken() {
                 return Poll::Pending;
             }
-            if polled >= PASS_CALLS_MAX || executor::now().since(began) >= PASS_TIME_MAX {
-                self.hub.notify();
-                return Poll::Pending;
-            }
+        }
+    }
+
+    /// Lets h2 read and frame, without taking new calls.
+    fn frame(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.phase {
+            Phase::Open(h2) => h2.poll_closed(cx).map(|_| ()),
+            Phase::Handshake(_) => Poll::Pending,
         }
     }
 
@@ -254,29 +267,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn next_look(&self, activity: Activity) -> Option<Instant> {
         let config = self.shared.config();
         let handshake = (!self.has_settings).then(|| self.opened + config.handshake_timeout);
-        let inside = activity
-            .is_inside_frame
-            .then(|| self.last_read + config.half_sent_timeout);
+        let inside = activity.is_inside_frame.then(|| self.last_read + config.half_sent_timeout);
         let has_output = activity.has_unwritten || self.shared.memory.outbound_bytes() > 0;
-        let output =
-            has_output.then(|| self.last_written.max(self.opened) + config.stalled_write_timeout);
+        let output = has_output.then(|| self.last_written.max(self.opened) + config.stalled_write_timeout);
         let farewell = self.farewell.map(|at| at + FAREWELL_TIME);
         let ping = match (self.ping_sent, config.keepalive_interval) {
             (Some(sent), _) => Some(sent + config.keepalive_timeout),
             (None, Some(interval)) => Some(self.last_read + interval),
             (None, None) => None,
         };
-        [
-            handshake,
-            inside,
-            output,
-            farewell,
-            ping,
-            self.shared.next_look(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [handshake, inside, output, farewell, ping, self.shared.next_look()].into_iter().flatten().min()
     }
 
     /// Ends what has run out of time. Ready: the connection is to be dropped.
@@ -287,16 +287,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             || ((activity.has_unwritten || self.shared.memory.outbound_bytes() > 0)
                 && now >= self.last_written + config.stalled_write_timeout)
             || self.farewell.is_some_and(|at| now >= at + FAREWELL_TIME)
-            || self
-                .ping_sent
-                .is_some_and(|at| now >= at + config.keepalive_timeout);
+            || self.ping_sent.is_some_and(|at| now >= at + config.keepalive_timeout);
         if is_late {
             return Poll::Ready(());
         }
         if self.ping_sent.is_none()
-            && config
-                .keepalive_interval
-                .is_some_and(|interval| now >= self.last_read + interval)
+            && config.keepalive_interval.is_some_and(|interval| now >= self.last_read + interval)
         {
             self.ping_sent = Some(now);
             self.set_busy(self.calls.len() > 0);
@@ -315,10 +311,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn set_timer(&mut self, now: Instant, at: Instant, cx: &mut Context<'_>) {
         // Timers never fire early, so one that is not yet due still holds our waker. If what it was set for has gone,
         // it fires for nothing and is set anew.
-        let is_set = self
-            .timer
-            .as_ref()
-            .is_some_and(|timer| now < timer.deadline() && timer.deadline() <= at);
+        let is_set = self.timer.as_ref().is_some_and(|timer| now < timer.deadline() && timer.deadline() <= at);
         if !is_set {
             let mut timer = executor::sleep_until(at);
             if Pin::new(&mut timer).poll(cx).is_ready() {

@@ -82,11 +82,7 @@ pub(crate) struct SlotWaker {
 
 impl SlotWaker {
     pub(crate) fn new(hub: &Arc<Hub>, slot: u32) -> Arc<SlotWaker> {
-        Arc::new(SlotWaker {
-            hub: Arc::clone(hub),
-            slot,
-            is_ready: AtomicBool::new(false),
-        })
+        Arc::new(SlotWaker { hub: Arc::clone(hub), slot, is_ready: AtomicBool::new(false) })
     }
 
     /// The call is about to be polled: what wakes from now on is news.

@@ -32,8 +32,9 @@ const GO_AWAY: [u8; 26] = [
     0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
     0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11, // GOAWAY
 ];
-/// How long one that is refused may take to read that.
+/// How long one that is refused may take to read that, and how many may do so at a time; others are closed at once.
 const REFUSAL_TIME: Duration = Duration::from_millis(100);
+const REFUSALS_MAX: u64 = 64;
 
 /// A server on one core. Clones are the same server.
 #[derive(Clone)]
@@ -57,6 +58,7 @@ impl Server {
                 router,
                 metrics,
                 memory,
+                refusals: Cell::new(0),
                 is_draining: Cell::new(false),
                 hubs: RefCell::default(),
             }),
@@ -92,25 +94,13 @@ impl Server {
         self.serve_guarded(stream, peer, None).await;
     }
 
-    async fn serve_guarded<S>(
-        &self,
-        mut stream: S,
-        peer: Option<SocketAddr>,
-        guard: Option<ConnectionGuard>,
-    ) where
+    async fn serve_guarded<S>(&self, mut stream: S, peer: Option<SocketAddr>, guard: Option<ConnectionGuard>)
+    where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let metrics = &self.shared.metrics;
-        if metrics.connections.get() >= self.shared.config.connections_max
-            || self.shared.is_draining.get()
-        {
-            add(&metrics.connections_refused_total, 1);
-            // Best effort: the peer sees the end of the stream in any case.
-            let _ = executor::timeout(REFUSAL_TIME, async {
-                stream.write_all(&GO_AWAY).await?;
-                stream.shutdown().await
-            })
-            .await;
+        if metrics.connections.get() >= self.shared.config.connections_max || self.shared.is_draining.get() {
+            self.refuse(&mut stream).await;
             return;
         }
         let _open = OpenConnection::begin(metrics);
@@ -121,11 +111,25 @@ impl Server {
             }
             Ok(Ok(Sniffed::Http1(bytes))) => {
                 if let Some(handler) = &self.http {
-                    http1::serve(stream, bytes, peer, Rc::clone(handler), config, metrics).await;
+                    http1::serve(stream, bytes, peer, Rc::clone(handler), config, &self.shared.memory).await;
                 }
             }
             Ok(Ok(Sniffed::Nothing) | Err(_)) => {}
             Err(_) => add(&metrics.stalled_total, 1),
+        }
+    }
+
+    /// Tells a connection too many to go away. Best effort: the peer sees the end of the stream in any case.
+    async fn refuse(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+        let shared = &self.shared;
+        add(&shared.metrics.connections_refused_total, 1);
+        if shared.refusals.get() < REFUSALS_MAX {
+            add(&shared.refusals, 1);
+            let said = executor::timeout(REFUSAL_TIME, stream.write_all(&GO_AWAY)).await;
+            if matches!(said, Ok(Ok(()))) {
+                http1::linger(stream, REFUSAL_TIME).await;
+            }
+            sub(&shared.refusals, 1);
         }
     }
 

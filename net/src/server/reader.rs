@@ -11,6 +11,7 @@ use executor::Class;
 use h2::RecvStream;
 use proto::rpc::{LocalFuture, RawInbound, Status};
 use std::cell::Cell;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -36,6 +37,23 @@ pub(crate) struct Progress {
     pub(crate) since: Cell<Instant>,
 }
 
+/// Whose eyes are on a reader's progress. Most calls are unary, and spare the allocation.
+enum Watched {
+    Own(Progress),
+    Shared(Rc<Progress>),
+}
+
+impl Deref for Watched {
+    type Target = Progress;
+
+    fn deref(&self) -> &Progress {
+        match self {
+            Watched::Own(progress) => progress,
+            Watched::Shared(progress) => progress,
+        }
+    }
+}
+
 /// Reads messages off a request stream.
 pub(crate) struct Reader {
     body: RecvStream,
@@ -43,8 +61,10 @@ pub(crate) struct Reader {
     charge: InboundCharge,
     encoding: Encoding,
     inflating: Option<LocalFuture<Result<Bytes, InflateError>>>,
-    progress: Rc<Progress>,
+    progress: Watched,
     shared: Rc<ConnectionShared>,
+    /// The client owes the rest of the stream, not only the rest of a message.
+    owes_end: bool,
     is_over: bool,
 }
 
@@ -74,38 +94,35 @@ pub(crate) enum ReadError {
 }
 
 impl Reader {
-    pub(crate) fn new(
-        body: RecvStream,
-        encoding: Encoding,
-        shared: &Rc<ConnectionShared>,
-    ) -> Reader {
+    pub(crate) fn new(body: RecvStream, encoding: Encoding, owes_end: bool, shared: &Rc<ConnectionShared>) -> Reader {
         Reader {
             body,
             deframer: Deframer::new(shared.config().message_bytes_max),
             charge: InboundCharge::new(&shared.memory),
             encoding,
             inflating: None,
-            progress: Rc::new(Progress {
-                waiting: Cell::new(Waiting::No),
-                since: Cell::new(shared.now.get()),
-            }),
+            progress: Watched::Own(Progress::new(shared.now.get())),
             shared: Rc::clone(shared),
+            owes_end,
             is_over: false,
         }
     }
 
     /// How far it is, to be looked at by the clock.
-    pub(crate) fn progress(&self) -> Rc<Progress> {
-        Rc::clone(&self.progress)
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// The same, to be looked at while the reader belongs to a handler. Before anything is read.
+    pub(crate) fn share_progress(&mut self) -> Rc<Progress> {
+        let progress = Rc::new(Progress::new(self.shared.now.get()));
+        self.progress = Watched::Shared(Rc::clone(&progress));
+        progress
     }
 
     /// All messages are read. What stays is their charge; the stream too, if window is owed for them.
     pub(crate) fn into_held(self) -> Held {
-        if self.charge.is_owing() {
-            Held::Stream(Box::new(self))
-        } else {
-            Held::Charge(self.charge)
-        }
+        if self.charge.is_owing() { Held::Stream(Box::new(self)) } else { Held::Charge(self.charge) }
     }
 
     /// The messages read so far are used up.
@@ -114,10 +131,7 @@ impl Reader {
     }
 
     /// The next message, or `None` at the end of the stream.
-    pub(crate) fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, ReadError>> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, ReadError>> {
         loop {
             if let Some(inflating) = &mut self.inflating {
                 let result = ready!(inflating.as_mut().poll(cx));
@@ -132,9 +146,7 @@ impl Reader {
                     return Poll::Ready(Ok(Some(message.bytes)));
                 }
                 if self.encoding == Encoding::Identity {
-                    let status = Status::internal(
-                        "message is compressed but grpc-encoding names no compression",
-                    );
+                    let status = Status::internal("message is compressed but grpc-encoding names no compression");
                     return Poll::Ready(Err(ReadError::Bad(status)));
                 }
                 let limit = self.shared.config().message_bytes_max;
@@ -142,9 +154,8 @@ impl Reader {
                     let result = gzip::inflate(&message.bytes, limit);
                     return Poll::Ready(self.inflated(result).map(Some));
                 }
-                self.inflating = Some(Box::pin(executor::blocking(Class::Foreground, move || {
-                    gzip::inflate(&message.bytes, limit)
-                })));
+                self.inflating =
+                    Some(Box::pin(executor::blocking(Class::Foreground, move || gzip::inflate(&message.bytes, limit))));
                 continue;
             }
             if self.is_over || self.body.is_end_stream() {
@@ -152,9 +163,7 @@ impl Reader {
                 return Poll::Ready(if self.deframer.is_at_boundary() {
                     Ok(None)
                 } else {
-                    Err(ReadError::Bad(Status::internal(
-                        "stream ended inside of a message",
-                    )))
+                    Err(ReadError::Bad(Status::internal("stream ended inside of a message")))
                 });
             }
             match self.body.poll_data(cx) {
@@ -171,7 +180,7 @@ impl Reader {
                 Poll::Pending => {
                     let is_inside = !self.deframer.is_at_boundary();
                     self.charge.release(self.body.flow_control(), is_inside, cx);
-                    self.note(match (is_inside, self.charge.line()) {
+                    self.note(match (is_inside || self.owes_end, self.charge.line()) {
                         (false, _) => Waiting::No,
                         (true, Line::No) => Waiting::HalfSent,
                         (true, Line::Waits) => Waiting::Memory,
@@ -189,12 +198,10 @@ impl Reader {
                 self.charge.take(bytes.len());
                 Ok(bytes)
             }
-            Err(error @ InflateError::TooLarge(_)) => Err(ReadError::Bad(
-                Status::resource_exhausted(error.to_string()),
-            )),
-            Err(error @ InflateError::Corrupt) => {
-                Err(ReadError::Bad(Status::internal(error.to_string())))
+            Err(error @ InflateError::TooLarge(_)) => {
+                Err(ReadError::Bad(Status::resource_exhausted(error.to_string())))
             }
+            Err(error @ InflateError::Corrupt) => Err(ReadError::Bad(Status::internal(error.to_string()))),
         }
     }
 
@@ -207,6 +214,10 @@ impl Reader {
 }
 
 impl Progress {
+    fn new(now: Instant) -> Progress {
+        Progress { waiting: Cell::new(Waiting::No), since: Cell::new(now) }
+    }
+
     /// When patience ends; `None` if nothing is owed to us.
     pub(crate) fn deadline(&self, shared: &ConnectionShared) -> Option<Instant> {
         let config = shared.config();
@@ -222,12 +233,10 @@ impl Progress {
     /// What to tell the client when patience has ended.
     pub(crate) fn complaint(&self) -> Status {
         match self.waiting.get() {
-            Waiting::No | Waiting::HalfSent => {
-                Status::deadline_exceeded("the rest of a message did not come in time")
+            Waiting::No | Waiting::HalfSent => Status::deadline_exceeded("the rest of a message did not come in time"),
+            Waiting::Memory | Waiting::MemoryFavoured => {
+                Status::resource_exhausted("the server's memory for requests is used up; try again later")
             }
-            Waiting::Memory | Waiting::MemoryFavoured => Status::resource_exhausted(
-                "the server's memory for requests is used up; try again later",
-            ),
         }
     }
 }

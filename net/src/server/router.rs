@@ -17,6 +17,7 @@ impl Router {
 
     /// Adds a service. A later one of the same name takes its place.
     #[must_use]
+    #[allow(clippy::should_implement_trait, reason = "a builder's step, not a sum")]
     pub fn add(mut self, service: Rc<dyn Service>) -> Router {
         self.services.retain(|other| other.name() != service.name());
         self.services.push(service);
@@ -27,10 +28,7 @@ impl Router {
     ///
     /// # Errors
     /// UNIMPLEMENTED if there is no such service or method.
-    pub(crate) fn find<'a>(
-        &self,
-        path: &'a str,
-    ) -> Result<(&Rc<dyn Service>, &'a str, Shape), Status> {
+    pub(crate) fn find<'a>(&self, path: &'a str) -> Result<(&Rc<dyn Service>, &'a str, Shape), Status> {
         let (name, method) = path
             .strip_prefix('/')
             .and_then(|path| path.split_once('/'))
@@ -41,9 +39,7 @@ impl Router {
             .iter()
             .find(|service| service.name() == name)
             .ok_or_else(|| Status::unimplemented(format!("unknown service {name}")))?;
-        let shape = service
-            .shape(method)
-            .ok_or_else(|| Status::no_method(name, method))?;
+        let shape = service.shape(method).ok_or_else(|| Status::no_method(name, method))?;
         Ok((service, method, shape))
     }
 }

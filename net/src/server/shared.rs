@@ -18,6 +18,8 @@ pub(crate) struct CoreShared {
     pub(crate) router: Rc<Router>,
     pub(crate) metrics: Rc<NetMetrics>,
     pub(crate) memory: Rc<CoreMemory>,
+    /// Connections that are being told to go away.
+    pub(crate) refusals: Cell<u64>,
     /// Set when the server takes no new work.
     pub(crate) is_draining: Cell<bool>,
     pub(crate) hubs: RefCell<Vec<Weak<Hub>>>,
@@ -59,11 +61,7 @@ pub(crate) struct ConnectionShared {
 }
 
 impl ConnectionShared {
-    pub(crate) fn new(
-        core: &Rc<CoreShared>,
-        memory: Rc<ConnectionMemory>,
-        peer: Option<SocketAddr>,
-    ) -> Rc<Self> {
+    pub(crate) fn new(core: &Rc<CoreShared>, memory: Rc<ConnectionMemory>, peer: Option<SocketAddr>) -> Rc<Self> {
         Rc::new(ConnectionShared {
             core: Rc::clone(core),
             memory,
@@ -85,8 +83,7 @@ impl ConnectionShared {
     /// Asks for a look at `at` or before.
     pub(crate) fn look_at(&self, at: Instant) {
         let next = self.next_look.get();
-        self.next_look
-            .set(Some(next.map_or(at, |next| next.min(at))));
+        self.next_look.set(Some(next.map_or(at, |next| next.min(at))));
     }
 
     pub(crate) fn next_look(&self) -> Option<Instant> {

@@ -20,11 +20,7 @@ pub(crate) async fn sniff(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<S
     let mut bytes = BytesMut::with_capacity(1024);
     loop {
         if stream.read_buf(&mut bytes).await? == 0 {
-            return Ok(if bytes.is_empty() {
-                Sniffed::Nothing
-            } else {
-                Sniffed::Http1(bytes.freeze())
-            });
+            return Ok(if bytes.is_empty() { Sniffed::Nothing } else { Sniffed::Http1(bytes.freeze()) });
         }
         let common = bytes.len().min(PREFACE.len());
         if bytes[..common] != PREFACE[..common] {

@@ -2,9 +2,7 @@
 
 use super::shared::ConnectionShared;
 use crate::grpc::gzip::{COMPRESS_BYTES_MIN, deflate};
-use crate::grpc::headers::{
-    CONTENT_TYPE_GRPC, ENCODINGS, GRPC_ACCEPT_ENCODING, GRPC_ENCODING, GZIP,
-};
+use crate::grpc::headers::{CONTENT_TYPE_GRPC, ENCODINGS, GRPC_ACCEPT_ENCODING, GRPC_ENCODING, GZIP};
 use crate::grpc::status;
 use crate::memory::OutMessage;
 use crate::metrics::add;
@@ -14,12 +12,16 @@ use h2::server::SendResponse;
 use http::header::HeaderMap;
 use http::{Response, StatusCode};
 use proto::rpc::{Code, RawOutbound, Status};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 /// Largest message that h2 can send: its windows are 31 bits.
 const SENT_BYTES_MAX: usize = (1 << 31) - 64;
+
+/// Larger messages hold the core too long: a helper compresses the answer of a unary call, and those of a stream
+/// are sent as they are.
+const DEFLATE_HERE_BYTES_MAX: usize = 16 << 10;
 
 enum Stage {
     /// Nothing was sent.
@@ -34,21 +36,17 @@ enum Stage {
 pub(crate) struct Writer {
     stage: RefCell<Stage>,
     /// Bytes of this stream that are not yet written.
-    pending: Rc<Cell<u64>>,
+    pending: OnceCell<Rc<Cell<u64>>>,
     gzip: bool,
     shared: Rc<ConnectionShared>,
 }
 
 impl Writer {
     /// `accepts_gzip`: whether the client can read compressed answers.
-    pub(crate) fn new(
-        respond: SendResponse<OutMessage>,
-        accepts_gzip: bool,
-        shared: &Rc<ConnectionShared>,
-    ) -> Writer {
+    pub(crate) fn new(respond: SendResponse<OutMessage>, accepts_gzip: bool, shared: &Rc<ConnectionShared>) -> Writer {
         Writer {
             stage: RefCell::new(Stage::Begun(respond)),
-            pending: Rc::default(),
+            pending: OnceCell::new(),
             gzip: accepts_gzip && shared.config().gzip,
             shared: Rc::clone(shared),
         }
@@ -70,29 +68,37 @@ impl Writer {
         }
     }
 
-    /// Sends one message; headers first, if needed.
+    /// Whether a message is to be compressed, and is so large that a helper should do it.
+    pub(crate) fn wants_helper(&self, message: &Bytes) -> bool {
+        self.gzip && message.len() > DEFLATE_HERE_BYTES_MAX
+    }
+
+    /// Sends one message, compressed here if that is worth it; headers first, if needed.
     ///
     /// # Errors
     /// CANCELLED if the stream is gone, RESOURCE_EXHAUSTED if the message is beyond what HTTP/2 carries.
     pub(crate) fn send(&self, message: Bytes, counts: bool) -> Result<(), Status> {
+        if self.gzip && (COMPRESS_BYTES_MIN..=DEFLATE_HERE_BYTES_MAX).contains(&message.len()) {
+            self.send_as(deflate(&message), true, counts)
+        } else {
+            self.send_as(message, false, counts)
+        }
+    }
+
+    /// Sends one message as it is.
+    ///
+    /// # Errors
+    /// As [`Writer::send`].
+    pub(crate) fn send_as(&self, message: Bytes, is_compressed: bool, counts: bool) -> Result<(), Status> {
         if message.len() > SENT_BYTES_MAX {
-            return Err(Status::resource_exhausted(format!(
-                "an answer of {} bytes is too large",
-                message.len()
-            )));
+            return Err(Status::resource_exhausted(format!("an answer of {} bytes is too large", message.len())));
         }
         self.open();
         let mut stage = self.stage.borrow_mut();
         let Stage::Open(send) = &mut *stage else {
             return Err(Status::cancelled("the call is over"));
         };
-        let is_compressed = self.gzip && message.len() >= COMPRESS_BYTES_MIN;
-        let message = if is_compressed {
-            deflate(&message)
-        } else {
-            message
-        };
-        let stream = counts.then(|| Rc::clone(&self.pending));
+        let stream = counts.then(|| Rc::clone(self.pending.get_or_init(Rc::default)));
         let message = OutMessage::new(&self.shared.memory, stream, is_compressed, message);
         send.send_data(message, false).map_err(|_| {
             *stage = Stage::Closed;
@@ -104,22 +110,14 @@ impl Writer {
     pub(crate) fn finish(&self, result: Result<(), Status>) {
         let metrics = self.shared.metrics();
         // A stream that is gone meanwhile refuses what is sent; nobody waits for it then.
-        match (
-            std::mem::replace(&mut *self.stage.borrow_mut(), Stage::Closed),
-            &result,
-        ) {
+        match (std::mem::replace(&mut *self.stage.borrow_mut(), Stage::Closed), &result) {
             (Stage::Closed, _) => return,
             (Stage::Open(mut send), Ok(())) => drop(send.send_trailers(status::ok_trailers())),
-            (Stage::Open(mut send), Err(status)) => {
-                drop(send.send_trailers(status::trailers(status)))
-            }
+            (Stage::Open(mut send), Err(status)) => drop(send.send_trailers(status::trailers(status))),
             (Stage::Begun(mut respond), result) => {
                 let ok = Status::new(Code::Ok, "");
                 let mut headers = status::trailers_only(result.as_ref().err().unwrap_or(&ok));
-                if result
-                    .as_ref()
-                    .is_err_and(|status| status.code == Code::Unimplemented)
-                {
+                if result.as_ref().is_err_and(|status| status.code == Code::Unimplemented) {
                     headers.insert(GRPC_ACCEPT_ENCODING, ENCODINGS);
                 }
                 drop(respond.send_response(response(StatusCode::OK, headers), true));
@@ -146,15 +144,12 @@ impl Writer {
 
 /// Answers of a streaming call as handlers see them.
 impl RawOutbound for Writer {
-    fn poll_send(
-        &self,
-        cx: &mut Context<'_>,
-        message: &mut Option<Bytes>,
-    ) -> Poll<Result<(), Status>> {
+    fn poll_send(&self, cx: &mut Context<'_>, message: &mut Option<Bytes>) -> Poll<Result<(), Status>> {
         if matches!(*self.stage.borrow(), Stage::Closed) || self.shared.memory.is_closed() {
             return Poll::Ready(Err(Status::cancelled("the call is over")));
         }
-        let is_full = self.pending.get() >= self.shared.config().stream_outbound_bytes;
+        let pending = self.pending.get().map_or(0, |pending| pending.get());
+        let is_full = pending >= self.shared.config().stream_outbound_bytes;
         if is_full || !self.shared.memory.has_outbound_room() {
             self.shared.memory.wait_for_outbound_room(cx.waker());
             return Poll::Pending;

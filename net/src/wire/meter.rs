@@ -34,10 +34,7 @@ struct Purse {
 
 impl Purse {
     fn new(burst: u32) -> Purse {
-        Purse {
-            left: i64::from(burst),
-            burst: i64::from(burst),
-        }
+        Purse { left: i64::from(burst), burst: i64::from(burst) }
     }
 
     fn earn(&mut self, amount: i64) {
@@ -116,8 +113,7 @@ impl Meter {
 
     /// Frames with data were sent to the peer.
     pub(crate) fn sent(&mut self, frames: u64) {
-        self.control
-            .earn(EARNED_PER_FRAME.saturating_mul(frames.min(1 << 32) as i64));
+        self.control.earn(EARNED_PER_FRAME.saturating_mul(frames.min(1 << 32) as i64));
     }
 
     /// Calls were answered.
@@ -127,9 +123,7 @@ impl Meter {
 
     /// Time went by.
     pub(crate) fn elapsed(&mut self, time: Duration) {
-        self.refill_millis += u64::try_from(time.as_millis())
-            .unwrap_or(u64::MAX)
-            .min(60_000);
+        self.refill_millis += u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(60_000);
         let quarters = (self.refill_millis / 100) as i64;
         if quarters > 0 {
             self.refill_millis %= 100;
@@ -168,11 +162,7 @@ impl Meter {
                 false
             }
             RST_STREAM => {
-                return if self.resets.spend() {
-                    Ok(())
-                } else {
-                    Err(Flood::Resets)
-                };
+                return if self.resets.spend() { Ok(()) } else { Err(Flood::Resets) };
             }
             SETTINGS => {
                 self.settings_seen = true;
@@ -181,11 +171,7 @@ impl Meter {
             PING => false,
             _ => false,
         };
-        if is_free || self.control.spend() {
-            Ok(())
-        } else {
-            Err(Flood::Control)
-        }
+        if is_free || self.control.spend() { Ok(()) } else { Err(Flood::Control) }
     }
 }
 
@@ -202,9 +188,7 @@ mod tests {
 
     fn meter(control: u32, resets: u32) -> Meter {
         let mut meter = Meter::of_client(control, resets);
-        meter
-            .follow(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-            .expect("no frame yet");
+        meter.follow(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("no frame yet");
         meter
     }
 
@@ -223,11 +207,7 @@ mod tests {
                 at_boundaries += usize::from(!meter.is_inside());
             }
             assert!(at_boundaries > 0);
-            assert_eq!(
-                meter.follow(&frame(6, 0, 8)),
-                Err(Flood::Control),
-                "in steps of {step}"
-            );
+            assert_eq!(meter.follow(&frame(6, 0, 8)), Err(Flood::Control), "in steps of {step}");
         }
     }
 
@@ -252,19 +232,9 @@ mod tests {
 
     #[test]
     fn floods_of_each_kind_are_told() {
-        for (kind, flags, payload) in [
-            (6, 0, 8),
-            (4, 0, 6),
-            (2, 0, 5),
-            (8, 0, 4),
-            (9, 0, 0),
-            (0, 0, 0),
-            (77, 0, 0),
-        ] {
+        for (kind, flags, payload) in [(6, 0, 8), (4, 0, 6), (2, 0, 5), (8, 0, 4), (9, 0, 0), (0, 0, 0), (77, 0, 0)] {
             let mut meter = meter(50, 50);
-            let taken = (0..1000)
-                .take_while(|_| meter.follow(&frame(kind, flags, payload)).is_ok())
-                .count();
+            let taken = (0..1000).take_while(|_| meter.follow(&frame(kind, flags, payload)).is_ok()).count();
             assert_eq!(taken, 50, "kind {kind}");
         }
     }
@@ -280,9 +250,7 @@ mod tests {
         for _ in 0..1000 {
             meter.answered(1);
         }
-        let again = (0..100)
-            .take_while(|_| meter.follow(&frame(3, 0, 4)).is_ok())
-            .count();
+        let again = (0..100).take_while(|_| meter.follow(&frame(3, 0, 4)).is_ok()).count();
         assert_eq!(again, 49, "the purse has its old size, one was owed");
     }
 

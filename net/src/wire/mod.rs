@@ -22,7 +22,7 @@ const READ_BYTES: usize = 64 << 10;
 /// Bytes that one pass reads before others get their turn.
 const PASS_READ_BYTES: usize = 256 << 10;
 /// Bytes that wait to be written; beyond them h2 is told to wait.
-const WRITE_BYTES_MAX: usize = 256 << 10;
+const WRITE_BYTES_MAX: usize = 64 << 10;
 /// An empty write buffer larger than this is given back.
 const WRITE_BYTES_KEPT: usize = 16 << 10;
 
@@ -41,11 +41,7 @@ struct Filled {
 impl Filled {
     fn empty() -> Filled {
         let buffer = BUFFERS.with_borrow_mut(Vec::pop);
-        Filled {
-            buffer: buffer.unwrap_or_else(|| vec![0; READ_BYTES].into_boxed_slice()),
-            at: 0,
-            len: 0,
-        }
+        Filled { buffer: buffer.unwrap_or_else(|| vec![0; READ_BYTES].into_boxed_slice()), at: 0, len: 0 }
     }
 }
 
@@ -71,8 +67,10 @@ struct State<S> {
     flood: Option<Flood>,
     /// What this pass may still read.
     pass_left: usize,
-    /// The pass ended with bytes left in the socket.
+    /// Something was left undone for the next pass: bytes to read, or h2 was refused room that it has got since.
     has_more: bool,
+    /// h2 was told to wait for room.
+    has_refused: bool,
     /// Bytes were read since it was last asked.
     has_read: bool,
     out: Vec<u8>,
@@ -89,11 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
             let take = self.sniffed.len().min(out.remaining());
             let bytes = self.sniffed.split_to(take);
             self.hand_on(&bytes, out);
-            return if self.flood.is_some() {
-                Poll::Pending
-            } else {
-                Poll::Ready(Ok(()))
-            };
+            return if self.flood.is_some() { Poll::Pending } else { Poll::Ready(Ok(())) };
         }
         if self.filled.is_none() {
             if self.is_dry || self.flood.is_some() {
@@ -130,11 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
         if filled.at < filled.len {
             self.filled = Some(filled);
         }
-        if self.flood.is_some() {
-            Poll::Pending
-        } else {
-            Poll::Ready(Ok(()))
-        }
+        if self.flood.is_some() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     /// Gives `bytes` to h2, unless the meter finds a flood in them.
@@ -183,6 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
             self.out_at = 0;
             return Poll::Ready(Ok(()));
         }
+        self.has_refused = true;
         Poll::Pending
     }
 }
@@ -200,7 +191,7 @@ pub(crate) struct Activity {
     pub(crate) has_read: bool,
     /// Bytes went.
     pub(crate) has_written: bool,
-    /// More bytes wait in the socket than a pass may read: come again.
+    /// Something was left undone for the next pass: come again.
     pub(crate) has_more: bool,
     /// The peer is in the midst of a frame or header block.
     pub(crate) is_inside_frame: bool,
@@ -227,6 +218,7 @@ pub(crate) fn wire<S: AsyncRead + AsyncWrite + Unpin>(
         flood: None,
         pass_left: PASS_READ_BYTES,
         has_more: false,
+        has_refused: false,
         has_read: false,
         out: Vec::new(),
         out_at: 0,
@@ -248,7 +240,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WireHandle<S> {
 
     /// Writes what h2 has left in the buffer. Pending: the socket is full, and wakes when it is not.
     pub(crate) fn flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.borrow_mut().poll_flush(cx)
+        let mut state = self.0.borrow_mut();
+        let flushed = state.poll_flush(cx);
+        if flushed.is_ready() && state.has_refused {
+            // The wake-up for the room may have gone to this very write.
+            state.has_refused = false;
+            state.has_more = true;
+        }
+        flushed
     }
 
     /// What happened since the last call.
@@ -275,21 +274,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WireHandle<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_read(cx, out)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.0.borrow_mut();
         ready!(state.poll_room(cx))?;
         state.out.extend_from_slice(bytes);

@@ -80,16 +80,9 @@ impl Directory {
     ///
     /// # Errors
     /// [`Refused`] when it lacks something or is older than what is known of the region or of its range.
-    pub fn heartbeat(
-        &mut self,
-        request: &pdpb::RegionHeartbeatRequest,
-        now_s: u64,
-    ) -> Result<Taken, Refused> {
+    pub fn heartbeat(&mut self, request: &pdpb::RegionHeartbeatRequest, now_s: u64) -> Result<Taken, Refused> {
         let invalid = |text: &str| Refused::Invalid(text.to_owned());
-        let meta = request
-            .region
-            .as_ref()
-            .ok_or_else(|| invalid("invalid region heartbeat: no region"))?;
+        let meta = request.region.as_ref().ok_or_else(|| invalid("invalid region heartbeat: no region"))?;
         if meta.id == 0 || meta.peers.is_empty() {
             return Err(invalid("invalid region, zero region peer count"));
         }
@@ -117,10 +110,7 @@ impl Directory {
 
     fn take(&mut self, mut region: Region) -> Result<Taken, Refused> {
         let overlapped = self.overlapping(&region.meta.start_key, &region.meta.end_key);
-        for other in overlapped
-            .iter()
-            .filter(|other| other.meta.id != region.meta.id)
-        {
+        for other in overlapped.iter().filter(|other| other.meta.id != region.meta.id) {
             if region.version() < other.version() {
                 return Err(stale(&region, other));
             }
@@ -128,21 +118,15 @@ impl Directory {
         let known = self.by_id.get(&region.meta.id).cloned();
         if let Some(known) = &known {
             let term_behind = region.term > 0 && region.term < known.term;
-            if term_behind
-                || region.version() < known.version()
-                || region.conf_ver() < known.conf_ver()
-            {
+            if term_behind || region.version() < known.version() || region.conf_ver() < known.conf_ver() {
                 return Err(stale(&region, known));
             }
         } else if self.by_id.len() >= REGIONS_MAX {
             return Err(Refused::Full);
         }
         let changed = known.as_ref().is_none_or(|known| known.meta != region.meta);
-        let overlapped: Vec<u64> = overlapped
-            .iter()
-            .map(|other| other.meta.id)
-            .filter(|id| *id != region.meta.id)
-            .collect();
+        let overlapped: Vec<u64> =
+            overlapped.iter().map(|other| other.meta.id).filter(|id| *id != region.meta.id).collect();
         for id in &overlapped {
             self.remove(*id);
         }
@@ -151,17 +135,13 @@ impl Directory {
             // The keys may be slices of a much larger receive buffer.
             region.meta.start_key = Bytes::copy_from_slice(&region.meta.start_key);
             region.meta.end_key = Bytes::copy_from_slice(&region.meta.end_key);
-            self.by_start
-                .insert(region.meta.start_key.clone(), region.meta.id);
+            self.by_start.insert(region.meta.start_key.clone(), region.meta.id);
         }
         if let Some(known) = known.filter(|_| !changed) {
             region.meta.clone_from(&known.meta);
         }
         self.by_id.insert(region.meta.id, Rc::new(region));
-        Ok(Taken {
-            changed,
-            overlapped,
-        })
+        Ok(Taken { changed, overlapped })
     }
 
     /// Forgets a region; false if it was not known.
@@ -182,9 +162,7 @@ impl Directory {
     /// Takes a region's buckets, unless newer ones are known.
     pub fn report_buckets(&mut self, buckets: metapb::Buckets) {
         let known = self.buckets.get(&buckets.region_id);
-        if self.by_id.contains_key(&buckets.region_id)
-            && known.is_none_or(|known| known.version < buckets.version)
-        {
+        if self.by_id.contains_key(&buckets.region_id) && known.is_none_or(|known| known.version < buckets.version) {
             self.buckets.insert(buckets.region_id, Rc::new(buckets));
         }
     }
@@ -193,9 +171,7 @@ impl Directory {
     ///
     /// Cost: a walk over all regions; asked for stores that are being taken out.
     pub fn has_peer_on(&self, store: u64) -> bool {
-        self.by_id
-            .values()
-            .any(|region| region.meta.peers.iter().any(|peer| peer.store_id == store))
+        self.by_id.values().any(|region| region.meta.peers.iter().any(|peer| peer.store_id == store))
     }
 
     /// A region's buckets.
@@ -205,8 +181,5 @@ impl Directory {
 }
 
 fn stale(given: &Region, known: &Region) -> Refused {
-    Refused::Stale {
-        given: given.describe(),
-        known: known.describe(),
-    }
+    Refused::Stale { given: given.describe(), known: known.describe() }
 }

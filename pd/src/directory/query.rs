@@ -36,33 +36,22 @@ impl Directory {
 
     /// The region that contains `key`.
     pub fn by_key(&self, key: &[u8]) -> Option<&Rc<Region>> {
-        let (_, id) = self
-            .by_start
-            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
-            .next_back()?;
+        let (_, id) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         self.by_id.get(id).filter(|region| region.contains(key))
     }
 
     /// The neighbour in front of the region that contains `key`: the one that ends where that one starts.
     pub fn before_key(&self, key: &[u8]) -> Option<&Rc<Region>> {
         let start = &self.by_key(key)?.meta.start_key;
-        let (_, id) = self
-            .by_start
-            .range::<[u8], _>((Bound::Unbounded, Bound::Excluded(start.as_ref())))
-            .next_back()?;
-        self.by_id
-            .get(id)
-            .filter(|region| region.meta.end_key == *start)
+        let (_, id) =
+            self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(start.as_ref()))).next_back()?;
+        self.by_id.get(id).filter(|region| region.meta.end_key == *start)
     }
 
     /// The neighbour behind `region`.
     pub fn after(&self, region: &Region) -> Option<&Rc<Region>> {
         let end = &region.meta.end_key;
-        if end.is_empty() {
-            None
-        } else {
-            self.by_id.get(self.by_start.get(end)?)
-        }
+        if end.is_empty() { None } else { self.by_id.get(self.by_start.get(end)?) }
     }
 
     /// Every region, in the order of keys.
@@ -71,14 +60,8 @@ impl Directory {
     }
 
     /// Regions that have keys of `[start, end)`, in order; the first one may begin before `start`.
-    pub fn scan<'a>(
-        &'a self,
-        start: &'a [u8],
-        end: &'a [u8],
-    ) -> impl Iterator<Item = &'a Rc<Region>> {
-        let first = self
-            .by_key(start)
-            .map_or(start, |region| region.meta.start_key.as_ref());
+    pub fn scan<'a>(&'a self, start: &'a [u8], end: &'a [u8]) -> impl Iterator<Item = &'a Rc<Region>> {
+        let first = self.by_key(start).map_or(start, |region| region.meta.start_key.as_ref());
         self.by_start
             .range::<[u8], _>((Bound::Included(first), Bound::Unbounded))
             .filter_map(|(_, id)| self.by_id.get(id))
@@ -95,12 +78,7 @@ impl Directory {
     ///
     /// # Errors
     /// [`RangesError`] for ranges that are not in order, or, if `whole`, for keys that no region covers.
-    pub fn scan_ranges(
-        &self,
-        ranges: &[ScanRange],
-        limit: usize,
-        whole: bool,
-    ) -> Result<Vec<Rc<Region>>, RangesError> {
+    pub fn scan_ranges(&self, ranges: &[ScanRange], limit: usize, whole: bool) -> Result<Vec<Rc<Region>>, RangesError> {
         check_ranges(ranges)?;
         let limit = if limit == 0 { usize::MAX } else { limit };
         let mut found: Vec<Rc<Region>> = Vec::new();
@@ -108,28 +86,20 @@ impl Directory {
             // How far the regions reach without a hole; `None`: to the end of all keys.
             let mut covered = Some(range.start.clone());
             for region in self.scan(&range.start, &range.end) {
-                if whole
-                    && covered
-                        .as_ref()
-                        .is_some_and(|covered| region.meta.start_key > *covered)
-                {
+                let shared = found.last().is_some_and(|last| last.meta.id == region.meta.id);
+                if !shared && found.len() == limit {
+                    return Ok(found);
+                }
+                if whole && covered.as_ref().is_some_and(|covered| region.meta.start_key > *covered) {
                     return Err(RangesError::Hole);
                 }
                 covered = Some(region.meta.end_key.clone()).filter(|end| !end.is_empty());
-                if found
-                    .last()
-                    .is_some_and(|last| last.meta.id == region.meta.id)
-                {
-                    continue;
+                if !shared {
+                    found.push(Rc::clone(region));
                 }
-                if found.len() == limit {
-                    return Ok(found);
-                }
-                found.push(Rc::clone(region));
             }
-            let reached =
-                covered.is_none_or(|covered| !range.end.is_empty() && covered >= range.end);
-            if whole && !reached {
+            let reached = covered.is_none_or(|covered| !range.end.is_empty() && covered >= range.end);
+            if whole && !reached && found.len() < limit {
                 return Err(RangesError::Hole);
             }
         }

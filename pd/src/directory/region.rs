@@ -60,66 +60,43 @@ impl Region {
     /// A description that did not come from the region's leader; what `known` tells besides stays.
     pub(super) fn described(meta: metapb::Region, known: Option<&Region>) -> Region {
         match known {
-            Some(known) => Region {
-                meta,
-                ..known.clone()
-            },
+            Some(known) => Region { meta, ..known.clone() },
             None => Region::kept(meta),
         }
     }
 
     /// The region of a heartbeat. Sizes that the leader does not know stay what they were.
-    pub(super) fn reported(
-        request: &pdpb::RegionHeartbeatRequest,
-        known: Option<&Region>,
-        now_s: u64,
-    ) -> Region {
+    pub(super) fn reported(request: &pdpb::RegionHeartbeatRequest, known: Option<&Region>, now_s: u64) -> Region {
         let kept = |given: u64, known: Option<u64>| {
-            if given == 0 {
-                known.unwrap_or(0)
-            } else {
-                given
-            }
+            if given == 0 { known.unwrap_or(0) } else { given }
         };
         Region {
             meta: request.region.clone().unwrap_or_default(),
-            leader: request.leader.clone().filter(|leader| leader.id != 0),
+            leader: request.leader.filter(|leader| leader.id != 0),
             down_peers: request.down_peers.clone(),
             pending_peers: request.pending_peers.clone(),
             term: request.term,
-            approximate_size: kept(
-                request.approximate_size,
-                known.map(|known| known.approximate_size),
-            ),
-            approximate_keys: kept(
-                request.approximate_keys,
-                known.map(|known| known.approximate_keys),
-            ),
+            approximate_size: kept(request.approximate_size, known.map(|known| known.approximate_size)),
+            approximate_keys: kept(request.approximate_keys, known.map(|known| known.approximate_keys)),
             flow: Flow {
                 bytes_written: request.bytes_written,
                 bytes_read: request.bytes_read,
                 keys_written: request.keys_written,
                 keys_read: request.keys_read,
             },
-            interval: request.interval.clone(),
+            interval: request.interval,
             reported_s: now_s,
         }
     }
 
     /// Raised by splits and merges.
     pub fn version(&self) -> u64 {
-        self.meta
-            .region_epoch
-            .as_ref()
-            .map_or(0, |epoch| epoch.version)
+        self.meta.region_epoch.as_ref().map_or(0, |epoch| epoch.version)
     }
 
     /// Raised by changes of membership.
     pub fn conf_ver(&self) -> u64 {
-        self.meta
-            .region_epoch
-            .as_ref()
-            .map_or(0, |epoch| epoch.conf_ver)
+        self.meta.region_epoch.as_ref().map_or(0, |epoch| epoch.conf_ver)
     }
 
     /// Whether `key` lies in its range.
@@ -139,7 +116,7 @@ impl Region {
     pub fn to_list_entry(&self, buckets: Option<metapb::Buckets>) -> pdpb::Region {
         pdpb::Region {
             region: Some(self.meta.clone()),
-            leader: Some(self.leader.clone().unwrap_or_default()),
+            leader: Some(self.leader.unwrap_or_default()),
             down_peers: self.down_peers.clone(),
             pending_peers: self.pending_peers.clone(),
             buckets,

@@ -11,10 +11,7 @@ impl Query {
     pub(super) fn parse(text: &str) -> Query {
         let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (
-                String::from_utf8_lossy(&unescape(name, true)).into_owned(),
-                unescape(value, true),
-            )
+            (String::from_utf8_lossy(&unescape(name, true)).into_owned(), unescape(value, true))
         });
         Query(pairs.collect())
     }
@@ -26,10 +23,7 @@ impl Query {
 
     /// Every value of an argument.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.0
-            .iter()
-            .filter(move |(other, _)| other == name)
-            .map(|(_, value)| value.as_slice())
+        self.0.iter().filter(move |(other, _)| other == name).map(|(_, value)| value.as_slice())
     }
 
     /// The text of an argument.
@@ -40,11 +34,7 @@ impl Query {
     /// A key: raw bytes, or hexadecimal digits with `format=hex`.
     pub(super) fn key(&self, name: &str) -> Option<Bytes> {
         let bytes = self.bytes(name).unwrap_or_default();
-        if self.text("format") == Some("hex") {
-            unhex(bytes)
-        } else {
-            Some(Bytes::copy_from_slice(bytes))
-        }
+        if self.text("format") == Some("hex") { unhex(bytes) } else { Some(Bytes::copy_from_slice(bytes)) }
     }
 }
 
@@ -53,10 +43,7 @@ pub(super) fn unescape(text: &str, plus: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
-        let escaped = tail
-            .get(..2)
-            .filter(|_| *first == b'%')
-            .and_then(|digits| unhex(digits));
+        let escaped = tail.get(..2).filter(|_| *first == b'%').and_then(unhex);
         match escaped {
             Some(byte) => {
                 out.extend_from_slice(&byte);
@@ -75,9 +62,7 @@ pub(super) fn unescape(text: &str, plus: bool) -> Vec<u8> {
 pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(2 * bytes.len());
-    bytes
-        .iter()
-        .for_each(|byte| write!(out, "{byte:02X}").expect("writing to a String cannot fail"));
+    bytes.iter().for_each(|byte| write!(out, "{byte:02X}").expect("writing to a String cannot fail"));
     out
 }
 
@@ -109,11 +94,7 @@ pub(super) fn byte_size(bytes: u64) -> String {
         3
     };
     let text = format!("{value:.digits$}");
-    let text = if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &text
-    };
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{text}{}", UNITS[unit])
 }
 
@@ -122,11 +103,7 @@ pub(super) fn go_duration(nanos: u64) -> String {
     let seconds = nanos / 1_000_000_000;
     let fraction = format!("{:09}", nanos % 1_000_000_000);
     let fraction = fraction.trim_end_matches('0');
-    let tail = if fraction.is_empty() {
-        String::new()
-    } else {
-        format!(".{fraction}")
-    };
+    let tail = if fraction.is_empty() { String::new() } else { format!(".{fraction}") };
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, seconds) => format!("{seconds}{tail}s"),
         (0, minutes, seconds) => format!("{minutes}m{seconds}{tail}s"),
@@ -141,16 +118,11 @@ pub(super) fn rfc3339(time: UnixTime) -> String {
     let (days, second) = (time.seconds() / 86_400, time.seconds() % 86_400);
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let nanos = time.0 % 1_000_000_000;
@@ -163,22 +135,14 @@ mod tests {
 
     #[test]
     fn quantities_look_like_pds() {
-        let sizes = [
-            (0, "0B"),
-            (1023, "1023B"),
-            (1536, "1.5KiB"),
-            (100 << 30, "100GiB"),
-            (1_979_120_929_996, "1.8TiB"),
-        ];
+        let sizes =
+            [(0, "0B"), (1023, "1023B"), (1536, "1.5KiB"), (100 << 30, "100GiB"), (1_979_120_929_996, "1.8TiB")];
         for (bytes, text) in sizes {
             assert_eq!(byte_size(bytes), text);
         }
         assert_eq!(go_duration(3_723_500_000_000), "1h2m3.5s");
         assert_eq!(go_duration(0), "0s");
-        assert_eq!(
-            rfc3339(UnixTime(951_782_400_000_000_001)),
-            "2000-02-29T00:00:00.000000001Z"
-        );
+        assert_eq!(rfc3339(UnixTime(951_782_400_000_000_001)), "2000-02-29T00:00:00.000000001Z");
         assert_eq!(rfc3339(UnixTime(0)), "1970-01-01T00:00:00.000000000Z");
     }
 
@@ -186,14 +150,8 @@ mod tests {
     fn keys_survive_escapes_of_every_kind() {
         let query = Query::parse("key=%00a+%2B%zz&format=&empty&n=12");
         assert_eq!(query.bytes("key"), Some(&b"\0a +%zz"[..]));
-        assert_eq!(
-            (query.text("n"), query.bytes("empty"), query.bytes("none")),
-            (Some("12"), Some(&b""[..]), None)
-        );
-        assert_eq!(
-            Query::parse("format=hex&key=7A00fF").key("key"),
-            Some(Bytes::from_static(b"z\0\xff"))
-        );
+        assert_eq!((query.text("n"), query.bytes("empty"), query.bytes("none")), (Some("12"), Some(&b""[..]), None));
+        assert_eq!(Query::parse("format=hex&key=7A00fF").key("key"), Some(Bytes::from_static(b"z\0\xff")));
         assert_eq!(Query::parse("format=hex&key=7A0").key("key"), None);
         assert_eq!(unescape("a+b%", false), b"a+b%");
         assert_eq!(hex(b"z\xff"), "7AFF");

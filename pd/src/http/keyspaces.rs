@@ -32,12 +32,7 @@ struct SetConfig {
 }
 
 /// Answers what is under `/pd/api/v2/keyspaces`.
-pub(super) async fn route(
-    core: &Core,
-    request: &HttpRequest,
-    path: &[&str],
-    query: &Query,
-) -> Answer {
+pub(super) async fn route(core: &Core, request: &HttpRequest, path: &[&str], query: &Query) -> Answer {
     let now = executor::unix_time();
     match (request.method.as_str(), path) {
         ("POST", []) => {
@@ -45,9 +40,7 @@ pub(super) async fn route(
             if !core.peek().is_bootstrapped() {
                 return Err(Failure::new(500, "cluster is not bootstrapped"));
             }
-            let created = core
-                .write(|state| state.create_keyspace(&name, config, now))
-                .await?;
+            let created = core.write(|state| state.create_keyspace(&name, config, now)).await?;
             ok(to_json(&created.map_err(failure)?))
         }
         ("GET", []) => list(core, query).await,
@@ -62,16 +55,12 @@ pub(super) async fn route(
                 .ok_or_else(|| Failure::bad(format!("unknown target state: {to}")))?;
             let id = core.peek().keyspace_by_name(name).map(|meta| meta.id);
             let id = id.ok_or_else(|| failure(KeyspaceError::NotFound))?;
-            let changed = core
-                .write(|state| state.set_keyspace_state(id, to, now))
-                .await?;
+            let changed = core.write(|state| state.set_keyspace_state(id, to, now)).await?;
             ok(to_json(&changed.map_err(failure)?))
         }
         ("PATCH", [name, "config"]) => {
             let SetConfig { config } = body(request)?;
-            let changed = core
-                .write(|state| state.set_keyspace_config(name, config))
-                .await?;
+            let changed = core.write(|state| state.set_keyspace_config(name, config)).await?;
             ok(to_json(&changed.map_err(failure)?))
         }
         _ => Err(Failure::not_found()),
@@ -83,24 +72,17 @@ async fn list(core: &Core, query: &Query) -> Answer {
         None => Ok(default),
         Some(text) => text.parse::<u32>().map_err(Failure::bad),
     };
-    let (start, limit) = (
-        number("page_token", 0)?,
-        number("limit", PAGE)?.clamp(1, 10_000),
-    );
+    let (start, limit) = (number("page_token", 0)?, number("limit", PAGE)?.clamp(1, 10_000));
     // One more than asked for tells whether there is a next page.
     let mut keyspaces = core.read(|state| state.keyspaces(start, limit + 1)).await?;
-    let next = keyspaces
-        .get(limit as usize)
-        .map(|meta| meta.id.to_string());
+    let next = keyspaces.get(limit as usize).map(|meta| meta.id.to_string());
     keyspaces.truncate(limit as usize);
     let keyspaces: Vec<Value> = keyspaces.iter().map(to_json).collect();
     ok(json!({ "keyspaces": keyspaces, "next_page_token": next.unwrap_or_default() }))
 }
 
 fn one(keyspace: Option<KeyspaceMeta>) -> Answer {
-    ok(to_json(
-        &keyspace.ok_or_else(|| failure(KeyspaceError::NotFound))?,
-    ))
+    ok(to_json(&keyspace.ok_or_else(|| failure(KeyspaceError::NotFound))?))
 }
 
 fn body<'a, T: Deserialize<'a>>(request: &'a HttpRequest) -> Result<T, Failure> {

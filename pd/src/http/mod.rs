@@ -42,10 +42,7 @@ struct Failure {
 
 impl Failure {
     fn new(status: u16, text: impl ToString) -> Failure {
-        Failure {
-            status,
-            text: text.to_string(),
-        }
+        Failure { status, text: text.to_string() }
     }
 
     fn not_found() -> Failure {
@@ -81,10 +78,9 @@ async fn route(core: &Rc<Core>, request: &HttpRequest) -> Answer {
     match (request.method.as_str(), parts.as_slice()) {
         ("GET", ["pd", "api", "v1", rest @ ..]) => get(core, rest, &query).await,
         (_, ["pd", "api", "v1", rest @ ..]) => change(core, request, rest, &query).await,
-        (_, ["pd", "api", "v2", "keyspaces", rest @ ..]) => {
-            keyspaces::route(core, request, rest, &query).await
-        }
+        (_, ["pd", "api", "v2", "keyspaces", rest @ ..]) => keyspaces::route(core, request, rest, &query).await,
         ("GET", ["pd", "api", "v2", "members"]) => ok(json!({ "members": [member(core)] })),
+        ("GET", ["metrics"]) => Ok(HttpResponse::new(200, "text/plain; version=0.0.4", metrics(core))),
         // etcd's own paths, which some tools probe.
         ("GET", ["health"]) => ok(json!({ "health": "true" })),
         ("GET", ["version"]) => ok(json!({ "etcdserver": "3.5.0", "etcdcluster": "3.5.0" })),
@@ -137,21 +133,27 @@ async fn change(core: &Rc<Core>, request: &HttpRequest, path: &[&str], query: &Q
         ("DELETE", ["store", id]) => stores::remove(core, id, query).await,
         ("POST", ["regions", "split"]) => regions::split(core, request).await,
         ("POST", ["regions", "scatter"]) => ok(json!({ "processed-percentage": 100 })),
-        (
-            "POST",
-            ["regions", "accelerate-schedule"] | ["regions", "accelerate-schedule", "batch"],
-        ) => ok(json!("Accelerate regions scheduling, nothing is scheduled")),
+        ("POST", ["regions", "accelerate-schedule"] | ["regions", "accelerate-schedule", "batch"]) => {
+            ok(json!("Accelerate regions scheduling, nothing is scheduled"))
+        }
         ("DELETE", ["admin", "cache", "region", id]) => regions::forget(core, id),
         // There is nothing behind these yet: 412 is what TiDB takes for "not supported".
-        (
-            "POST" | "PATCH" | "PUT" | "DELETE",
-            ["config", ..] | ["schedulers", ..] | ["operators", ..],
-        ) => Err(Failure::new(
-            412,
-            "this placement driver does not place replicas yet",
-        )),
+        ("POST" | "PATCH" | "PUT" | "DELETE", ["config", ..] | ["schedulers", ..] | ["operators", ..]) => {
+            Err(Failure::new(412, "this placement driver does not place replicas yet"))
+        }
         _ => Err(Failure::not_found()),
     }
+}
+
+fn metrics(core: &Core) -> String {
+    let state = core.peek();
+    core.metrics.to_prometheus(&[
+        ("pd_regions", core.directory.borrow().len() as u64),
+        ("pd_stores", state.stores().len() as u64),
+        ("pd_keys", state.space().len() as u64),
+        ("pd_keys_bytes", state.space().bytes() as u64),
+        ("pd_journal_backlog_bytes", core.writer.backlog() as u64),
+    ])
 }
 
 fn member(core: &Core) -> Value {
@@ -195,9 +197,7 @@ fn min_resolved_ts(core: &Core, scope: &[&str]) -> Answer {
     let ts = match scope {
         [] => core.min_resolved_ts(),
         [store] => {
-            let store = store
-                .parse()
-                .map_err(|_| Failure::bad("the store's id is not a number"))?;
+            let store = store.parse().map_err(|_| Failure::bad("the store's id is not a number"))?;
             core.vitals.borrow().of(store).min_resolved_ts
         }
         _ => return Err(Failure::not_found()),
@@ -212,21 +212,13 @@ fn min_resolved_ts(core: &Core, scope: &[&str]) -> Answer {
 
 async fn gc_safe_point(core: &Core) -> Answer {
     let now = executor::unix_time();
-    let state = core
-        .read(|state| state.gc_state(GcScope::CLUSTER, now))
-        .await?;
+    let state = core.read(|state| state.gc_state(GcScope::CLUSTER, now)).await?;
     let barriers: Vec<Value> = state
         .barriers
         .iter()
-        .map(|barrier| {
-            json!({ "service_id": barrier.id, "expired_at": barrier.expires_at, "safe_point": barrier.ts })
-        })
+        .map(|barrier| json!({ "service_id": barrier.id, "expired_at": barrier.expires_at, "safe_point": barrier.ts }))
         .collect();
-    let smallest = state
-        .barriers
-        .iter()
-        .map(|barrier| barrier.ts)
-        .fold(state.txn_safe_point, u64::min);
+    let smallest = state.barriers.iter().map(|barrier| barrier.ts).fold(state.txn_safe_point, u64::min);
     ok(json!({
         "service_gc_safe_points": barriers,
         "min_service_gc_safe_point": smallest,

@@ -24,42 +24,24 @@ pub(super) async fn list(core: &Core, path: &[&str], query: &Query) -> Answer {
             [] => directory.iter().cloned().collect(),
             ["key"] => {
                 let bad = || Failure::bad("the key is not hexadecimal");
-                let (start, end) = (
-                    query.key("key").ok_or_else(bad)?,
-                    query.key("end_key").ok_or_else(bad)?,
-                );
+                let (start, end) = (query.key("key").ok_or_else(bad)?, query.key("end_key").ok_or_else(bad)?);
                 let limit = match query.text("limit") {
                     None => LIST_DEFAULT,
-                    Some(limit) => limit
-                        .parse::<i64>()
-                        .map_err(Failure::bad)?
-                        .try_into()
-                        .unwrap_or(usize::MAX),
+                    Some(limit) => limit.parse::<i64>().map_err(Failure::bad)?.try_into().unwrap_or(usize::MAX),
                 };
                 directory.scan(&start, &end).take(limit).cloned().collect()
             }
             ["store", id] => {
                 let id = number(id)?;
-                let on_store =
-                    |region: &&Rc<Region>| region.meta.peers.iter().any(|peer| peer.store_id == id);
+                let on_store = |region: &&Rc<Region>| region.meta.peers.iter().any(|peer| peer.store_id == id);
                 directory.iter().filter(on_store).cloned().collect()
             }
             ["sibling", id] => {
-                let region = directory
-                    .by_id(number(id)?)
-                    .ok_or_else(|| Failure::new(404, "region not found"))?;
+                let region = directory.by_id(number(id)?).ok_or_else(|| Failure::new(404, "region not found"))?;
                 let before = directory.before_key(&region.meta.start_key);
-                before
-                    .into_iter()
-                    .chain(directory.after(region))
-                    .cloned()
-                    .collect()
+                before.into_iter().chain(directory.after(region)).cloned().collect()
             }
-            ["check", check] => directory
-                .iter()
-                .filter(|region| checked(check, region))
-                .cloned()
-                .collect(),
+            ["check", check] => directory.iter().filter(|region| checked(check, region)).cloned().collect(),
             ["count"] => return ok(json!({ "count": directory.len() })),
             ["replicated"] => return replicated(core, query),
             _ => return Err(Failure::not_found()),
@@ -84,35 +66,25 @@ fn checked(check: &str, region: &Region) -> bool {
         "empty-region" => region.approximate_size == 1,
         "down-peer" => !region.down_peers.is_empty(),
         "pending-peer" => !region.pending_peers.is_empty(),
-        "learner-peer" => region
-            .meta
-            .peers
-            .iter()
-            .any(|peer| peer.role() == metapb::PeerRole::Learner),
+        "learner-peer" => region.meta.peers.iter().any(|peer| peer.role() == metapb::PeerRole::Learner),
         _ => false,
     }
 }
 
 /// Whether the regions of a range have their replicas: nothing waits to be placed.
 fn replicated(core: &Core, query: &Query) -> Answer {
-    let key = |name| {
-        unhex(query.bytes(name).unwrap_or_default())
-            .ok_or_else(|| Failure::bad("the key is not hexadecimal"))
-    };
+    let key =
+        |name| unhex(query.bytes(name).unwrap_or_default()).ok_or_else(|| Failure::bad("the key is not hexadecimal"));
     let (start, end) = (key("startKey")?, key("endKey")?);
     let directory = core.directory.borrow();
-    let pending = directory
-        .scan(&start, &end)
-        .any(|region| !region.pending_peers.is_empty());
+    let pending = directory.scan(&start, &end).any(|region| !region.pending_peers.is_empty());
     ok(json!(if pending { "INPROGRESS" } else { "REPLICATED" }))
 }
 
 /// `/region/id/{id}`; PD answers `null` for none.
 pub(super) fn by_id(core: &Core, id: &str) -> Answer {
     let directory = core.directory.borrow();
-    ok(directory
-        .by_id(number(id)?)
-        .map_or(Value::Null, |region| to_json(region)))
+    ok(directory.by_id(number(id)?).map_or(Value::Null, |region| to_json(region)))
 }
 
 /// `/region/key/{key}`.
@@ -122,18 +94,13 @@ pub(super) fn by_key(core: &Core, key: &str, query: &Query) -> Answer {
         key = unhex(&key).ok_or_else(|| Failure::bad("the key is not hexadecimal"))?;
     }
     let directory = core.directory.borrow();
-    ok(directory
-        .by_key(&key)
-        .map_or(Value::Null, |region| to_json(region)))
+    ok(directory.by_key(&key).map_or(Value::Null, |region| to_json(region)))
 }
 
 /// `/stats/region`: sums over a range.
 pub(super) fn stats(core: &Core, query: &Query) -> Answer {
     let bad = || Failure::bad("the key is not hexadecimal");
-    let (start, end) = (
-        query.key("start_key").ok_or_else(bad)?,
-        query.key("end_key").ok_or_else(bad)?,
-    );
+    let (start, end) = (query.key("start_key").ok_or_else(bad)?, query.key("end_key").ok_or_else(bad)?);
     let (mut count, mut empty, mut size, mut keys) = (0_u64, 0_u64, 0_u64, 0_u64);
     let mut by_store: BTreeMap<u64, [u64; 6]> = BTreeMap::new();
     for region in core.directory.borrow().scan(&start, &end) {
@@ -143,12 +110,7 @@ pub(super) fn stats(core: &Core, query: &Query) -> Answer {
         keys += region.approximate_keys;
         for peer in &region.meta.peers {
             let sums = by_store.entry(peer.store_id).or_default();
-            let leads = usize::from(
-                region
-                    .leader
-                    .as_ref()
-                    .is_some_and(|leader| leader.id == peer.id),
-            );
+            let leads = usize::from(region.leader.as_ref().is_some_and(|leader| leader.id == peer.id));
             sums[1] += 1;
             sums[3] += region.size_mib();
             sums[5] += region.approximate_keys;
@@ -160,10 +122,7 @@ pub(super) fn stats(core: &Core, query: &Query) -> Answer {
         }
     }
     let column = |at: usize| -> BTreeMap<String, u64> {
-        by_store
-            .iter()
-            .map(|(store, sums)| (store.to_string(), sums[at]))
-            .collect()
+        by_store.iter().map(|(store, sums)| (store.to_string(), sums[at])).collect()
     };
     ok(json!({
         "count": count,
@@ -185,14 +144,9 @@ pub(super) fn stats(core: &Core, query: &Query) -> Answer {
 pub(super) async fn split(core: &Core, request: &HttpRequest) -> Answer {
     let body: Value = serde_json::from_slice(&request.body).map_err(Failure::bad)?;
     let key = |key: &Value| key.as_str().and_then(|digits| unhex(digits.as_bytes()));
-    let keys: Option<Vec<Bytes>> = body["split_keys"]
-        .as_array()
-        .and_then(|keys| keys.iter().map(key).collect());
-    let keys =
-        keys.ok_or_else(|| Failure::bad("split_keys should be provided, in hexadecimal digits"))?;
-    let (percentage, regions) = core
-        .split_at(&keys, body["retry_limit"].as_u64().unwrap_or(0))
-        .await;
+    let keys: Option<Vec<Bytes>> = body["split_keys"].as_array().and_then(|keys| keys.iter().map(key).collect());
+    let keys = keys.ok_or_else(|| Failure::bad("split_keys should be provided, in hexadecimal digits"))?;
+    let (percentage, regions) = core.split_at(&keys, body["retry_limit"].as_u64().unwrap_or(0)).await;
     ok(json!({ "processed-percentage": percentage, "regions-id": regions }))
 }
 
@@ -203,11 +157,7 @@ pub(super) fn forget(core: &Core, id: &str) -> Answer {
 }
 
 pub(super) fn number(text: &str) -> Result<u64, Failure> {
-    text.parse().map_err(|_| {
-        Failure::bad(format!(
-            "strconv.ParseUint: parsing {text:?}: invalid syntax"
-        ))
-    })
+    text.parse().map_err(|_| Failure::bad(format!("strconv.ParseUint: parsing {text:?}: invalid syntax")))
 }
 
 fn to_json(region: &Region) -> Value {
@@ -227,9 +177,10 @@ fn to_json(region: &Region) -> Value {
         "approximate_keys": region.approximate_keys,
     });
     if !region.down_peers.is_empty() {
-        let down = region.down_peers.iter().map(|down| {
-            json!({ "peer": down.peer.as_ref().map(peer_to_json), "down_sec": down.down_seconds })
-        });
+        let down = region
+            .down_peers
+            .iter()
+            .map(|down| json!({ "peer": down.peer.as_ref().map(peer_to_json), "down_sec": down.down_seconds }));
         json["down_peers"] = down.collect();
     }
     if !region.pending_peers.is_empty() {

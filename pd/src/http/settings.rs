@@ -12,9 +12,7 @@ pub(super) fn get(core: &Core, path: &[&str]) -> Answer {
         ["replicate"] => ok(replication(core)),
         ["store"] => ok(json!({})),
         ["cluster-version"] => ok(json!(cluster_version(core))),
-        ["rules"] | ["rules", "group", "pd"] | ["rules", "key", _] => {
-            ok(json!([default_rule(core)]))
-        }
+        ["rules"] | ["rules", "group", "pd"] | ["rules", "key", _] => ok(json!([default_rule(core)])),
         ["rules", "group", _] => ok(json!([])),
         ["rule", "pd", "default"] => ok(default_rule(core)),
         ["rule_group", "pd"] => ok(json!({ "id": "pd", "index": 0, "override": false })),
@@ -75,9 +73,7 @@ fn replication(core: &Core) -> Value {
 }
 
 fn cluster_version(core: &Core) -> String {
-    core.peek()
-        .cluster_version()
-        .map_or_else(|| "0.0.0".to_owned(), |version| version.to_string())
+    core.peek().cluster_version().map_or_else(|| "0.0.0".to_owned(), |version| version.to_string())
 }
 
 fn default_rule(core: &Core) -> Value {

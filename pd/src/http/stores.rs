@@ -28,11 +28,7 @@ pub(super) async fn list(core: &Core, query: &Query) -> Answer {
         asked => asked.contains(&u64::from(store.state.unsigned_abs())),
     };
     let counts = count_peers(core);
-    let stores: Vec<Value> = stores
-        .into_iter()
-        .filter(wanted)
-        .map(|store| to_json(core, store, &counts))
-        .collect();
+    let stores: Vec<Value> = stores.into_iter().filter(wanted).map(|store| to_json(core, store, &counts)).collect();
     ok(json!({ "count": stores.len(), "stores": stores }))
 }
 
@@ -48,16 +44,10 @@ pub(super) async fn one(core: &Core, id: &str) -> Answer {
 /// `POST /store/{id}/label` with `{"key": "value"}`; `force=true` replaces the labels.
 pub(super) async fn label(core: &Core, id: &str, request: &HttpRequest, query: &Query) -> Answer {
     let id = number(id)?;
-    let labels: BTreeMap<String, String> =
-        serde_json::from_slice(&request.body).map_err(Failure::bad)?;
-    let labels: Vec<_> = labels
-        .into_iter()
-        .map(|(key, value)| metapb::StoreLabel { key, value })
-        .collect();
+    let labels: BTreeMap<String, String> = serde_json::from_slice(&request.body).map_err(Failure::bad)?;
+    let labels: Vec<_> = labels.into_iter().map(|(key, value)| metapb::StoreLabel { key, value }).collect();
     let force = query.text("force") == Some("true");
-    core.write(|state| state.set_labels(id, &labels, force))
-        .await?
-        .map_err(failure)?;
+    core.write(|state| state.set_labels(id, &labels, force)).await?.map_err(failure)?;
     ok(json!("The store's label is updated."))
 }
 
@@ -68,10 +58,7 @@ pub(super) async fn set_state(core: &Core, id: &str, query: &Query) -> Answer {
         Some("Up") => core.write(|state| state.recall_store(id)).await?,
         Some("Offline") => core.write(|state| state.remove_store(id, false)).await?,
         other => {
-            return Err(Failure::bad(format!(
-                "invalid state {:?}",
-                other.unwrap_or_default()
-            )));
+            return Err(Failure::bad(format!("invalid state {:?}", other.unwrap_or_default())));
         }
     };
     outcome.map_err(failure)?;
@@ -82,9 +69,7 @@ pub(super) async fn set_state(core: &Core, id: &str, query: &Query) -> Answer {
 pub(super) async fn remove(core: &Core, id: &str, query: &Query) -> Answer {
     let id = number(id)?;
     let force = query.text("force").is_some();
-    core.write(|state| state.remove_store(id, force))
-        .await?
-        .map_err(failure)?;
+    core.write(|state| state.remove_store(id, force)).await?.map_err(failure)?;
     ok(json!("The store is set as Offline."))
 }
 
@@ -127,11 +112,8 @@ fn to_json(core: &Core, store: metapb::Store, counts: &BTreeMap<u64, Counts>) ->
     let vitals = core.vitals.borrow().of(store.id);
     let counts = counts.get(&store.id).copied().unwrap_or_default();
     let store = core.with_heartbeat(store);
-    let labels: Vec<Value> = store
-        .labels
-        .iter()
-        .map(|label| json!({ "key": label.key, "value": label.value }))
-        .collect();
+    let labels: Vec<Value> =
+        store.labels.iter().map(|label| json!({ "key": label.key, "value": label.value })).collect();
     json!({
         "store": {
             "id": store.id,
@@ -155,9 +137,7 @@ fn to_json(core: &Core, store: metapb::Store, counts: &BTreeMap<u64, Counts>) ->
 
 fn state_name(store: &metapb::Store, vitals: &StoreVitals) -> &'static str {
     match store.state() {
-        StoreState::Up
-            if vitals.heartbeat_ns > 0 && !vitals.is_connected(executor::unix_time().seconds()) =>
-        {
+        StoreState::Up if vitals.heartbeat_ns > 0 && !vitals.is_connected(executor::unix_time().seconds()) => {
             "Disconnected"
         }
         StoreState::Up => "Up",

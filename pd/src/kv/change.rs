@@ -157,24 +157,11 @@ fn decode_one(tag: u8, rest: &mut Bytes) -> Option<Change> {
             };
             Change::Put { key, record }
         }
-        2 => Change::Delete {
-            key: take_bytes(rest)?,
-            revision: take_i64(rest)?,
-        },
-        3 => Change::PutRegion {
-            id: take_u64(rest)?,
-            meta: take_bytes(rest)?,
-        },
-        4 => Change::DropRegion {
-            id: take_u64(rest)?,
-        },
-        5 => Change::PutLease {
-            id: take_i64(rest)?,
-            ttl: take_i64(rest)?,
-        },
-        6 => Change::DropLease {
-            id: take_i64(rest)?,
-        },
+        2 => Change::Delete { key: take_bytes(rest)?, revision: take_i64(rest)? },
+        3 => Change::PutRegion { id: take_u64(rest)?, meta: take_bytes(rest)? },
+        4 => Change::DropRegion { id: take_u64(rest)? },
+        5 => Change::PutLease { id: take_i64(rest)?, ttl: take_i64(rest)? },
+        6 => Change::DropLease { id: take_i64(rest)? },
         7 => Change::Revision(take_i64(rest)?),
         _ => return None,
     })
@@ -203,26 +190,12 @@ mod tests {
     use super::*;
 
     fn samples() -> Vec<Change> {
-        let record = Record {
-            value: Bytes::from_static(b"v"),
-            create_revision: 2,
-            mod_revision: 9,
-            version: 3,
-            lease: -7,
-        };
+        let record =
+            Record { value: Bytes::from_static(b"v"), create_revision: 2, mod_revision: 9, version: 3, lease: -7 };
         vec![
-            Change::Put {
-                key: Bytes::from_static(b"k"),
-                record,
-            },
-            Change::Delete {
-                key: Bytes::new(),
-                revision: 10,
-            },
-            Change::PutRegion {
-                id: 4,
-                meta: Bytes::from_static(b"meta"),
-            },
+            Change::Put { key: Bytes::from_static(b"k"), record },
+            Change::Delete { key: Bytes::new(), revision: 10 },
+            Change::PutRegion { id: 4, meta: Bytes::from_static(b"meta") },
             Change::DropRegion { id: 4 },
             Change::PutLease { id: 1, ttl: 60 },
             Change::DropLease { id: 1 },
@@ -244,10 +217,7 @@ mod tests {
             sample.encode(&mut run);
             let run = run.freeze();
             for len in 1..run.len() {
-                assert!(
-                    Change::decode_all(&run.slice(..len)).is_err(),
-                    "{sample:?} cut to {len}"
-                );
+                assert!(Change::decode_all(&run.slice(..len)).is_err(), "{sample:?} cut to {len}");
             }
         }
         assert!(Change::decode_all(&Bytes::from_static(&[99])).is_err());

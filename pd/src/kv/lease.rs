@@ -19,13 +19,7 @@ struct Lease {
 impl Leases {
     /// Adds a lease of `ttl` seconds; its deadline begins with the next [`Leases::expired`] unless renewed before.
     pub fn insert(&mut self, id: i64, ttl: i64) {
-        self.by_id.insert(
-            id,
-            Lease {
-                ttl,
-                deadline: None,
-            },
-        );
+        self.by_id.insert(id, Lease { ttl, deadline: None });
     }
 
     /// Removes a lease; false if there is none.
@@ -48,9 +42,9 @@ impl Leases {
     /// Seconds left and granted; `None` without such a lease.
     pub fn left(&self, id: i64, now: Instant) -> Option<(i64, i64)> {
         let lease = self.by_id.get(&id)?;
-        let left = lease.deadline.map_or(lease.ttl, |deadline| {
-            i64::try_from(deadline.since(now).as_secs()).unwrap_or(i64::MAX)
-        });
+        let left = lease
+            .deadline
+            .map_or(lease.ttl, |deadline| i64::try_from(deadline.since(now).as_secs()).unwrap_or(i64::MAX));
         Some((left, lease.ttl))
     }
 

@@ -36,8 +36,7 @@ pub struct Event {
 
 impl Event {
     fn bytes(&self) -> usize {
-        let value =
-            |record: &Option<Record>| record.as_ref().map_or(0, |record| record.value.len());
+        let value = |record: &Option<Record>| record.as_ref().map_or(0, |record| record.value.len());
         self.key.len() + value(&self.now) + value(&self.before)
     }
 }
@@ -64,11 +63,7 @@ pub enum Op {
 impl Op {
     /// A put without a lease.
     pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Op {
-        Op::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: 0,
-        }
+        Op::Put { key: key.into(), value: value.into(), lease: 0 }
     }
 
     /// A removal.
@@ -149,10 +144,7 @@ impl KeySpace {
     /// Keys that begin with `prefix`, in order.
     pub fn prefix<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a Bytes, &'a Record)> {
         self.map
-            .range::<[u8], _>((
-                std::ops::Bound::Included(prefix),
-                std::ops::Bound::Unbounded,
-            ))
+            .range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
             .take_while(move |(key, _)| key.starts_with(prefix))
     }
 
@@ -173,10 +165,7 @@ impl KeySpace {
 
     /// Carries out more `ops` of the commit that takes `revision`: the next one, or the newest if it has begun.
     pub fn commit_at(&mut self, revision: i64, ops: Vec<Op>) -> Vec<Change> {
-        assert!(
-            revision == self.revision || revision == self.revision + 1,
-            "revisions follow each other"
-        );
+        assert!(revision == self.revision || revision == self.revision + 1, "revisions follow each other");
         let mut changes = Vec::with_capacity(ops.len());
         for op in ops {
             match op {
@@ -185,13 +174,7 @@ impl KeySpace {
                         Some(old) => (old.create_revision, old.version + 1),
                         None => (revision, 1),
                     };
-                    let record = Record {
-                        value,
-                        create_revision,
-                        mod_revision: revision,
-                        version,
-                        lease,
-                    };
+                    let record = Record { value, create_revision, mod_revision: revision, version, lease };
                     changes.push(Change::Put { key, record });
                 }
                 Op::Delete { key } if self.map.contains_key(&key) => {
@@ -212,10 +195,7 @@ impl KeySpace {
                 self.bytes += key.len() + record.value.len();
                 self.unlink(key, before.as_ref());
                 if record.lease != 0 {
-                    self.leased
-                        .entry(record.lease)
-                        .or_default()
-                        .insert(key.clone());
+                    self.leased.entry(record.lease).or_default().insert(key.clone());
                 }
                 self.remember(Event {
                     key: key.clone(),
@@ -227,12 +207,7 @@ impl KeySpace {
             Change::Delete { key, revision } => {
                 let before = self.map.remove(key);
                 self.unlink(key, before.as_ref());
-                self.remember(Event {
-                    key: key.clone(),
-                    revision: *revision,
-                    now: None,
-                    before,
-                });
+                self.remember(Event { key: key.clone(), revision: *revision, now: None, before });
             }
             Change::Revision(revision) => self.revision = self.revision.max(*revision),
             Change::PutRegion { .. }
@@ -285,12 +260,8 @@ impl KeySpace {
     /// Events after revision `after` and up to `until`, oldest first; `None` if some of them are compacted.
     pub fn events(&self, after: i64, until: i64) -> Option<impl Iterator<Item = &Rc<Event>>> {
         (after >= self.compacted).then(|| {
-            let from = self
-                .history
-                .partition_point(|event| event.revision <= after);
-            self.history
-                .range(from..)
-                .take_while(move |event| event.revision <= until)
+            let from = self.history.partition_point(|event| event.revision <= after);
+            self.history.range(from..).take_while(move |event| event.revision <= until)
         })
     }
 }

@@ -90,14 +90,9 @@ impl KeySpace {
         }
         let count = i64::try_from(found.len()).unwrap_or(i64::MAX);
         if query.count_only {
-            return Ok(RangeResult {
-                count,
-                ..RangeResult::default()
-            });
+            return Ok(RangeResult { count, ..RangeResult::default() });
         }
-        let within = |value: i64, (low, high): (i64, i64)| {
-            (low == 0 || value >= low) && (high == 0 || value <= high)
-        };
+        let within = |value: i64, (low, high): (i64, i64)| (low == 0 || value >= low) && (high == 0 || value <= high);
         let mut records: Vec<_> = found
             .into_iter()
             .filter(|(_, record)| {
@@ -109,33 +104,18 @@ impl KeySpace {
         if query.descending {
             records.reverse();
         }
-        let limit = usize::try_from(query.limit)
-            .ok()
-            .filter(|limit| *limit > 0)
-            .unwrap_or(usize::MAX);
+        let limit = usize::try_from(query.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         let more = records.len() > limit;
         records.truncate(limit);
-        Ok(RangeResult {
-            records,
-            count,
-            more,
-        })
+        Ok(RangeResult { records, count, more })
     }
 
     /// The keys of `[start, end)` by etcd's rules.
     pub fn slice(&self, start: &[u8], end: &[u8]) -> BTreeMap<Bytes, Record> {
         if end.is_empty() {
-            return self
-                .get(start)
-                .map(|record| (Bytes::copy_from_slice(start), record.clone()))
-                .into_iter()
-                .collect();
+            return self.get(start).map(|record| (Bytes::copy_from_slice(start), record.clone())).into_iter().collect();
         }
-        let upper = if end == [0] {
-            Bound::Unbounded
-        } else {
-            Bound::Excluded(end)
-        };
+        let upper = if end == [0] { Bound::Unbounded } else { Bound::Excluded(end) };
         if end != [0] && end <= start {
             return BTreeMap::new();
         }
@@ -146,15 +126,8 @@ impl KeySpace {
     }
 
     /// Undoes in `found` what happened after the asked revision.
-    fn rewind(
-        &self,
-        query: &RangeQuery,
-        found: &mut BTreeMap<Bytes, Record>,
-    ) -> Result<(), RangeError> {
-        let events: Vec<_> = self
-            .events(query.revision, i64::MAX)
-            .ok_or(RangeError::Compacted)?
-            .collect();
+    fn rewind(&self, query: &RangeQuery, found: &mut BTreeMap<Bytes, Record>) -> Result<(), RangeError> {
+        let events: Vec<_> = self.events(query.revision, i64::MAX).ok_or(RangeError::Compacted)?.collect();
         for event in events.into_iter().rev() {
             if in_range(&event.key, &query.key, &query.end) {
                 match &event.before {

@@ -46,10 +46,7 @@ impl Core {
     }
 
     /// The header of an outcome, and what it brought.
-    pub(super) fn outcome<T: Default>(
-        &self,
-        outcome: Result<T, impl HeaderError>,
-    ) -> (Option<ResponseHeader>, T) {
+    pub(super) fn outcome<T: Default>(&self, outcome: Result<T, impl HeaderError>) -> (Option<ResponseHeader>, T) {
         match outcome {
             Ok(answer) => (self.header(), answer),
             Err(error) => (self.header_of(&error), T::default()),

@@ -6,6 +6,7 @@ use super::tso::Clock;
 use super::vitals::Vitals;
 use crate::config::PdConfig;
 use crate::directory::Directory;
+use crate::metrics::PdMetrics;
 use crate::state::State;
 use crate::storage::{Journal, Writer};
 use base::{ClusterId, UnixTime};
@@ -51,18 +52,19 @@ pub(crate) struct Core {
     pub(crate) streams: Streams,
     pub(crate) lease_granted: LeaseGranted,
     pub(crate) started: UnixTime,
+    pub(crate) metrics: Rc<PdMetrics>,
     stopping: Cell<bool>,
 }
 
 impl Core {
-    pub(crate) fn new(
-        identity: Identity,
-        config: PdConfig,
-        state: State,
-        journal: Rc<dyn Journal>,
-    ) -> Core {
+    pub(crate) fn new(identity: Identity, config: PdConfig, mut state: State, journal: Rc<dyn Journal>) -> Core {
         let directory = Directory::from_kept(state.regions());
+        let outdated = state.regions().map(|region| region.id).filter(|id| directory.by_id(*id).is_none());
+        for id in outdated.collect::<Vec<_>>() {
+            state.drop_region(id);
+        }
         let clock = Clock::resume(state.timestamp_bound());
+        let metrics = Rc::new(PdMetrics::default());
         let vitals = Vitals::resume(state.min_resolved_ts());
         let state = Rc::new(RefCell::new(state));
         Core {
@@ -70,7 +72,8 @@ impl Core {
             config,
             directory: RefCell::new(directory),
             vitals: RefCell::new(vitals),
-            writer: Rc::new(Writer::new(Rc::clone(&state), journal)),
+            writer: Rc::new(Writer::new(Rc::clone(&state), journal, Rc::clone(&metrics))),
+            metrics,
             state,
             clock,
             streams: Streams::default(),
@@ -95,23 +98,13 @@ impl Core {
         if let Some(host) = cx.metadata.get_str("pd-forwarded-host")
             && !self.is_own_host(host)
         {
-            return Err(Status::unavailable(format!(
-                "not leader: {host} is not a member of this cluster"
-            )));
+            return Err(Status::unavailable(format!("not leader: {host} is not a member of this cluster")));
         }
-        if self.is_serving() {
-            Ok(())
-        } else {
-            Err(Status::unavailable("server not started"))
-        }
+        if self.is_serving() { Ok(()) } else { Err(Status::unavailable("server not started")) }
     }
 
     /// The checks in front of calls with a cluster id.
-    pub(crate) fn enter(
-        &self,
-        cx: &CallContext,
-        header: Option<&pdpb::RequestHeader>,
-    ) -> Result<(), Status> {
+    pub(crate) fn enter(&self, cx: &CallContext, header: Option<&pdpb::RequestHeader>) -> Result<(), Status> {
         self.enter_any(cx)?;
         self.check_cluster(header.map_or(0, |header| header.cluster_id))
     }
@@ -122,42 +115,23 @@ impl Core {
         if theirs == ours {
             return Ok(());
         }
-        Err(Status::failed_precondition(format!(
-            "mismatch cluster id, need {ours} but got {theirs}"
-        )))
+        Err(Status::failed_precondition(format!("mismatch cluster id, need {ours} but got {theirs}")))
     }
 
     fn is_own_host(&self, host: &str) -> bool {
-        let bare = |url: &str| {
-            url.trim_start_matches("http://")
-                .trim_start_matches("https://")
-                .to_owned()
-        };
+        let bare = |url: &str| url.trim_start_matches("http://").trim_start_matches("https://").to_owned();
         bare(host) == bare(&self.identity.client_url)
     }
 
     /// The header of an answer.
     pub(crate) fn header(&self) -> Option<pdpb::ResponseHeader> {
-        Some(pdpb::ResponseHeader {
-            cluster_id: self.identity.cluster_id.0,
-            error: None,
-        })
+        Some(pdpb::ResponseHeader { cluster_id: self.identity.cluster_id.0, error: None })
     }
 
     /// The header of an answer that carries an error.
-    pub(crate) fn error(
-        &self,
-        kind: ErrorType,
-        message: impl ToString,
-    ) -> Option<pdpb::ResponseHeader> {
-        let error = pdpb::Error {
-            r#type: kind.into(),
-            message: message.to_string(),
-        };
-        Some(pdpb::ResponseHeader {
-            cluster_id: self.identity.cluster_id.0,
-            error: Some(error),
-        })
+    pub(crate) fn error(&self, kind: ErrorType, message: impl ToString) -> Option<pdpb::ResponseHeader> {
+        let error = pdpb::Error { r#type: kind.into(), message: message.to_string() };
+        Some(pdpb::ResponseHeader { cluster_id: self.identity.cluster_id.0, error: Some(error) })
     }
 
     /// The error that all calls about stores, regions and safe points give before there is a cluster.
@@ -167,14 +141,8 @@ impl Core {
     }
 
     /// Runs a command and answers when what it did is durable.
-    pub(crate) async fn write<T>(
-        &self,
-        command: impl FnOnce(&mut State) -> T,
-    ) -> Result<T, Status> {
-        self.writer
-            .admit()
-            .await
-            .map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
+    pub(crate) async fn write<T>(&self, command: impl FnOnce(&mut State) -> T) -> Result<T, Status> {
+        self.writer.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
         let answer = command(&mut self.state.borrow_mut());
         self.settle().await?;
         Ok(answer)
@@ -189,10 +157,7 @@ impl Core {
 
     /// Waits until all that has changed so far is durable.
     pub(crate) async fn settle(&self) -> Result<(), Status> {
-        self.writer
-            .settle()
-            .await
-            .map_err(|closed| Status::unavailable(closed.to_string()))
+        self.writer.settle().await.map_err(|closed| Status::unavailable(closed.to_string()))
     }
 
     /// The state, without waiting: for what need not be durable to be told.

@@ -39,67 +39,29 @@ impl Kv for EtcdHandler {
         self.0.enter_any(&cx)?;
         etcd_txn::check_range(&request)?;
         let query = query(&request);
-        let (found, revision) = self
-            .0
-            .read(|state| (state.space().range(&query), state.space().revision()))
-            .await?;
+        let (found, revision) = self.0.read(|state| (state.space().range(&query), state.space().revision())).await?;
         let answer = etcd_txn::range_answer(found.map_err(range_status)?, request.keys_only);
-        Ok(RangeResponse {
-            header: self.header(revision),
-            ..answer
-        })
+        Ok(RangeResponse { header: self.header(revision), ..answer })
     }
 
     async fn put(&self, cx: CallContext, request: PutRequest) -> Result<PutResponse, Status> {
         self.0.enter_any(&cx)?;
-        let requests = vec![RequestOp {
-            request: Some(request_op::Request::RequestPut(request)),
-        }];
-        let answer = self
-            .transact(TxnRequest {
-                success: requests,
-                ..TxnRequest::default()
-            })
-            .await?;
-        match answer
-            .responses
-            .into_iter()
-            .next()
-            .and_then(|op| op.response)
-        {
-            Some(response_op::Response::ResponsePut(put)) => Ok(PutResponse {
-                header: answer.header,
-                ..put
-            }),
+        let requests = vec![RequestOp { request: Some(request_op::Request::RequestPut(request)) }];
+        let answer = self.transact(TxnRequest { success: requests, ..TxnRequest::default() }).await?;
+        match answer.responses.into_iter().next().and_then(|op| op.response) {
+            Some(response_op::Response::ResponsePut(put)) => Ok(PutResponse { header: answer.header, ..put }),
             _ => Err(Status::internal("a put answers a put")),
         }
     }
 
-    async fn delete_range(
-        &self,
-        cx: CallContext,
-        request: DeleteRangeRequest,
-    ) -> Result<DeleteRangeResponse, Status> {
+    async fn delete_range(&self, cx: CallContext, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Status> {
         self.0.enter_any(&cx)?;
-        let requests = vec![RequestOp {
-            request: Some(request_op::Request::RequestDeleteRange(request)),
-        }];
-        let answer = self
-            .transact(TxnRequest {
-                success: requests,
-                ..TxnRequest::default()
-            })
-            .await?;
-        match answer
-            .responses
-            .into_iter()
-            .next()
-            .and_then(|op| op.response)
-        {
-            Some(response_op::Response::ResponseDeleteRange(deleted)) => Ok(DeleteRangeResponse {
-                header: answer.header,
-                ..deleted
-            }),
+        let requests = vec![RequestOp { request: Some(request_op::Request::RequestDeleteRange(request)) }];
+        let answer = self.transact(TxnRequest { success: requests, ..TxnRequest::default() }).await?;
+        match answer.responses.into_iter().next().and_then(|op| op.response) {
+            Some(response_op::Response::ResponseDeleteRange(deleted)) => {
+                Ok(DeleteRangeResponse { header: answer.header, ..deleted })
+            }
             _ => Err(Status::internal("a deletion answers a deletion")),
         }
     }
@@ -109,11 +71,7 @@ impl Kv for EtcdHandler {
         self.transact(request).await
     }
 
-    async fn compact(
-        &self,
-        cx: CallContext,
-        request: CompactionRequest,
-    ) -> Result<CompactionResponse, Status> {
+    async fn compact(&self, cx: CallContext, request: CompactionRequest) -> Result<CompactionResponse, Status> {
         self.0.enter_any(&cx)?;
         let command = |state: &mut crate::state::State| {
             let (compacted, revision) = (state.space().compacted(), state.space().revision());
@@ -127,9 +85,7 @@ impl Kv for EtcdHandler {
             Ok(revision)
         };
         let revision = self.0.write(command).await??;
-        Ok(CompactionResponse {
-            header: self.header(revision),
-        })
+        Ok(CompactionResponse { header: self.header(revision) })
     }
 }
 
@@ -143,24 +99,13 @@ impl EtcdHandler {
             let answer = etcd_txn::run(state, &request, revision)?;
             Ok((answer, state.space().revision()))
         };
-        let (answer, revision) = self
-            .0
-            .write(command)
-            .await?
-            .map_err(|status: Status| status)?;
-        Ok(TxnResponse {
-            header: self.header(revision),
-            ..answer
-        })
+        let (answer, revision) = self.0.write(command).await?.map_err(|status: Status| status)?;
+        Ok(TxnResponse { header: self.header(revision), ..answer })
     }
 }
 
 impl Cluster for EtcdHandler {
-    async fn member_list(
-        &self,
-        cx: CallContext,
-        _: MemberListRequest,
-    ) -> Result<MemberListResponse, Status> {
+    async fn member_list(&self, cx: CallContext, _: MemberListRequest) -> Result<MemberListResponse, Status> {
         self.0.enter_any(&cx)?;
         let identity = &self.0.identity;
         let member = Member {
@@ -170,10 +115,7 @@ impl Cluster for EtcdHandler {
             client_urls: vec![identity.client_url.clone()],
             is_learner: false,
         };
-        Ok(MemberListResponse {
-            header: self.header(self.0.writer.durable_revision()),
-            members: vec![member],
-        })
+        Ok(MemberListResponse { header: self.header(self.0.writer.durable_revision()), members: vec![member] })
     }
 }
 
@@ -224,9 +166,7 @@ impl Core {
             return Err(Status::invalid_argument("etcdserver: request is too large"));
         }
         if bytes > 0 && self.peek().space().bytes() + bytes > self.config.quota_backend_bytes {
-            return Err(Status::resource_exhausted(
-                "etcdserver: mvcc: database space exceeded",
-            ));
+            return Err(Status::resource_exhausted("etcdserver: mvcc: database space exceeded"));
         }
         Ok(())
     }
@@ -234,9 +174,7 @@ impl Core {
     /// Refuses a request with too many operations.
     pub(super) fn check_ops(&self, ops: usize) -> Result<(), Status> {
         if ops > etcd_txn::OPS_MAX {
-            return Err(Status::invalid_argument(
-                "etcdserver: too many operations in txn request",
-            ));
+            return Err(Status::invalid_argument("etcdserver: too many operations in txn request"));
         }
         Ok(())
     }

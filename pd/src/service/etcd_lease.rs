@@ -19,11 +19,7 @@ const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 const EXPIRE_AT_ONCE: usize = 256;
 
 impl Lease for EtcdHandler {
-    async fn lease_grant(
-        &self,
-        cx: CallContext,
-        request: LeaseGrantRequest,
-    ) -> Result<LeaseGrantResponse, Status> {
+    async fn lease_grant(&self, cx: CallContext, request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Status> {
         self.0.enter_any(&cx)?;
         if request.ttl > TTL_MAX {
             return Err(Status::out_of_range("etcdserver: too large lease TTL"));
@@ -38,44 +34,25 @@ impl Lease for EtcdHandler {
                 id = i64::try_from(executor::with_rng(base::Prng::next_u64) >> 1).expect("63 bits");
             }
             if state.leases().contains(id) {
-                return Err(Status::failed_precondition(
-                    "etcdserver: lease already exists",
-                ));
+                return Err(Status::failed_precondition("etcdserver: lease already exists"));
             }
             state.grant_lease(id, ttl);
             Ok((id, state.space().revision()))
         };
         let (id, revision) = self.0.write(command).await??;
-        self.0
-            .state
-            .borrow_mut()
-            .leases()
-            .renew(id, executor::now());
+        self.0.state.borrow_mut().leases().renew(id, executor::now());
         self.0.lease_granted.raise();
-        Ok(LeaseGrantResponse {
-            header: self.header(revision),
-            id,
-            ttl,
-            error: String::new(),
-        })
+        Ok(LeaseGrantResponse { header: self.header(revision), id, ttl, error: String::new() })
     }
 
-    async fn lease_revoke(
-        &self,
-        cx: CallContext,
-        request: LeaseRevokeRequest,
-    ) -> Result<LeaseRevokeResponse, Status> {
+    async fn lease_revoke(&self, cx: CallContext, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Status> {
         self.0.enter_any(&cx)?;
-        let command = |state: &mut crate::state::State| {
-            (state.end_lease(request.id), state.space().revision())
-        };
+        let command = |state: &mut crate::state::State| (state.end_lease(request.id), state.space().revision());
         let (ended, revision) = self.0.write(command).await?;
         if !ended {
             return Err(lease_not_found());
         }
-        Ok(LeaseRevokeResponse {
-            header: self.header(revision),
-        })
+        Ok(LeaseRevokeResponse { header: self.header(revision) })
     }
 
     async fn lease_keep_alive(
@@ -86,17 +63,9 @@ impl Lease for EtcdHandler {
     ) -> Result<(), Status> {
         self.0.enter_any(&cx)?;
         while let Some(LeaseKeepAliveRequest { id }) = request.next().await? {
-            let ttl = self
-                .0
-                .state
-                .borrow_mut()
-                .leases()
-                .renew(id, executor::now())
-                .unwrap_or(0);
+            let ttl = self.0.state.borrow_mut().leases().renew(id, executor::now()).unwrap_or(0);
             let header = self.header(self.0.writer.durable_revision());
-            answers
-                .send(&LeaseKeepAliveResponse { header, id, ttl })
-                .await?;
+            answers.send(&LeaseKeepAliveResponse { header, id, ttl }).await?;
         }
         Ok(())
     }
@@ -111,45 +80,16 @@ impl Lease for EtcdHandler {
         let left = self.0.state.borrow_mut().leases().left(id, executor::now());
         let header = self.header(self.0.writer.durable_revision());
         let Some((ttl, granted_ttl)) = left else {
-            return Ok(LeaseTimeToLiveResponse {
-                header,
-                id,
-                ttl: -1,
-                ..LeaseTimeToLiveResponse::default()
-            });
+            return Ok(LeaseTimeToLiveResponse { header, id, ttl: -1, ..LeaseTimeToLiveResponse::default() });
         };
-        let keys = if request.keys {
-            self.0.peek().space().keys_of_lease(id).cloned().collect()
-        } else {
-            Vec::new()
-        };
-        Ok(LeaseTimeToLiveResponse {
-            header,
-            id,
-            ttl,
-            granted_ttl,
-            keys,
-        })
+        let keys = if request.keys { self.0.peek().space().keys_of_lease(id).cloned().collect() } else { Vec::new() };
+        Ok(LeaseTimeToLiveResponse { header, id, ttl, granted_ttl, keys })
     }
 
-    async fn lease_leases(
-        &self,
-        cx: CallContext,
-        _: LeaseLeasesRequest,
-    ) -> Result<LeaseLeasesResponse, Status> {
+    async fn lease_leases(&self, cx: CallContext, _: LeaseLeasesRequest) -> Result<LeaseLeasesResponse, Status> {
         self.0.enter_any(&cx)?;
-        let leases = self
-            .0
-            .state
-            .borrow_mut()
-            .leases()
-            .iter()
-            .map(|(id, _)| LeaseStatus { id })
-            .collect();
-        Ok(LeaseLeasesResponse {
-            header: self.header(self.0.writer.durable_revision()),
-            leases,
-        })
+        let leases = self.0.state.borrow_mut().leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
+        Ok(LeaseLeasesResponse { header: self.header(self.0.writer.durable_revision()), leases })
     }
 }
 
@@ -162,11 +102,7 @@ impl Core {
         loop {
             let none = || self.state.borrow_mut().leases().is_empty();
             self.lease_granted.wait(|| (!none()).then_some(())).await;
-            let expired = self
-                .state
-                .borrow_mut()
-                .leases()
-                .expired(executor::now(), EXPIRE_AT_ONCE);
+            let expired = self.state.borrow_mut().leases().expired(executor::now(), EXPIRE_AT_ONCE);
             if !expired.is_empty() {
                 let end = |state: &mut crate::state::State| {
                     expired.iter().for_each(|id| {

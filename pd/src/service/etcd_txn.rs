@@ -25,18 +25,11 @@ pub(super) fn check(request: &TxnRequest) -> Result<usize, Status> {
 }
 
 fn check_at(request: &TxnRequest, depth: usize) -> Result<usize, Status> {
-    if request.compare.len() > OPS_MAX
-        || request.success.len() > OPS_MAX
-        || request.failure.len() > OPS_MAX
-    {
-        return Err(Status::invalid_argument(
-            "etcdserver: too many operations in txn request",
-        ));
+    if request.compare.len() > OPS_MAX || request.success.len() > OPS_MAX || request.failure.len() > OPS_MAX {
+        return Err(Status::invalid_argument("etcdserver: too many operations in txn request"));
     }
     if depth > DEPTH_MAX {
-        return Err(Status::invalid_argument(
-            "etcdserver: txn requests are nested too deeply",
-        ));
+        return Err(Status::invalid_argument("etcdserver: txn requests are nested too deeply"));
     }
     if request.compare.iter().any(|compare| compare.key.is_empty()) {
         return Err(key_missing());
@@ -53,9 +46,7 @@ fn check_branch(ops: &[RequestOp], depth: usize) -> Result<usize, Status> {
                 check_put(put)?;
                 bytes += put.key.len() + put.value.len();
                 if !puts.insert(put.key.clone()) {
-                    return Err(Status::invalid_argument(
-                        "etcdserver: duplicate key given in txn request",
-                    ));
+                    return Err(Status::invalid_argument("etcdserver: duplicate key given in txn request"));
                 }
             }
             Some(Request::RequestDeleteRange(delete)) if delete.key.is_empty() => {
@@ -70,11 +61,7 @@ fn check_branch(ops: &[RequestOp], depth: usize) -> Result<usize, Status> {
 }
 
 pub(super) fn check_range(range: &RangeRequest) -> Result<(), Status> {
-    if range.key.is_empty() {
-        Err(key_missing())
-    } else {
-        Ok(())
-    }
+    if range.key.is_empty() { Err(key_missing()) } else { Ok(()) }
 }
 
 fn check_put(put: &PutRequest) -> Result<(), Status> {
@@ -117,13 +104,7 @@ pub(super) fn check_against(state: &mut State, request: &TxnRequest) -> Result<(
                 }
             }
             Some(Request::RequestRange(range)) => {
-                state
-                    .space()
-                    .range(&RangeQuery {
-                        count_only: true,
-                        ..query(range)
-                    })
-                    .map_err(range_status)?;
+                state.space().range(&RangeQuery { count_only: true, ..query(range) }).map_err(range_status)?;
             }
             Some(Request::RequestTxn(inner)) => check_against(state, inner)?,
             None => {}
@@ -133,17 +114,9 @@ pub(super) fn check_against(state: &mut State, request: &TxnRequest) -> Result<(
 }
 
 /// Runs a checked transaction; what it writes has `revision`.
-pub(super) fn run(
-    state: &mut State,
-    request: &TxnRequest,
-    revision: i64,
-) -> Result<TxnResponse, Status> {
+pub(super) fn run(state: &mut State, request: &TxnRequest, revision: i64) -> Result<TxnResponse, Status> {
     let succeeded = request.compare.iter().all(|compare| holds(state, compare));
-    let branch = if succeeded {
-        &request.success
-    } else {
-        &request.failure
-    };
+    let branch = if succeeded { &request.success } else { &request.failure };
     let mut responses = Vec::with_capacity(branch.len());
     for op in branch {
         let response = match op.request.as_ref().ok_or_else(key_missing)? {
@@ -152,35 +125,19 @@ pub(super) fn run(
                 Response::ResponseRange(range_answer(found, range.keys_only))
             }
             Request::RequestPut(put) => Response::ResponsePut(run_put(state, put, revision)),
-            Request::RequestDeleteRange(delete) => {
-                Response::ResponseDeleteRange(run_delete(state, delete, revision))
-            }
+            Request::RequestDeleteRange(delete) => Response::ResponseDeleteRange(run_delete(state, delete, revision)),
             Request::RequestTxn(inner) => Response::ResponseTxn(run(state, inner, revision)?),
         };
-        responses.push(ResponseOp {
-            response: Some(response),
-        });
+        responses.push(ResponseOp { response: Some(response) });
     }
-    Ok(TxnResponse {
-        header: None,
-        succeeded,
-        responses,
-    })
+    Ok(TxnResponse { header: None, succeeded, responses })
 }
 
 fn run_put(state: &mut State, put: &PutRequest, revision: i64) -> PutResponse {
     let before = state.space().get(&put.key).cloned();
     let old = before.as_ref();
-    let value = if put.ignore_value {
-        old.map(|old| old.value.clone())
-    } else {
-        None
-    };
-    let lease = if put.ignore_lease {
-        old.map(|old| old.lease)
-    } else {
-        None
-    };
+    let value = if put.ignore_value { old.map(|old| old.value.clone()) } else { None };
+    let lease = if put.ignore_lease { old.map(|old| old.lease) } else { None };
     // Requests are slices of larger buffers, and what is kept here stays.
     let op = Op::Put {
         key: Bytes::copy_from_slice(&put.key),
@@ -188,36 +145,20 @@ fn run_put(state: &mut State, put: &PutRequest, revision: i64) -> PutResponse {
         lease: lease.unwrap_or(put.lease),
     };
     state.commit_at(revision, vec![op]);
-    let prev_kv = before
-        .filter(|_| put.prev_kv)
-        .map(|record| key_value(&put.key, &record, false));
-    PutResponse {
-        header: None,
-        prev_kv,
-    }
+    let prev_kv = before.filter(|_| put.prev_kv).map(|record| key_value(&put.key, &record, false));
+    PutResponse { header: None, prev_kv }
 }
 
-fn run_delete(
-    state: &mut State,
-    delete: &DeleteRangeRequest,
-    revision: i64,
-) -> DeleteRangeResponse {
+fn run_delete(state: &mut State, delete: &DeleteRangeRequest, revision: i64) -> DeleteRangeResponse {
     let doomed = state.space().slice(&delete.key, &delete.range_end);
     let deleted = i64::try_from(doomed.len()).unwrap_or(i64::MAX);
     state.commit_at(revision, doomed.keys().cloned().map(Op::delete).collect());
     let prev_kvs = if delete.prev_kv {
-        doomed
-            .iter()
-            .map(|(key, record)| key_value(key, record, false))
-            .collect()
+        doomed.iter().map(|(key, record)| key_value(key, record, false)).collect()
     } else {
         Vec::new()
     };
-    DeleteRangeResponse {
-        header: None,
-        deleted,
-        prev_kvs,
-    }
+    DeleteRangeResponse { header: None, deleted, prev_kvs }
 }
 
 /// Whether a comparison holds. Over a range it must hold for each key; a missing key compares as zeros, and its value
@@ -228,13 +169,7 @@ fn holds(state: &State, compare: &Compare) -> bool {
         if compare.target() == CompareTarget::Value {
             return false;
         }
-        let none = Record {
-            value: Bytes::new(),
-            create_revision: 0,
-            mod_revision: 0,
-            version: 0,
-            lease: 0,
-        };
+        let none = Record { value: Bytes::new(), create_revision: 0, mod_revision: 0, version: 0, lease: 0 };
         return matches(&none, compare);
     }
     found.values().all(|record| matches(record, compare))
@@ -288,17 +223,8 @@ pub(super) fn query(range: &RangeRequest) -> RangeQuery {
 
 /// What a range found, without its header.
 pub(super) fn range_answer(found: RangeResult, keys_only: bool) -> RangeResponse {
-    let kvs = found
-        .records
-        .iter()
-        .map(|(key, record)| key_value(key, record, keys_only))
-        .collect();
-    RangeResponse {
-        header: None,
-        kvs,
-        more: found.more,
-        count: found.count,
-    }
+    let kvs = found.records.iter().map(|(key, record)| key_value(key, record, keys_only)).collect();
+    RangeResponse { header: None, kvs, more: found.more, count: found.count }
 }
 
 pub(super) fn key_value(key: &Bytes, record: &Record, keys_only: bool) -> KeyValue {
@@ -307,11 +233,7 @@ pub(super) fn key_value(key: &Bytes, record: &Record, keys_only: bool) -> KeyVal
         create_revision: record.create_revision,
         mod_revision: record.mod_revision,
         version: record.version,
-        value: if keys_only {
-            Bytes::new()
-        } else {
-            record.value.clone()
-        },
+        value: if keys_only { Bytes::new() } else { record.value.clone() },
         lease: record.lease,
     }
 }

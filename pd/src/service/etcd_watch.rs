@@ -73,18 +73,11 @@ impl EtcdHandler {
                 if watchers.remove(&watch_id).is_none() {
                     return Ok(());
                 }
-                WatchResponse {
-                    header,
-                    watch_id,
-                    canceled: true,
-                    ..WatchResponse::default()
-                }
+                WatchResponse { header, watch_id, canceled: true, ..WatchResponse::default() }
             }
-            Some(RequestUnion::ProgressRequest(_)) => WatchResponse {
-                header,
-                watch_id: -1,
-                ..WatchResponse::default()
-            },
+            Some(RequestUnion::ProgressRequest(_)) => {
+                WatchResponse { header, watch_id: -1, ..WatchResponse::default() }
+            }
             None => return Ok(()),
         };
         answers.send(&answer).await
@@ -96,45 +89,28 @@ impl EtcdHandler {
         watchers: &mut BTreeMap<i64, Watcher>,
     ) -> Result<WatchResponse, Status> {
         if watchers.len() >= WATCHES_MAX {
-            return Err(Status::resource_exhausted(
-                "etcdserver: too many watches on one stream",
-            ));
+            return Err(Status::resource_exhausted("etcdserver: too many watches on one stream"));
         }
         let revision = self.0.writer.durable_revision();
-        let mut answer = WatchResponse {
-            header: self.header(revision),
-            created: true,
-            ..WatchResponse::default()
-        };
+        let mut answer = WatchResponse { header: self.header(revision), created: true, ..WatchResponse::default() };
         if create.watch_id != 0 && watchers.contains_key(&create.watch_id) {
             answer.watch_id = -1;
             answer.canceled = true;
-            answer.cancel_reason =
-                String::from("etcdserver: duplicate watch ID provided on the WatchStream");
+            answer.cancel_reason = String::from("etcdserver: duplicate watch ID provided on the WatchStream");
             return Ok(answer);
         }
         answer.watch_id = match create.watch_id {
             0 => watchers.last_key_value().map_or(0, |(id, _)| id + 1),
             id => id,
         };
-        let key = if create.key.is_empty() {
-            Bytes::from_static(&[0])
-        } else {
-            create.key.clone()
-        };
+        let key = if create.key.is_empty() { Bytes::from_static(&[0]) } else { create.key.clone() };
         let watcher = Watcher {
             key,
             end: create.range_end.clone(),
-            seen: if create.start_revision > 0 {
-                create.start_revision - 1
-            } else {
-                revision
-            },
+            seen: if create.start_revision > 0 { create.start_revision - 1 } else { revision },
             with_before: create.prev_kv,
             puts: !create.filters().any(|filter| filter == FilterType::Noput),
-            deletes: !create
-                .filters()
-                .any(|filter| filter == FilterType::Nodelete),
+            deletes: !create.filters().any(|filter| filter == FilterType::Nodelete),
         };
         watchers.insert(answer.watch_id, watcher);
         Ok(answer)
@@ -148,31 +124,19 @@ impl EtcdHandler {
         answers: &Outbound<WatchResponse>,
     ) -> Result<(), Status> {
         let mut late = Vec::new();
-        for (id, watcher) in watchers
-            .iter_mut()
-            .filter(|(_, watcher)| watcher.seen < until)
-        {
-            let events = self
-                .0
-                .events_of(&watcher.key, &watcher.end, watcher.seen, until);
-            let mut answer = WatchResponse {
-                header: self.header(until),
-                watch_id: *id,
-                ..WatchResponse::default()
-            };
+        for (id, watcher) in watchers.iter_mut().filter(|(_, watcher)| watcher.seen < until) {
+            let events = self.0.events_of(&watcher.key, &watcher.end, watcher.seen, until);
+            let mut answer = WatchResponse { header: self.header(until), watch_id: *id, ..WatchResponse::default() };
             match events {
                 Ok(events) => {
                     let wanted = events.iter().filter(|event| watcher.wants(event));
-                    answer.events = wanted
-                        .map(|event| to_event(event, watcher.with_before))
-                        .collect();
+                    answer.events = wanted.map(|event| to_event(event, watcher.with_before)).collect();
                 }
                 Err(Compacted(compact_revision)) => {
                     late.push(*id);
                     answer.canceled = true;
                     answer.compact_revision = compact_revision;
-                    answer.cancel_reason =
-                        String::from("etcdserver: mvcc: required revision has been compacted");
+                    answer.cancel_reason = String::from("etcdserver: mvcc: required revision has been compacted");
                 }
             }
             watcher.seen = until;
@@ -187,32 +151,18 @@ impl EtcdHandler {
 
 impl Watcher {
     fn wants(&self, event: &Event) -> bool {
-        if event.now.is_some() {
-            self.puts
-        } else {
-            self.deletes
-        }
+        if event.now.is_some() { self.puts } else { self.deletes }
     }
 }
 
 fn to_event(event: &Event, with_before: bool) -> mvccpb::Event {
-    let kind = if event.now.is_some() {
-        mvccpb::event::EventType::Put
-    } else {
-        mvccpb::event::EventType::Delete
-    };
+    let kind = if event.now.is_some() { mvccpb::event::EventType::Put } else { mvccpb::event::EventType::Delete };
     let kv = match &event.now {
         Some(record) => to_kv(&event.key, record),
-        None => mvccpb::KeyValue {
-            key: event.key.clone(),
-            mod_revision: event.revision,
-            ..mvccpb::KeyValue::default()
-        },
+        None => {
+            mvccpb::KeyValue { key: event.key.clone(), mod_revision: event.revision, ..mvccpb::KeyValue::default() }
+        }
     };
     let before = event.before.as_ref().filter(|_| with_before);
-    mvccpb::Event {
-        r#type: kind.into(),
-        kv: Some(kv),
-        prev_kv: before.map(|record| to_kv(&event.key, record)),
-    }
+    mvccpb::Event { r#type: kind.into(), kv: Some(kv), prev_kv: before.map(|record| to_kv(&event.key, record)) }
 }

@@ -8,9 +8,7 @@ use super::Core;
 use crate::directory::Region;
 use bytes::Bytes;
 use proto::pdpb::PeerStats;
-use proto::rpc::{
-    CallContext, Inbound, LocalFuture, Outbound, RawInbound, RawOutbound, Service, Shape, Status,
-};
+use proto::rpc::{CallContext, Inbound, LocalFuture, Outbound, RawInbound, RawOutbound, Service, Shape, Status};
 use proto::{metapb, pdpb, rpc};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -97,28 +95,15 @@ impl<S: Service> Service for PdWithExtras<S> {
     }
 
     fn shape(&self, method: &str) -> Option<Shape> {
-        if method == "QueryRegion" {
-            Some(Shape::Bidi)
-        } else {
-            self.inner.shape(method)
-        }
+        if method == "QueryRegion" { Some(Shape::Bidi) } else { self.inner.shape(method) }
     }
 
-    fn unary(
-        &self,
-        method: &str,
-        cx: CallContext,
-        request: Bytes,
-    ) -> LocalFuture<Result<Bytes, Status>> {
+    fn unary(&self, method: &str, cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>> {
         if method != "AllocID" {
             return self.inner.unary(method, cx, request);
         }
         let core = Rc::clone(&self.core);
-        Box::pin(async move {
-            Ok(rpc::encode(
-                &core.alloc_ids(&cx, rpc::decode(request)?).await?,
-            ))
-        })
+        Box::pin(async move { Ok(rpc::encode(&core.alloc_ids(&cx, rpc::decode(request)?).await?)) })
     }
 
     fn stream(
@@ -134,37 +119,21 @@ impl<S: Service> Service for PdWithExtras<S> {
         let core = Rc::clone(&self.core);
         Box::pin(async move {
             core.enter_any(&cx)?;
-            core.serve_queries(Inbound::new(inbound), Outbound::new(outbound))
-                .await
+            core.serve_queries(Inbound::new(inbound), Outbound::new(outbound)).await
         })
     }
 }
 
 impl Core {
-    async fn alloc_ids(
-        &self,
-        cx: &CallContext,
-        request: AllocIdRequest,
-    ) -> Result<AllocIdResponse, Status> {
+    async fn alloc_ids(&self, cx: &CallContext, request: AllocIdRequest) -> Result<AllocIdResponse, Status> {
         self.enter(cx, request.header.as_ref())?;
         if request.count > ALLOC_COUNT_MAX {
-            let text = format!(
-                "at most {ALLOC_COUNT_MAX} ids at once, not {}",
-                request.count
-            );
-            return Ok(AllocIdResponse {
-                header: self.error(pdpb::ErrorType::Unknown, text),
-                id: 0,
-                count: 0,
-            });
+            let text = format!("at most {ALLOC_COUNT_MAX} ids at once, not {}", request.count);
+            return Ok(AllocIdResponse { header: self.error(pdpb::ErrorType::Unknown, text), id: 0, count: 0 });
         }
         let id = self.write(|state| state.alloc_id(request.count)).await?;
         let count = if request.count > 1 { request.count } else { 0 };
-        Ok(AllocIdResponse {
-            header: self.header(),
-            id,
-            count,
-        })
+        Ok(AllocIdResponse { header: self.header(), id, count })
     }
 
     async fn serve_queries(
@@ -173,17 +142,9 @@ impl Core {
         answers: Outbound<QueryRegionResponse>,
     ) -> Result<(), Status> {
         while let Some(request) = requests.next().await? {
-            self.check_cluster(
-                request
-                    .header
-                    .as_ref()
-                    .map_or(0, |header| header.cluster_id),
-            )?;
+            self.check_cluster(request.header.as_ref().map_or(0, |header| header.cluster_id))?;
             let answer = match self.unless_bootstrapped() {
-                Some(header) => QueryRegionResponse {
-                    header: Some(header),
-                    ..QueryRegionResponse::default()
-                },
+                Some(header) => QueryRegionResponse { header: Some(header), ..QueryRegionResponse::default() },
                 None => self.query(&request),
             };
             answers.send(&answer).await?;
@@ -193,42 +154,24 @@ impl Core {
 
     fn query(&self, request: &QueryRegionRequest) -> QueryRegionResponse {
         let directory = self.directory.borrow();
-        let mut answer = QueryRegionResponse {
-            header: self.header(),
-            ..QueryRegionResponse::default()
-        };
+        let mut answer = QueryRegionResponse { header: self.header(), ..QueryRegionResponse::default() };
         let mut note = |region: Option<&Rc<Region>>| {
             let Some(region) = region else { return 0 };
             let id = region.meta.id;
-            answer
-                .regions_by_id
-                .entry(id)
-                .or_insert_with(|| RegionResponse {
-                    region: Some(region.meta.clone()),
-                    leader: region.leader.clone(),
-                    down_peers: region.down_peers.clone(),
-                    pending_peers: region.pending_peers.clone(),
-                    buckets: self.buckets_of(region, request.need_buckets),
-                });
+            answer.regions_by_id.entry(id).or_insert_with(|| RegionResponse {
+                region: Some(region.meta.clone()),
+                leader: region.leader,
+                down_peers: region.down_peers.clone(),
+                pending_peers: region.pending_peers.clone(),
+                buckets: self.buckets_of(region, request.need_buckets),
+            });
             id
         };
-        let key_id_map = request
-            .keys
-            .iter()
-            .map(|key| note(directory.by_key(key)))
-            .collect();
-        let prev_key_id_map = request
-            .prev_keys
-            .iter()
-            .map(|key| note(directory.before_key(key)))
-            .collect();
+        let key_id_map = request.keys.iter().map(|key| note(directory.by_key(key))).collect();
+        let prev_key_id_map = request.prev_keys.iter().map(|key| note(directory.before_key(key))).collect();
         request.ids.iter().for_each(|id| {
             note(directory.by_id(*id));
         });
-        QueryRegionResponse {
-            key_id_map,
-            prev_key_id_map,
-            ..answer
-        }
+        QueryRegionResponse { key_id_map, prev_key_id_map, ..answer }
     }
 }

@@ -24,18 +24,10 @@ impl Core {
                 ops.push(Op::delete(key));
                 continue;
             }
-            let value = if item.value.is_empty() {
-                item.payload
-            } else {
-                Bytes::from(item.value)
-            };
+            let value = if item.value.is_empty() { item.payload } else { Bytes::from(item.value) };
             let value = Bytes::copy_from_slice(&value);
             self.check_put(&key, &value, 0)?;
-            ops.push(Op::Put {
-                key,
-                value,
-                lease: 0,
-            });
+            ops.push(Op::Put { key, value, lease: 0 });
         }
         self.check_ops(ops.len())?;
         self.write(|state| state.commit(ops)).await?;
@@ -47,15 +39,9 @@ impl Core {
         request: LoadGlobalConfigRequest,
     ) -> Result<LoadGlobalConfigResponse, Status> {
         if request.config_path == CONTROLLER && request.names.is_empty() {
-            let look =
-                |state: &crate::state::State| state.space().value(CONTROLLER.as_bytes()).cloned();
-            let (value, revision) = self
-                .read(|state| (look(state), state.space().revision()))
-                .await?;
-            let items = value
-                .map(|payload| item(CONTROLLER.to_owned(), payload))
-                .into_iter()
-                .collect();
+            let look = |state: &crate::state::State| state.space().value(CONTROLLER.as_bytes()).cloned();
+            let (value, revision) = self.read(|state| (look(state), state.space().revision())).await?;
+            let items = value.map(|payload| item(CONTROLLER.to_owned(), payload)).into_iter().collect();
             return Ok(LoadGlobalConfigResponse { items, revision });
         }
         let folder = folder_of(&request.config_path)?;
@@ -66,20 +52,14 @@ impl Core {
                 None => missing(name),
             };
             let all = |(key, record): (&Bytes, &crate::kv::Record)| {
-                item(
-                    String::from_utf8_lossy(key).into_owned(),
-                    record.value.clone(),
-                )
+                item(String::from_utf8_lossy(key).into_owned(), record.value.clone())
             };
             let items = if request.names.is_empty() {
                 space.prefix(folder.as_bytes()).map(all).collect()
             } else {
                 request.names.iter().map(named).collect()
             };
-            LoadGlobalConfigResponse {
-                items,
-                revision: space.revision(),
-            }
+            LoadGlobalConfigResponse { items, revision: space.revision() }
         };
         self.read(look).await
     }
@@ -101,24 +81,13 @@ impl Core {
                 Ok(events) if events.is_empty() => {}
                 Ok(events) => {
                     let changes = events.iter().map(|event| changed(event)).collect();
-                    let answer = WatchGlobalConfigResponse {
-                        changes,
-                        revision: until,
-                        header: self.header(),
-                    };
+                    let answer = WatchGlobalConfigResponse { changes, revision: until, header: self.header() };
                     answers.send(&answer).await?;
                 }
                 Err(Compacted(from)) => {
-                    let text = format!(
-                        "required watch revision is smaller than current compact/min revision {from}"
-                    );
+                    let text = format!("required watch revision is smaller than current compact/min revision {from}");
                     let header = self.error(ErrorType::DataCompacted, text);
-                    answers
-                        .send(&WatchGlobalConfigResponse {
-                            header,
-                            ..Default::default()
-                        })
-                        .await?;
+                    answers.send(&WatchGlobalConfigResponse { header, ..Default::default() }).await?;
                     return Ok(());
                 }
             }
@@ -136,40 +105,22 @@ fn folder_of(path: &str) -> Result<String, Status> {
     if path.starts_with("/global/config/") && !path.split('/').any(|part| part == "..") {
         return Ok(format!("{path}/"));
     }
-    Err(Status::invalid_argument(format!(
-        "config path {path:?} is not under {ROOT}"
-    )))
+    Err(Status::invalid_argument(format!("config path {path:?} is not under {ROOT}")))
 }
 
 fn item(name: String, payload: Bytes) -> GlobalConfigItem {
-    GlobalConfigItem {
-        name,
-        payload,
-        kind: EventType::Put.into(),
-        ..GlobalConfigItem::default()
-    }
+    GlobalConfigItem { name, payload, kind: EventType::Put.into(), ..GlobalConfigItem::default() }
 }
 
 fn missing(name: &str) -> GlobalConfigItem {
-    let error = Error {
-        r#type: ErrorType::GlobalConfigNotFound.into(),
-        message: format!("key {name} not found"),
-    };
-    GlobalConfigItem {
-        name: name.to_owned(),
-        error: Some(error),
-        ..GlobalConfigItem::default()
-    }
+    let error = Error { r#type: ErrorType::GlobalConfigNotFound.into(), message: format!("key {name} not found") };
+    GlobalConfigItem { name: name.to_owned(), error: Some(error), ..GlobalConfigItem::default() }
 }
 
 fn changed(event: &Event) -> GlobalConfigItem {
     let name = String::from_utf8_lossy(&event.key).into_owned();
     match &event.now {
         Some(record) => item(name, record.value.clone()),
-        None => GlobalConfigItem {
-            name,
-            kind: EventType::Delete.into(),
-            ..GlobalConfigItem::default()
-        },
+        None => GlobalConfigItem { name, kind: EventType::Delete.into(), ..GlobalConfigItem::default() },
     }
 }

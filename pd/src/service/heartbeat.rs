@@ -2,10 +2,10 @@
 
 use super::Core;
 use crate::directory::Refused;
+use crate::metrics::add;
 use base::Instant;
 use proto::pdpb::{
-    ErrorType, RegionHeartbeatRequest, RegionHeartbeatResponse, ReportBucketsRequest,
-    ReportBucketsResponse,
+    ErrorType, RegionHeartbeatRequest, RegionHeartbeatResponse, ReportBucketsRequest, ReportBucketsResponse,
 };
 use proto::rpc::{Inbound, Outbound, Status};
 use std::cell::{Cell, RefCell};
@@ -32,16 +32,9 @@ struct Stream {
 impl Streams {
     /// Sends to a store; false if it has no stream, or does not read it.
     pub(super) async fn send(&self, store: u64, message: &RegionHeartbeatResponse) -> bool {
-        let answers = self
-            .by_store
-            .borrow()
-            .get(&store)
-            .map(|stream| stream.answers.clone());
+        let answers = self.by_store.borrow().get(&store).map(|stream| stream.answers.clone());
         match answers {
-            Some(answers) => matches!(
-                executor::timeout(SEND_TIMEOUT, answers.send(message)).await,
-                Ok(Ok(()))
-            ),
+            Some(answers) => matches!(executor::timeout(SEND_TIMEOUT, answers.send(message)).await, Ok(Ok(()))),
             None => false,
         }
     }
@@ -58,12 +51,7 @@ struct Binding<'a> {
 impl<'a> Binding<'a> {
     fn new(streams: &'a Streams, answers: Outbound<RegionHeartbeatResponse>) -> Binding<'a> {
         streams.tokens.set(streams.tokens.get() + 1);
-        Binding {
-            streams,
-            token: streams.tokens.get(),
-            store: None,
-            answers,
-        }
+        Binding { streams, token: streams.tokens.get(), store: None, answers }
     }
 
     /// The newest stream on which a store reports is the one to answer on.
@@ -72,19 +60,14 @@ impl<'a> Binding<'a> {
             self.unbind();
             self.store = Some(store);
         }
-        let stream = Stream {
-            token: self.token,
-            answers: self.answers.clone(),
-        };
+        let stream = Stream { token: self.token, answers: self.answers.clone() };
         self.streams.by_store.borrow_mut().insert(store, stream);
     }
 
     fn unbind(&mut self) {
         let mut by_store = self.streams.by_store.borrow_mut();
         if let Some(store) = self.store.take()
-            && by_store
-                .get(&store)
-                .is_some_and(|stream| stream.token == self.token)
+            && by_store.get(&store).is_some_and(|stream| stream.token == self.token)
         {
             by_store.remove(&store);
         }
@@ -109,10 +92,7 @@ impl Core {
         let mut keepalive = executor::now() + KEEPALIVE;
         loop {
             let Ok(request) = executor::timeout(until(keepalive), requests.next()).await else {
-                let alive = RegionHeartbeatResponse {
-                    header: self.header(),
-                    ..RegionHeartbeatResponse::default()
-                };
+                let alive = RegionHeartbeatResponse { header: self.header(), ..RegionHeartbeatResponse::default() };
                 answers.send(&alive).await?;
                 keepalive = executor::now() + KEEPALIVE;
                 continue;
@@ -120,17 +100,9 @@ impl Core {
             let Some(request) = request? else {
                 return Ok(());
             };
-            self.check_cluster(
-                request
-                    .header
-                    .as_ref()
-                    .map_or(0, |header| header.cluster_id),
-            )?;
+            self.check_cluster(request.header.as_ref().map_or(0, |header| header.cluster_id))?;
             if let Some(header) = self.unless_bootstrapped() {
-                let refusal = RegionHeartbeatResponse {
-                    header: Some(header),
-                    ..RegionHeartbeatResponse::default()
-                };
+                let refusal = RegionHeartbeatResponse { header: Some(header), ..RegionHeartbeatResponse::default() };
                 answers.send(&refusal).await?;
                 return Ok(());
             }
@@ -138,9 +110,7 @@ impl Core {
             let now = executor::now();
             if binding.store != Some(store) || now >= bind_again {
                 if self.peek().store(store).is_none() {
-                    return Err(Status::unknown(format!(
-                        "invalid store ID {store}, not found"
-                    )));
+                    return Err(Status::unknown(format!("invalid store ID {store}, not found")));
                 }
                 binding.bind(store);
                 bind_again = now + KEEPALIVE;
@@ -153,26 +123,21 @@ impl Core {
 
     /// Takes one heartbeat into the directory. What is new in it is put in line for the journal; nobody waits for
     /// that, since the leader reports again after a restart.
-    async fn take_region(
-        &self,
-        request: &RegionHeartbeatRequest,
-    ) -> Result<Result<(), Refused>, Status> {
+    async fn take_region(&self, request: &RegionHeartbeatRequest) -> Result<Result<(), Refused>, Status> {
+        self.writer.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
         let now_s = executor::unix_time().seconds();
         let taken = self.directory.borrow_mut().heartbeat(request, now_s);
         let taken = match taken {
             Ok(taken) => taken,
-            Err(refused) => return Ok(Err(refused)),
+            Err(refused) => {
+                add(&self.metrics.region_heartbeats_refused_total, 1);
+                return Ok(Err(refused));
+            }
         };
+        add(&self.metrics.region_heartbeats_total, 1);
         if taken.changed {
-            self.writer
-                .admit()
-                .await
-                .map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
             let mut state = self.state.borrow_mut();
-            taken
-                .overlapped
-                .iter()
-                .for_each(|id| state.drop_region(*id));
+            taken.overlapped.iter().for_each(|id| state.drop_region(*id));
             if let Some(region) = &request.region {
                 state.put_region(region);
             }
@@ -182,21 +147,14 @@ impl Core {
         Ok(Ok(()))
     }
 
-    fn refusal(
-        &self,
-        request: &RegionHeartbeatRequest,
-        refused: &Refused,
-    ) -> RegionHeartbeatResponse {
+    fn refusal(&self, request: &RegionHeartbeatRequest, refused: &Refused) -> RegionHeartbeatResponse {
         let region_id = request.region.as_ref().map_or(0, |region| region.id);
         tracing::debug!(region = region_id, %refused, "a region's heartbeat is refused");
         RegionHeartbeatResponse {
             header: self.error(ErrorType::Unknown, refused),
             region_id,
-            region_epoch: request
-                .region
-                .as_ref()
-                .and_then(|region| region.region_epoch.clone()),
-            target_peer: request.leader.clone(),
+            region_epoch: request.region.as_ref().and_then(|region| region.region_epoch),
+            target_peer: request.leader,
             ..RegionHeartbeatResponse::default()
         }
     }
@@ -207,19 +165,12 @@ impl Core {
         mut requests: Inbound<ReportBucketsRequest>,
     ) -> Result<ReportBucketsResponse, Status> {
         while let Some(request) = requests.next().await? {
-            self.check_cluster(
-                request
-                    .header
-                    .as_ref()
-                    .map_or(0, |header| header.cluster_id),
-            )?;
+            self.check_cluster(request.header.as_ref().map_or(0, |header| header.cluster_id))?;
             if let Some(buckets) = request.buckets {
                 self.directory.borrow_mut().report_buckets(buckets);
             }
         }
-        Ok(ReportBucketsResponse {
-            header: self.header(),
-        })
+        Ok(ReportBucketsResponse { header: self.header() })
     }
 }
 

@@ -22,24 +22,13 @@ impl MetaStorageHandler {
     }
 
     fn header(&self, revision: i64) -> Option<ResponseHeader> {
-        Some(ResponseHeader {
-            cluster_id: self.0.identity.cluster_id.0,
-            error: None,
-            revision,
-        })
+        Some(ResponseHeader { cluster_id: self.0.identity.cluster_id.0, error: None, revision })
     }
 
     fn error(&self, kind: ErrorType, message: impl ToString) -> Option<ResponseHeader> {
-        let error = Error {
-            r#type: kind.into(),
-            message: message.to_string(),
-        };
+        let error = Error { r#type: kind.into(), message: message.to_string() };
         let revision = self.0.writer.durable_revision();
-        Some(ResponseHeader {
-            cluster_id: self.0.identity.cluster_id.0,
-            error: Some(error),
-            revision,
-        })
+        Some(ResponseHeader { cluster_id: self.0.identity.cluster_id.0, error: Some(error), revision })
     }
 }
 
@@ -53,59 +42,33 @@ impl MetaStorage for MetaStorageHandler {
             revision: request.revision,
             ..RangeQuery::default()
         };
-        let (found, revision) = self
-            .0
-            .read(|state| (state.space().range(&query), state.space().revision()))
-            .await?;
+        let (found, revision) = self.0.read(|state| (state.space().range(&query), state.space().revision())).await?;
         Ok(match found {
             Ok(found) => GetResponse {
                 header: self.header(revision),
-                kvs: found
-                    .records
-                    .iter()
-                    .map(|(key, record)| key_value(key, record))
-                    .collect(),
+                kvs: found.records.iter().map(|(key, record)| key_value(key, record)).collect(),
                 more: found.more,
                 count: found.count,
             },
-            Err(error) => GetResponse {
-                header: self.error(ErrorType::Unknown, error),
-                ..GetResponse::default()
-            },
+            Err(error) => GetResponse { header: self.error(ErrorType::Unknown, error), ..GetResponse::default() },
         })
     }
 
     async fn put(&self, cx: CallContext, request: PutRequest) -> Result<PutResponse, Status> {
         self.enter(&cx, request.header.as_ref())?;
-        let (key, value) = (
-            Bytes::copy_from_slice(&request.key),
-            Bytes::copy_from_slice(&request.value),
-        );
+        let (key, value) = (Bytes::copy_from_slice(&request.key), Bytes::copy_from_slice(&request.value));
         self.0.check_put(&key, &value, request.lease)?;
         let command = |state: &mut crate::state::State| {
             let before = state.space().get(&key).cloned();
-            state.commit(vec![Op::Put {
-                key: key.clone(),
-                value,
-                lease: request.lease,
-            }]);
+            state.commit(vec![Op::Put { key: key.clone(), value, lease: request.lease }]);
             (before, state.space().revision())
         };
         let (before, revision) = self.0.write(command).await?;
-        let prev_kv = before
-            .filter(|_| request.prev_kv)
-            .map(|record| key_value(&key, &record));
-        Ok(PutResponse {
-            header: self.header(revision),
-            prev_kv,
-        })
+        let prev_kv = before.filter(|_| request.prev_kv).map(|record| key_value(&key, &record));
+        Ok(PutResponse { header: self.header(revision), prev_kv })
     }
 
-    async fn delete(
-        &self,
-        cx: CallContext,
-        request: DeleteRequest,
-    ) -> Result<DeleteResponse, Status> {
+    async fn delete(&self, cx: CallContext, request: DeleteRequest) -> Result<DeleteResponse, Status> {
         self.enter(&cx, request.header.as_ref())?;
         self.0.check_own_key(&request.key)?;
         let command = |state: &mut crate::state::State| {
@@ -115,14 +78,8 @@ impl MetaStorage for MetaStorageHandler {
         };
         let (before, revision) = self.0.write(command).await?;
         let deleted = i64::from(before.is_some());
-        let prev_kvs = before
-            .filter(|_| request.prev_kv)
-            .map(|record| key_value(&request.key, &record));
-        Ok(DeleteResponse {
-            header: self.header(revision),
-            deleted,
-            prev_kvs: prev_kvs.into_iter().collect(),
-        })
+        let prev_kvs = before.filter(|_| request.prev_kv).map(|record| key_value(&request.key, &record));
+        Ok(DeleteResponse { header: self.header(revision), deleted, prev_kvs: prev_kvs.into_iter().collect() })
     }
 
     async fn watch(
@@ -138,40 +95,20 @@ impl MetaStorage for MetaStorageHandler {
         };
         loop {
             let until = self.0.next_revision(seen).await?;
-            match self
-                .0
-                .events_of(&request.key, &request.range_end, seen, until)
-            {
+            match self.0.events_of(&request.key, &request.range_end, seen, until) {
                 Ok(events) if events.is_empty() => {}
                 Ok(events) => {
-                    let events = events
-                        .iter()
-                        .map(|event| to_event(event, request.prev_kv))
-                        .collect();
+                    let events = events.iter().map(|event| to_event(event, request.prev_kv)).collect();
                     let header = self.header(until);
-                    answers
-                        .send(&WatchResponse {
-                            header,
-                            compact_revision: 0,
-                            events,
-                        })
-                        .await?;
+                    answers.send(&WatchResponse { header, compact_revision: 0, events }).await?;
                 }
                 Err(Compacted(compact_revision)) => {
                     let text = format!(
                         "required watch revision is smaller than current compact/min revision {compact_revision}"
                     );
                     let header = self.error(ErrorType::DataCompacted, text);
-                    answers
-                        .send(&WatchResponse {
-                            header,
-                            compact_revision,
-                            events: Vec::new(),
-                        })
-                        .await?;
-                    return Err(Status::out_of_range(
-                        "etcdserver: mvcc: required revision has been compacted",
-                    ));
+                    answers.send(&WatchResponse { header, compact_revision, events: Vec::new() }).await?;
+                    return Err(Status::out_of_range("etcdserver: mvcc: required revision has been compacted"));
                 }
             }
             seen = until;
@@ -180,18 +117,10 @@ impl MetaStorage for MetaStorageHandler {
 }
 
 fn to_event(event: &Event, with_before: bool) -> proto::meta_storagepb::Event {
-    let kind = if event.now.is_some() {
-        event::EventType::Put
-    } else {
-        event::EventType::Delete
-    };
+    let kind = if event.now.is_some() { event::EventType::Put } else { event::EventType::Delete };
     let kv = match &event.now {
         Some(record) => key_value(&event.key, record),
-        None => KeyValue {
-            key: event.key.clone(),
-            mod_revision: event.revision,
-            ..KeyValue::default()
-        },
+        None => KeyValue { key: event.key.clone(), mod_revision: event.revision, ..KeyValue::default() },
     };
     let before = event.before.as_ref().filter(|_| with_before);
     proto::meta_storagepb::Event {

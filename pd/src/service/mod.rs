@@ -23,9 +23,7 @@ mod watch;
 pub(crate) use self::core::{Core, Identity};
 pub(crate) use vitals::StoreVitals;
 
-use proto::etcdserverpb::{
-    ClusterService, KvService, LeaseService, MaintenanceService, WatchService,
-};
+use proto::etcdserverpb::{ClusterService, KvService, LeaseService, MaintenanceService, WatchService};
 use proto::keyspacepb::KeyspaceService;
 use proto::meta_storagepb::MetaStorageService;
 use proto::pdpb::PdService;
@@ -37,12 +35,8 @@ pub(crate) fn routes(router: net::Router, core: &Rc<Core>) -> net::Router {
     let etcd = Rc::new(etcd::EtcdHandler(Rc::clone(core)));
     router
         .add(Rc::new(extra::PdWithExtras::new(pd, Rc::clone(core))))
-        .add(Rc::new(KeyspaceService::new(Rc::new(
-            keyspace::KeyspaceHandler(Rc::clone(core)),
-        ))))
-        .add(Rc::new(MetaStorageService::new(Rc::new(
-            meta_storage::MetaStorageHandler(Rc::clone(core)),
-        ))))
+        .add(Rc::new(KeyspaceService::new(Rc::new(keyspace::KeyspaceHandler(Rc::clone(core))))))
+        .add(Rc::new(MetaStorageService::new(Rc::new(meta_storage::MetaStorageHandler(Rc::clone(core))))))
         .add(Rc::new(KvService::new(Rc::clone(&etcd))))
         .add(Rc::new(LeaseService::new(Rc::clone(&etcd))))
         .add(Rc::new(WatchService::new(Rc::clone(&etcd))))

@@ -27,6 +27,7 @@ macro_rules! methods {
 macro_rules! cluster_methods {
     ($($method:ident: $request:ident => $answer:ident;)*) => {
         $(
+            #[allow(clippy::needless_update, reason = "some answers have nothing but the header")]
             async fn $method(&self, cx: CallContext, request: $request) -> Result<$answer, Status> {
                 self.0.enter(&cx, request.header.as_ref())?;
                 if let Some(header) = self.0.unless_bootstrapped() {
@@ -52,11 +53,7 @@ impl Pd for PdHandler {
         })
     }
 
-    async fn get_members(
-        &self,
-        cx: CallContext,
-        _request: GetMembersRequest,
-    ) -> Result<GetMembersResponse, Status> {
+    async fn get_members(&self, cx: CallContext, _request: GetMembersRequest) -> Result<GetMembersResponse, Status> {
         self.0.enter_any(&cx)?;
         let member = self.0.identity.member();
         Ok(GetMembersResponse {
@@ -75,10 +72,7 @@ impl Pd for PdHandler {
     ) -> Result<IsSnapshotRecoveringResponse, Status> {
         self.0.enter_any(&cx)?;
         let marked = self.0.read(|state| state.is_snapshot_recovering()).await?;
-        Ok(IsSnapshotRecoveringResponse {
-            header: self.0.header(),
-            marked,
-        })
+        Ok(IsSnapshotRecoveringResponse { header: self.0.header(), marked })
     }
 
     async fn tso(

@@ -1,6 +1,7 @@
 //! Bootstrap, ids, stores and their heartbeats.
 
 use super::{Core, tso};
+use crate::metrics::add;
 use crate::state::ClusterError;
 use proto::metapb::{self, StoreState};
 use proto::pdpb::*;
@@ -8,20 +9,10 @@ use proto::rpc::Status;
 use std::rc::Rc;
 
 impl Core {
-    pub(super) async fn bootstrap(
-        &self,
-        request: BootstrapRequest,
-    ) -> Result<BootstrapResponse, Status> {
+    pub(super) async fn bootstrap(&self, request: BootstrapRequest) -> Result<BootstrapResponse, Status> {
         let (max_replicas, now) = (self.config.max_replicas, executor::unix_time());
         let outcome = self
-            .write(|state| {
-                state.bootstrap(
-                    request.store.as_ref(),
-                    request.region.as_ref(),
-                    max_replicas,
-                    now,
-                )
-            })
+            .write(|state| state.bootstrap(request.store.as_ref(), request.region.as_ref(), max_replicas, now))
             .await?;
         if outcome.is_ok()
             && let Some(region) = &request.region
@@ -31,99 +22,52 @@ impl Core {
             tracing::info!(region = region.id, "the cluster is bootstrapped");
         }
         let (header, ()) = self.outcome(outcome);
-        Ok(BootstrapResponse {
-            header,
-            replication_status: None,
-        })
+        Ok(BootstrapResponse { header, replication_status: None })
     }
 
-    pub(super) async fn is_bootstrapped(
-        &self,
-        _: IsBootstrappedRequest,
-    ) -> Result<IsBootstrappedResponse, Status> {
+    pub(super) async fn is_bootstrapped(&self, _: IsBootstrappedRequest) -> Result<IsBootstrappedResponse, Status> {
         let bootstrapped = self.read(|state| state.is_bootstrapped()).await?;
-        Ok(IsBootstrappedResponse {
-            header: self.header(),
-            bootstrapped,
-        })
+        Ok(IsBootstrappedResponse { header: self.header(), bootstrapped })
     }
 
     pub(super) async fn alloc_id(&self, _: AllocIdRequest) -> Result<AllocIdResponse, Status> {
         let id = self.write(|state| state.alloc_id(1)).await?;
-        Ok(AllocIdResponse {
-            header: self.header(),
-            id,
-        })
+        Ok(AllocIdResponse { header: self.header(), id })
     }
 
-    pub(super) async fn get_store(
-        &self,
-        request: GetStoreRequest,
-    ) -> Result<GetStoreResponse, Status> {
+    pub(super) async fn get_store(&self, request: GetStoreRequest) -> Result<GetStoreResponse, Status> {
         let store = self.read(|state| state.store(request.store_id)).await?;
         let Some(store) = store else {
             let header = self.header_of(&ClusterError::StoreNotFound(request.store_id));
-            return Ok(GetStoreResponse {
-                header,
-                ..GetStoreResponse::default()
-            });
+            return Ok(GetStoreResponse { header, ..GetStoreResponse::default() });
         };
         let stats = self.vitals.borrow().of(store.id).stats;
-        Ok(GetStoreResponse {
-            header: self.header(),
-            store: Some(self.with_heartbeat(store)),
-            stats: Some(stats),
-        })
+        Ok(GetStoreResponse { header: self.header(), store: Some(self.with_heartbeat(store)), stats: Some(stats) })
     }
 
-    pub(super) async fn put_store(
-        &self,
-        request: PutStoreRequest,
-    ) -> Result<PutStoreResponse, Status> {
+    pub(super) async fn put_store(&self, request: PutStoreRequest) -> Result<PutStoreResponse, Status> {
         let Some(store) = request.store else {
             let header = self.error(ErrorType::Unknown, "invalid put store: no store");
-            return Ok(PutStoreResponse {
-                header,
-                ..PutStoreResponse::default()
-            });
+            return Ok(PutStoreResponse { header, ..PutStoreResponse::default() });
         };
         let (header, ()) = self.outcome(self.write(|state| state.put_store(&store)).await?);
-        tracing::info!(
-            store = store.id,
-            address = store.address,
-            version = store.version,
-            "put store"
-        );
-        Ok(PutStoreResponse {
-            header,
-            replication_status: None,
-        })
+        tracing::info!(store = store.id, address = store.address, version = store.version, "put store");
+        Ok(PutStoreResponse { header, replication_status: None })
     }
 
-    pub(super) async fn get_all_stores(
-        &self,
-        request: GetAllStoresRequest,
-    ) -> Result<GetAllStoresResponse, Status> {
+    pub(super) async fn get_all_stores(&self, request: GetAllStoresRequest) -> Result<GetAllStoresResponse, Status> {
         let mut stores = self.read(|state| state.stores()).await?;
         if request.exclude_tombstone_stores {
             stores.retain(|store| store.state() != StoreState::Tombstone);
         }
-        let stores = stores
-            .into_iter()
-            .map(|store| self.with_heartbeat(store))
-            .collect();
-        Ok(GetAllStoresResponse {
-            header: self.header(),
-            stores,
-        })
+        let stores = stores.into_iter().map(|store| self.with_heartbeat(store)).collect();
+        Ok(GetAllStoresResponse { header: self.header(), stores })
     }
 
     /// The description with the time of the last heartbeat, which is not kept on disk.
     pub(crate) fn with_heartbeat(&self, mut store: metapb::Store) -> metapb::Store {
         let heartbeat = self.vitals.borrow().of(store.id).heartbeat_ns;
-        store.last_heartbeat = store
-            .last_heartbeat
-            .max(i64::try_from(heartbeat).unwrap_or(i64::MAX));
+        store.last_heartbeat = store.last_heartbeat.max(i64::try_from(heartbeat).unwrap_or(i64::MAX));
         store
     }
 
@@ -132,39 +76,26 @@ impl Core {
         request: StoreHeartbeatRequest,
     ) -> Result<StoreHeartbeatResponse, Status> {
         let Some(stats) = request.stats else {
-            return Err(Status::unknown(
-                "invalid store heartbeat command, but no store stats",
-            ));
+            return Err(Status::unknown("invalid store heartbeat command, but no store stats"));
         };
         let store = stats.store_id;
-        let leaving = self
-            .peek()
-            .store(store)
-            .is_some_and(|store| store.state() == StoreState::Offline);
+        let leaving = self.peek().store(store).is_some_and(|store| store.state() == StoreState::Offline);
         if leaving && stats.region_count == 0 && !self.directory.borrow().has_peer_on(store) {
             self.write(|state| state.bury_store(store)).await?;
         }
-        let (version, alive) = self
-            .write(|state| (state.cluster_version(), state.store_is_alive(store)))
-            .await?;
+        let (version, alive) = self.write(|state| (state.cluster_version(), state.store_is_alive(store))).await?;
         let store = match alive {
             Ok(store) => store,
             Err(error) => {
                 let header = self.header_of(&error);
-                return Ok(StoreHeartbeatResponse {
-                    header,
-                    ..StoreHeartbeatResponse::default()
-                });
+                return Ok(StoreHeartbeatResponse { header, ..StoreHeartbeatResponse::default() });
             }
         };
-        self.vitals
-            .borrow_mut()
-            .heartbeat(stats, executor::unix_time().0);
+        self.vitals.borrow_mut().heartbeat(stats, executor::unix_time().0);
+        add(&self.metrics.store_heartbeats_total, 1);
         Ok(StoreHeartbeatResponse {
             header: self.header(),
-            cluster_version: version
-                .map(|version| version.to_string())
-                .unwrap_or_default(),
+            cluster_version: version.map(|version| version.to_string()).unwrap_or_default(),
             state: store.node_state,
             ..StoreHeartbeatResponse::default()
         })
@@ -175,10 +106,7 @@ impl Core {
         _: GetClusterConfigRequest,
     ) -> Result<GetClusterConfigResponse, Status> {
         let cluster = self.read(|state| state.cluster()).await?;
-        Ok(GetClusterConfigResponse {
-            header: self.header(),
-            cluster,
-        })
+        Ok(GetClusterConfigResponse { header: self.header(), cluster })
     }
 
     pub(super) async fn put_cluster_config(
@@ -199,33 +127,20 @@ impl Core {
             let header = self.header_of(&ClusterError::StoreNotFound(id));
             return Ok(ReportMinResolvedTsResponse { header });
         }
-        self.vitals
-            .borrow_mut()
-            .resolved(id, request.min_resolved_ts);
-        Ok(ReportMinResolvedTsResponse {
-            header: self.header(),
-        })
+        self.vitals.borrow_mut().resolved(id, request.min_resolved_ts);
+        Ok(ReportMinResolvedTsResponse { header: self.header() })
     }
 
     /// The smallest resolved timestamp over the stores that count; `None` while it is unknown.
     pub(crate) fn min_resolved_ts(&self) -> Option<u64> {
         let stores = self.peek().stores();
-        let counted = stores
-            .iter()
-            .filter(|store| store.state() != StoreState::Tombstone)
-            .map(|store| store.id);
+        let counted = stores.iter().filter(|store| store.state() != StoreState::Tombstone).map(|store| store.id);
         self.vitals.borrow_mut().min_resolved(counted)
     }
 
-    pub(super) async fn get_min_ts(
-        self: &Rc<Self>,
-        _: GetMinTsRequest,
-    ) -> Result<GetMinTsResponse, Status> {
+    pub(super) async fn get_min_ts(self: &Rc<Self>, _: GetMinTsRequest) -> Result<GetMinTsResponse, Status> {
         let timestamp = self.timestamps(1).await?;
-        Ok(GetMinTsResponse {
-            header: self.header(),
-            timestamp: Some(tso::to_wire(timestamp)),
-        })
+        Ok(GetMinTsResponse { header: self.header(), timestamp: Some(tso::to_wire(timestamp)) })
     }
 
     pub(super) async fn get_external_timestamp(
@@ -233,10 +148,7 @@ impl Core {
         _: GetExternalTimestampRequest,
     ) -> Result<GetExternalTimestampResponse, Status> {
         let timestamp = self.read(|state| state.external_timestamp()).await?;
-        Ok(GetExternalTimestampResponse {
-            header: self.header(),
-            timestamp,
-        })
+        Ok(GetExternalTimestampResponse { header: self.header(), timestamp })
     }
 
     pub(super) async fn set_external_timestamp(
@@ -244,9 +156,7 @@ impl Core {
         request: SetExternalTimestampRequest,
     ) -> Result<SetExternalTimestampResponse, Status> {
         let newest = self.fresh_timestamp().await?;
-        let outcome = self
-            .write(|state| state.set_external_timestamp(request.timestamp, newest))
-            .await?;
+        let outcome = self.write(|state| state.set_external_timestamp(request.timestamp, newest)).await?;
         let (header, ()) = self.outcome(outcome);
         Ok(SetExternalTimestampResponse { header })
     }

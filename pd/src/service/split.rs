@@ -15,27 +15,16 @@ const LOOK: Duration = Duration::from_millis(50);
 const LOOKS: usize = 20;
 
 impl Core {
-    pub(super) async fn split_regions(
-        &self,
-        request: SplitRegionsRequest,
-    ) -> Result<SplitRegionsResponse, Status> {
-        let (finished_percentage, regions_id) = self
-            .split_at(&request.split_keys, request.retry_limit)
-            .await;
-        Ok(SplitRegionsResponse {
-            header: self.header(),
-            finished_percentage,
-            regions_id,
-        })
+    pub(super) async fn split_regions(&self, request: SplitRegionsRequest) -> Result<SplitRegionsResponse, Status> {
+        let (finished_percentage, regions_id) = self.split_at(&request.split_keys, request.retry_limit).await;
+        Ok(SplitRegionsResponse { header: self.header(), finished_percentage, regions_id })
     }
 
     pub(super) async fn split_and_scatter_regions(
         &self,
         request: SplitAndScatterRegionsRequest,
     ) -> Result<SplitAndScatterRegionsResponse, Status> {
-        let (split_finished_percentage, regions_id) = self
-            .split_at(&request.split_keys, request.retry_limit)
-            .await;
+        let (split_finished_percentage, regions_id) = self.split_at(&request.split_keys, request.retry_limit).await;
         Ok(SplitAndScatterRegionsResponse {
             header: self.header(),
             split_finished_percentage,
@@ -47,11 +36,7 @@ impl Core {
     /// Has regions split until each key begins one, or the rounds are over. Returns how many percent of the keys do,
     /// and the regions that begin there.
     pub(crate) async fn split_at(&self, keys: &[Bytes], retry_limit: u64) -> (u64, Vec<u64>) {
-        let rounds = if retry_limit == 0 {
-            ROUNDS
-        } else {
-            retry_limit.min(ROUNDS_MAX)
-        };
+        let rounds = if retry_limit == 0 { ROUNDS } else { retry_limit.min(ROUNDS_MAX) };
         'rounds: for _ in 0..rounds {
             let missing = self.not_yet_split(keys);
             for (region, keys) in missing {
@@ -65,21 +50,9 @@ impl Core {
             }
         }
         let directory = self.directory.borrow();
-        let beginning = |key: &Bytes| {
-            directory
-                .by_key(key)
-                .filter(|region| region.meta.start_key == *key)
-        };
-        let done: Vec<u64> = keys
-            .iter()
-            .filter_map(beginning)
-            .map(|region| region.meta.id)
-            .collect();
-        let percentage = if keys.is_empty() {
-            100
-        } else {
-            done.len() * 100 / keys.len()
-        };
+        let beginning = |key: &Bytes| directory.by_key(key).filter(|region| region.meta.start_key == *key);
+        let done: Vec<u64> = keys.iter().filter_map(beginning).map(|region| region.meta.id).collect();
+        let percentage = if keys.is_empty() { 100 } else { done.len() * 100 / keys.len() };
         (percentage as u64, done)
     }
 
@@ -88,10 +61,7 @@ impl Core {
         let directory = self.directory.borrow();
         let mut missing: BTreeMap<u64, Vec<Bytes>> = BTreeMap::new();
         for key in keys {
-            if let Some(region) = directory
-                .by_key(key)
-                .filter(|region| region.meta.start_key != *key)
-            {
+            if let Some(region) = directory.by_key(key).filter(|region| region.meta.start_key != *key) {
                 missing.entry(region.meta.id).or_default().push(key.clone());
             }
         }
@@ -104,27 +74,20 @@ impl Core {
         let Some(region) = self.directory.borrow().by_id(region).cloned() else {
             return;
         };
-        let Some(leader) = region.leader.clone() else {
+        let Some(leader) = region.leader else {
             return;
         };
         let store = leader.store_id;
         let order = RegionHeartbeatResponse {
             header: self.header(),
             region_id: region.meta.id,
-            region_epoch: region.meta.region_epoch.clone(),
+            region_epoch: region.meta.region_epoch,
             target_peer: Some(leader),
-            split_region: Some(SplitRegion {
-                policy: CheckPolicy::Usekey.into(),
-                keys,
-            }),
+            split_region: Some(SplitRegion { policy: CheckPolicy::Usekey.into(), keys }),
             ..RegionHeartbeatResponse::default()
         };
         if !self.streams.send(store, &order).await {
-            tracing::debug!(
-                store,
-                region = region.meta.id,
-                "the store of a region to split has no heartbeat stream"
-            );
+            tracing::debug!(store, region = region.meta.id, "the store of a region to split has no heartbeat stream");
         }
     }
 }

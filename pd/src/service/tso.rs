@@ -3,6 +3,7 @@
 //! Nothing runs while nobody asks: the oracle looks at the clock when a request finds its last look 50 ms old.
 
 use super::Core;
+use crate::metrics::add;
 use crate::signal::Signal;
 use crate::tso::{NotNow, Oracle, Timestamp};
 use base::Instant;
@@ -45,6 +46,18 @@ impl Core {
     /// # Errors
     /// UNKNOWN for a count of zero or one that never fits, and when the bound does not become durable.
     pub(crate) async fn timestamps(self: &Rc<Self>, count: u32) -> Result<Timestamp, Status> {
+        let taken = self.take_timestamps(count).await;
+        match &taken {
+            Ok(_) => {
+                add(&self.metrics.tso_requests_total, 1);
+                add(&self.metrics.tso_timestamps_total, u64::from(count));
+            }
+            Err(_) => add(&self.metrics.tso_failures_total, 1),
+        }
+        taken
+    }
+
+    async fn take_timestamps(self: &Rc<Self>, count: u32) -> Result<Timestamp, Status> {
         if count == 0 {
             return Err(Status::unknown("tso count should be positive"));
         }
@@ -75,30 +88,20 @@ impl Core {
 
     fn tick_if_due(self: &Rc<Self>) {
         let now = executor::now();
-        if self
-            .clock
-            .ticked
-            .get()
-            .is_none_or(|ticked| now.since(ticked) >= TICK)
-        {
+        if self.clock.ticked.get().is_none_or(|ticked| now.since(ticked) >= TICK) {
             self.tick();
         }
     }
 
     fn tick(self: &Rc<Self>) {
         self.clock.ticked.set(Some(executor::now()));
-        self.clock
-            .oracle
-            .borrow_mut()
-            .tick(executor::unix_time().millis());
+        self.clock.oracle.borrow_mut().tick(executor::unix_time().millis());
         let wanted = self.clock.oracle.borrow().wanted_bound();
         if let Some(bound) = wanted
             && !self.clock.saving.replace(true)
         {
             let core = Rc::clone(self);
-            drop(executor::spawn_local(Class::Foreground, async move {
-                core.save_bound(bound).await
-            }));
+            drop(executor::spawn_local(Class::Foreground, async move { core.save_bound(bound).await }));
         }
     }
 
@@ -114,7 +117,10 @@ impl Core {
             })
             .await;
         match outcome {
-            Ok(()) => self.clock.oracle.borrow_mut().saved(bound),
+            Ok(()) => {
+                add(&self.metrics.tso_bounds_total, 1);
+                self.clock.oracle.borrow_mut().saved(bound);
+            }
             Err(status) => {
                 tracing::error!(%status, bound, "the bound of timestamps could not be saved")
             }
@@ -124,10 +130,7 @@ impl Core {
     }
 
     async fn bound_is_saved(&self) -> Result<(), Status> {
-        let saved = self
-            .clock
-            .saved
-            .wait(|| (!self.clock.saving.get()).then_some(()));
+        let saved = self.clock.saved.wait(|| (!self.clock.saving.get()).then_some(()));
         let timely = executor::timeout(SAVE_TIMEOUT, saved).await;
         if timely.is_err() || !self.is_serving() {
             return Err(Status::unavailable(
@@ -149,18 +152,10 @@ impl Core {
         answers: Outbound<TsoResponse>,
     ) -> Result<(), Status> {
         while let Some(request) = requests.next().await? {
-            self.check_cluster(
-                request
-                    .header
-                    .as_ref()
-                    .map_or(0, |header| header.cluster_id),
-            )?;
+            self.check_cluster(request.header.as_ref().map_or(0, |header| header.cluster_id))?;
             let timestamp = self.timestamps(request.count).await?;
-            let answer = TsoResponse {
-                header: self.header(),
-                count: request.count,
-                timestamp: Some(to_wire(timestamp)),
-            };
+            let answer =
+                TsoResponse { header: self.header(), count: request.count, timestamp: Some(to_wire(timestamp)) };
             answers.send(&answer).await?;
         }
         Ok(())

@@ -20,8 +20,7 @@ pub(crate) struct StoreVitals {
 impl StoreVitals {
     /// Whether the store has been heard lately.
     pub(crate) fn is_connected(&self, now_s: u64) -> bool {
-        self.heartbeat_ns > 0
-            && now_s.saturating_sub(self.heartbeat_ns / 1_000_000_000) < DISCONNECTED_AFTER_S
+        self.heartbeat_ns > 0 && now_s.saturating_sub(self.heartbeat_ns / 1_000_000_000) < DISCONNECTED_AFTER_S
     }
 }
 
@@ -54,18 +53,13 @@ impl Vitals {
 
     /// The smallest resolved timestamp that was kept by a former process.
     pub(super) fn resume(min_resolved_ts: Option<u64>) -> Vitals {
-        Vitals {
-            min_resolved_ts,
-            ..Vitals::default()
-        }
+        Vitals { min_resolved_ts, ..Vitals::default() }
     }
 
     /// The smallest resolved timestamp over `stores`. It never falls, and stays while one of them has not reported.
     pub(super) fn min_resolved(&mut self, stores: impl Iterator<Item = u64>) -> Option<u64> {
         let mut reported = stores.map(|store| self.by_store.get(&store)?.min_resolved_ts);
-        let min = reported
-            .try_fold(u64::MAX, |min, ts| Some(min.min(ts?)))
-            .filter(|min| *min != u64::MAX);
+        let min = reported.try_fold(u64::MAX, |min, ts| Some(min.min(ts?))).filter(|min| *min != u64::MAX);
         self.min_resolved_ts = self.min_resolved_ts.max(min);
         self.min_resolved_ts
     }

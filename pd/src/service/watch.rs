@@ -14,29 +14,15 @@ pub(super) struct Compacted(pub(super) i64);
 impl Core {
     /// Waits for a durable revision above `seen` and returns the newest one.
     pub(super) async fn next_revision(&self, seen: i64) -> Result<i64, Status> {
-        self.writer
-            .revision_above(seen)
-            .await
-            .map_err(|closed| Status::unavailable(closed.to_string()))
+        self.writer.revision_above(seen).await.map_err(|closed| Status::unavailable(closed.to_string()))
     }
 
     /// Events of the range `[key, end)` (etcd's rules) after revision `seen` and up to `until`.
-    pub(super) fn events_of(
-        &self,
-        key: &[u8],
-        end: &[u8],
-        seen: i64,
-        until: i64,
-    ) -> Result<Vec<Rc<Event>>, Compacted> {
+    pub(super) fn events_of(&self, key: &[u8], end: &[u8], seen: i64, until: i64) -> Result<Vec<Rc<Event>>, Compacted> {
         let state = self.peek();
         let space = state.space();
-        let events = space
-            .events(seen, until)
-            .ok_or(Compacted(space.compacted() + 1))?;
-        Ok(events
-            .filter(|event| in_range(&event.key, key, end))
-            .cloned()
-            .collect())
+        let events = space.events(seen, until).ok_or(Compacted(space.compacted() + 1))?;
+        Ok(events.filter(|event| in_range(&event.key, key, end)).cloned().collect())
     }
 
     /// The newest values of keys under `prefix` that were set after revision `seen` and up to `until`, decoded.
@@ -48,9 +34,7 @@ impl Core {
     ) -> Result<Vec<M>, Status> {
         let events = self.events_of(prefix, &prefix_end(prefix), seen, until);
         let events = events.map_err(|_| Status::unavailable("the watcher is too far behind"))?;
-        let set = events
-            .iter()
-            .filter_map(|event| M::decode(event.now.as_ref()?.value.clone()).ok());
+        let set = events.iter().filter_map(|event| M::decode(event.now.as_ref()?.value.clone()).ok());
         Ok(set.collect())
     }
 }

@@ -53,11 +53,7 @@ impl State {
     /// # Errors
     /// [`ClusterError::NotBootstrapped`].
     pub fn check_bootstrapped(&self) -> Result<(), ClusterError> {
-        if self.is_bootstrapped() {
-            Ok(())
-        } else {
-            Err(ClusterError::NotBootstrapped)
-        }
+        if self.is_bootstrapped() { Ok(()) } else { Err(ClusterError::NotBootstrapped) }
     }
 
     /// Starts the cluster with its first store and region, and the default keyspace.
@@ -76,14 +72,8 @@ impl State {
         }
         let id = self.cluster_id;
         let (store, region) = check_first(store, region, id.0).map_err(BootstrapError::Invalid)?;
-        let cluster = metapb::Cluster {
-            id: id.0,
-            max_peer_count,
-        };
-        let store = metapb::Store {
-            node_state: NodeState::Serving.into(),
-            ..store.clone()
-        };
+        let cluster = metapb::Cluster { id: id.0, max_peer_count };
+        let store = metapb::Store { node_state: NodeState::Serving.into(), ..store.clone() };
         self.commit(vec![
             Op::put(self.keys.cluster(), cluster.encode_to_vec()),
             Op::put(self.keys.bootstrap_time(), now.0.to_be_bytes().to_vec()),
@@ -117,20 +107,14 @@ impl State {
 
     /// When the cluster was bootstrapped.
     pub fn bootstrap_time(&self) -> Option<UnixTime> {
-        self.space
-            .value(&self.keys.bootstrap_time())
-            .and_then(|value| be_u64(value))
-            .map(UnixTime)
+        self.space.value(&self.keys.bootstrap_time()).and_then(|value| be_u64(value)).map(UnixTime)
     }
 
     /// Takes `count` ids in a row (0 means 1) and returns the last.
     pub fn alloc_id(&mut self, count: u32) -> u64 {
         let (last, end) = self.ids.take(u64::from(count.max(1)), ID_WINDOW);
         if let Some(end) = end {
-            self.commit(vec![Op::put(
-                self.keys.alloc_id(),
-                end.to_be_bytes().to_vec(),
-            )]);
+            self.commit(vec![Op::put(self.keys.alloc_id(), end.to_be_bytes().to_vec())]);
         }
         last
     }
@@ -143,18 +127,12 @@ impl State {
     /// Every store, tombstones included, by id.
     pub fn stores(&self) -> Vec<metapb::Store> {
         let prefix = self.keys.stores();
-        self.space
-            .prefix(&prefix)
-            .filter_map(|(_, record)| metapb::Store::decode(record.value.clone()).ok())
-            .collect()
+        self.space.prefix(&prefix).filter_map(|(_, record)| metapb::Store::decode(record.value.clone()).ok()).collect()
     }
 
     /// The version that all stores have at least: what features the cluster may use.
     pub fn cluster_version(&self) -> Option<Version> {
-        let up = self
-            .stores()
-            .into_iter()
-            .filter(|store| store.state() != StoreState::Tombstone);
+        let up = self.stores().into_iter().filter(|store| store.state() != StoreState::Tombstone);
         up.filter_map(|store| Version::parse(&store.version)).min()
     }
 
@@ -168,10 +146,7 @@ impl State {
             return Err(ClusterError::Refused("invalid put store: id is 0".into()));
         }
         let known = self.store(store.id);
-        if known
-            .as_ref()
-            .is_some_and(|known| known.state() == StoreState::Tombstone)
-        {
+        if known.as_ref().is_some_and(|known| known.state() == StoreState::Tombstone) {
             return Err(ClusterError::Tombstone);
         }
         check_engine(store)?;
@@ -198,18 +173,9 @@ impl State {
     ///
     /// # Errors
     /// [`ClusterError::StoreNotFound`].
-    pub fn set_labels(
-        &mut self,
-        id: u64,
-        labels: &[metapb::StoreLabel],
-        force: bool,
-    ) -> Result<(), ClusterError> {
+    pub fn set_labels(&mut self, id: u64, labels: &[metapb::StoreLabel], force: bool) -> Result<(), ClusterError> {
         let mut store = self.store(id).ok_or(ClusterError::StoreNotFound(id))?;
-        store.labels = if force {
-            labels.to_vec()
-        } else {
-            merge_labels(store.labels, labels)
-        };
+        store.labels = if force { labels.to_vec() } else { merge_labels(store.labels, labels) };
         check_engine(&store)?;
         self.save_store(&store);
         Ok(())
@@ -220,9 +186,7 @@ impl State {
     /// # Errors
     /// [`ClusterError`] for an unknown store or a tombstone.
     pub fn store_is_alive(&mut self, id: u64) -> Result<metapb::Store, ClusterError> {
-        let mut store = self
-            .store(id)
-            .ok_or_else(|| ClusterError::Refused(format!("store {id} not found")))?;
+        let mut store = self.store(id).ok_or_else(|| ClusterError::Refused(format!("store {id} not found")))?;
         if store.state() == StoreState::Tombstone {
             return Err(ClusterError::Tombstone);
         }
@@ -237,11 +201,7 @@ impl State {
     ///
     /// # Errors
     /// [`ClusterError`] for an unknown store or a tombstone.
-    pub fn remove_store(
-        &mut self,
-        id: u64,
-        physically_destroyed: bool,
-    ) -> Result<(), ClusterError> {
+    pub fn remove_store(&mut self, id: u64, physically_destroyed: bool) -> Result<(), ClusterError> {
         let mut store = self.store(id).ok_or(ClusterError::StoreNotFound(id))?;
         if store.state() == StoreState::Tombstone {
             return Err(ClusterError::Tombstone);
@@ -255,10 +215,7 @@ impl State {
 
     /// Buries a store that is being taken out and holds no peer any more.
     pub fn bury_store(&mut self, id: u64) {
-        let Some(mut store) = self
-            .store(id)
-            .filter(|store| store.state() == StoreState::Offline)
-        else {
+        let Some(mut store) = self.store(id).filter(|store| store.state() == StoreState::Offline) else {
             return;
         };
         store.set_state(StoreState::Tombstone);
@@ -275,9 +232,7 @@ impl State {
         match store.state() {
             StoreState::Tombstone => return Err(ClusterError::Tombstone),
             _ if store.physically_destroyed => {
-                return Err(ClusterError::Refused(format!(
-                    "store {id} has been physically destroyed"
-                )));
+                return Err(ClusterError::Refused(format!("store {id} has been physically destroyed")));
             }
             _ => {}
         }
@@ -289,52 +244,33 @@ impl State {
 
     /// The timestamp that clients may read at when they opt in; 0 at first.
     pub fn external_timestamp(&self) -> u64 {
-        self.space
-            .value(&self.keys.external_timestamp())
-            .and_then(|value| be_u64(value))
-            .unwrap_or(0)
+        self.space.value(&self.keys.external_timestamp()).and_then(|value| be_u64(value)).unwrap_or(0)
     }
 
     /// Sets it; `newest` is a fresh timestamp.
     ///
     /// # Errors
     /// [`ClusterError::Refused`] when it lies in the future or does not advance.
-    pub fn set_external_timestamp(
-        &mut self,
-        timestamp: u64,
-        newest: u64,
-    ) -> Result<(), ClusterError> {
+    pub fn set_external_timestamp(&mut self, timestamp: u64, newest: u64) -> Result<(), ClusterError> {
         if timestamp > newest {
-            return Err(ClusterError::Refused(
-                "the external timestamp should not be larger than global ts".into(),
-            ));
+            return Err(ClusterError::Refused("the external timestamp should not be larger than global ts".into()));
         }
         if timestamp <= self.external_timestamp() {
-            return Err(ClusterError::Refused(
-                "the external timestamp should be larger than now".into(),
-            ));
+            return Err(ClusterError::Refused("the external timestamp should be larger than now".into()));
         }
-        self.commit(vec![Op::put(
-            self.keys.external_timestamp(),
-            timestamp.to_be_bytes().to_vec(),
-        )]);
+        self.commit(vec![Op::put(self.keys.external_timestamp(), timestamp.to_be_bytes().to_vec())]);
         Ok(())
     }
 
     /// The smallest resolved timestamp that was kept; `None` if it was never known.
     pub fn min_resolved_ts(&self) -> Option<u64> {
-        self.space
-            .value(&self.keys.min_resolved_ts())
-            .and_then(|value| be_u64(value))
+        self.space.value(&self.keys.min_resolved_ts()).and_then(|value| be_u64(value))
     }
 
     /// Keeps the smallest resolved timestamp, which never falls.
     pub fn set_min_resolved_ts(&mut self, ts: u64) {
         if self.min_resolved_ts().is_none_or(|kept| kept < ts) {
-            self.commit(vec![Op::put(
-                self.keys.min_resolved_ts(),
-                ts.to_be_bytes().to_vec(),
-            )]);
+            self.commit(vec![Op::put(self.keys.min_resolved_ts(), ts.to_be_bytes().to_vec())]);
         }
     }
 
@@ -358,21 +294,15 @@ impl State {
     }
 
     fn save_store(&mut self, store: &metapb::Store) {
-        self.commit(vec![Op::put(
-            self.keys.store(store.id),
-            store.encode_to_vec(),
-        )]);
+        self.commit(vec![Op::put(self.keys.store(store.id), store.encode_to_vec())]);
     }
 
     fn check_address(&self, store: &metapb::Store) -> Result<(), ClusterError> {
         let others = self.stores().into_iter().filter(|other| {
-            other.id != store.id
-                && other.state() != StoreState::Tombstone
-                && !other.physically_destroyed
+            other.id != store.id && other.state() != StoreState::Tombstone && !other.physically_destroyed
         });
         for other in others {
-            let same_peer_address =
-                !store.peer_address.is_empty() && other.peer_address == store.peer_address;
+            let same_peer_address = !store.peer_address.is_empty() && other.peer_address == store.peer_address;
             if other.address == store.address || same_peer_address {
                 return Err(ClusterError::Refused(format!(
                     "duplicated store address: id:{} address:{:?} , already registered by id:{} address:{:?}",
@@ -384,42 +314,29 @@ impl State {
     }
 
     fn check_version(&self, store: &metapb::Store) -> Result<(), ClusterError> {
-        let version = Version::parse(&store.version).ok_or_else(|| {
-            ClusterError::Refused(format!("invalid put store: version {:?}", store.version))
-        })?;
+        let version = Version::parse(&store.version)
+            .ok_or_else(|| ClusterError::Refused(format!("invalid put store: version {:?}", store.version)))?;
         match self.cluster_version() {
-            Some(cluster) if !version.joins(&cluster) => Err(ClusterError::Refused(format!(
-                "version should compatible with version  {cluster}, got {version}"
-            ))),
+            Some(cluster) if !version.joins(&cluster) => {
+                Err(ClusterError::Refused(format!("version should compatible with version  {cluster}, got {version}")))
+            }
             _ => Ok(()),
         }
     }
 }
 
 fn check_engine(store: &metapb::Store) -> Result<(), ClusterError> {
-    let engine = store
-        .labels
-        .iter()
-        .find(|label| label.key == "engine")
-        .map_or("", |label| label.value.as_str());
+    let engine = store.labels.iter().find(|label| label.key == "engine").map_or("", |label| label.value.as_str());
     if ENGINES.contains(&engine) {
         Ok(())
     } else {
-        Err(ClusterError::InvalidValue(format!(
-            "unsupported value {engine:?} of the store label \"engine\""
-        )))
+        Err(ClusterError::InvalidValue(format!("unsupported value {engine:?} of the store label \"engine\"")))
     }
 }
 
-fn merge_labels(
-    mut labels: Vec<metapb::StoreLabel>,
-    newer: &[metapb::StoreLabel],
-) -> Vec<metapb::StoreLabel> {
+fn merge_labels(mut labels: Vec<metapb::StoreLabel>, newer: &[metapb::StoreLabel]) -> Vec<metapb::StoreLabel> {
     for label in newer {
-        match labels
-            .iter_mut()
-            .find(|known| known.key.eq_ignore_ascii_case(&label.key))
-        {
+        match labels.iter_mut().find(|known| known.key.eq_ignore_ascii_case(&label.key)) {
             Some(known) => known.value.clone_from(&label.value),
             None => labels.push(label.clone()),
         }
@@ -439,9 +356,7 @@ fn check_first<'a>(
     }
     let region = region.ok_or_else(|| format!("missing region meta for bootstrap {cluster_id}"))?;
     if !region.start_key.is_empty() || !region.end_key.is_empty() {
-        return Err(format!(
-            "invalid first region key range, must all be empty for bootstrap {cluster_id}"
-        ));
+        return Err(format!("invalid first region key range, must all be empty for bootstrap {cluster_id}"));
     }
     if region.id == 0 {
         return Err(String::from("invalid zero region id"));
@@ -453,10 +368,7 @@ fn check_first<'a>(
         ));
     };
     if peer.store_id != store.id {
-        return Err(format!(
-            "invalid peer store id {} != {} for bootstrap {cluster_id}",
-            peer.store_id, store.id
-        ));
+        return Err(format!("invalid peer store id {} != {} for bootstrap {cluster_id}", peer.store_id, store.id));
     }
     if peer.id == 0 {
         return Err(String::from("invalid zero peer id"));

@@ -52,11 +52,7 @@ pub struct Barrier {
 impl Barrier {
     /// Seconds left; `i64::MAX` for ever.
     pub fn ttl(&self, now: UnixTime) -> i64 {
-        if self.expires_at == i64::MAX {
-            i64::MAX
-        } else {
-            self.expires_at - seconds(now)
-        }
+        if self.expires_at == i64::MAX { i64::MAX } else { self.expires_at - seconds(now) }
     }
 }
 
@@ -139,9 +135,7 @@ pub enum GcError {
         given: u64,
     },
     /// The barrier's id is PD's own.
-    #[error(
-        "[PD:gc:ErrReservedGCBarrierID]trying to set a GC barrier with reserved barrier ID: {0}"
-    )]
+    #[error("[PD:gc:ErrReservedGCBarrierID]trying to set a GC barrier with reserved barrier ID: {0}")]
     Reserved(String),
     /// An argument makes no sense.
     #[error("[PD:gc:ErrInvalidArgument]{0}")]
@@ -178,10 +172,7 @@ impl State {
             return Ok(GcScope::CLUSTER);
         };
         let meta = self.keyspace(id).ok_or(GcError::Keyspace(id))?;
-        let own = meta
-            .config
-            .get("gc_management_type")
-            .is_some_and(|kind| kind == "keyspace_level");
+        let own = meta.config.get("gc_management_type").is_some_and(|kind| kind == "keyspace_level");
         Ok(GcScope(own.then_some(id)))
     }
 
@@ -202,15 +193,13 @@ impl State {
     /// Older transactions are refused.
     pub fn txn_safe_point(&self, scope: GcScope) -> u64 {
         let text = self.space.value(&saved_safe_point(scope));
-        text.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok())
-            .unwrap_or(0)
+        text.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).unwrap_or(0)
     }
 
     /// Older versions may be removed.
     pub fn gc_safe_point(&self, scope: GcScope) -> u64 {
         let text = self.space.value(&self.keys.gc_safe_point(scope.0));
-        text.and_then(|text| u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok())
-            .unwrap_or(0)
+        text.and_then(|text| u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()).unwrap_or(0)
     }
 
     /// Moves the txn safe point towards `target`, as far as barriers and running transactions let it.
@@ -225,10 +214,7 @@ impl State {
     ) -> Result<TxnAdvance, GcError> {
         let old = self.txn_safe_point(scope);
         if target < old {
-            return Err(GcError::DecreasingTxn {
-                current: old,
-                given: target,
-            });
+            return Err(GcError::DecreasingTxn { current: old, given: target });
         }
         let mut new = target;
         let mut blocker = None;
@@ -239,10 +225,7 @@ impl State {
         }
         let new = new.max(old);
         if new > old {
-            self.commit(vec![Op::put(
-                saved_safe_point(scope),
-                new.to_string().into_bytes(),
-            )]);
+            self.commit(vec![Op::put(saved_safe_point(scope), new.to_string().into_bytes())]);
         }
         Ok(TxnAdvance { old, new, blocker })
     }
@@ -251,30 +234,16 @@ impl State {
     ///
     /// # Errors
     /// [`GcError`] when the target lies behind, or beyond the txn safe point.
-    pub fn advance_gc_safe_point(
-        &mut self,
-        scope: GcScope,
-        target: u64,
-    ) -> Result<(u64, u64), GcError> {
+    pub fn advance_gc_safe_point(&mut self, scope: GcScope, target: u64) -> Result<(u64, u64), GcError> {
         let (current, txn) = (self.gc_safe_point(scope), self.txn_safe_point(scope));
         if target < current {
-            return Err(GcError::DecreasingGc {
-                current,
-                given: target,
-            });
+            return Err(GcError::DecreasingGc { current, given: target });
         }
         if target > txn {
-            return Err(GcError::GcExceedsTxn {
-                current,
-                given: target,
-                txn,
-            });
+            return Err(GcError::GcExceedsTxn { current, given: target, txn });
         }
         if target > current {
-            self.commit(vec![Op::put(
-                self.keys.gc_safe_point(scope.0),
-                format!("{target:016x}").into_bytes(),
-            )]);
+            self.commit(vec![Op::put(self.keys.gc_safe_point(scope.0), format!("{target:016x}").into_bytes())]);
         }
         Ok((current, target))
     }
@@ -285,32 +254,18 @@ impl State {
     ///
     /// # Errors
     /// [`GcError::GcExceedsTxn`] when something holds the txn safe point below `target`.
-    pub fn update_gc_safe_point(
-        &mut self,
-        scope: GcScope,
-        target: u64,
-        now: UnixTime,
-    ) -> Result<u64, GcError> {
+    pub fn update_gc_safe_point(&mut self, scope: GcScope, target: u64, now: UnixTime) -> Result<u64, GcError> {
         let (current, txn) = (self.gc_safe_point(scope), self.txn_safe_point(scope));
         if target <= current {
             return Ok(current);
         }
         if target > txn {
-            if self
-                .blockers(scope, now)
-                .iter()
-                .any(|(ts, ..)| *ts < target)
-            {
-                return Err(GcError::GcExceedsTxn {
-                    current,
-                    given: target,
-                    txn,
-                });
+            if self.blockers(scope, now).iter().any(|(ts, ..)| *ts < target) {
+                return Err(GcError::GcExceedsTxn { current, given: target, txn });
             }
             self.advance_txn_safe_point(scope, target, now)?;
         }
-        self.advance_gc_safe_point(scope, target)
-            .map(|(_, new)| new)
+        self.advance_gc_safe_point(scope, target).map(|(_, new)| new)
     }
 
     /// Sets a barrier for `ttl` seconds (`i64::MAX` for ever).
@@ -330,10 +285,7 @@ impl State {
         if ts < txn {
             return Err(GcError::BarrierBehind { txn, given: ts });
         }
-        let (prefix, key) = (
-            self.keys.gc_barriers(scope.0),
-            self.keys.gc_barrier(scope.0, id),
-        );
+        let (prefix, key) = (self.keys.gc_barriers(scope.0), self.keys.gc_barrier(scope.0, id));
         self.store_barrier(&prefix, key, &barrier, scope.0, now)?;
         Ok(barrier)
     }
@@ -342,12 +294,7 @@ impl State {
     ///
     /// # Errors
     /// [`GcError`] for an id that is none.
-    pub fn delete_gc_barrier(
-        &mut self,
-        scope: GcScope,
-        id: &str,
-        now: UnixTime,
-    ) -> Result<Option<Barrier>, GcError> {
+    pub fn delete_gc_barrier(&mut self, scope: GcScope, id: &str, now: UnixTime) -> Result<Option<Barrier>, GcError> {
         check_barrier_id(id)?;
         let key = self.keys.gc_barrier(scope.0, id);
         Ok(self.take_barrier(key, now))
@@ -357,26 +304,13 @@ impl State {
     ///
     /// # Errors
     /// As [`State::set_gc_barrier`], against the largest txn safe point.
-    pub fn set_global_gc_barrier(
-        &mut self,
-        id: &str,
-        ts: u64,
-        ttl: i64,
-        now: UnixTime,
-    ) -> Result<Barrier, GcError> {
+    pub fn set_global_gc_barrier(&mut self, id: &str, ts: u64, ttl: i64, now: UnixTime) -> Result<Barrier, GcError> {
         let barrier = new_barrier(id, ts, ttl, now)?;
-        let txn = self
-            .gc_scopes()
-            .map(|scope| self.txn_safe_point(scope))
-            .max()
-            .unwrap_or(0);
+        let txn = self.gc_scopes().map(|scope| self.txn_safe_point(scope)).max().unwrap_or(0);
         if ts < txn {
             return Err(GcError::BarrierBehind { txn, given: ts });
         }
-        let (prefix, key) = (
-            self.keys.global_gc_barriers(),
-            self.keys.global_gc_barrier(id),
-        );
+        let (prefix, key) = (self.keys.global_gc_barriers(), self.keys.global_gc_barrier(id));
         self.store_barrier(&prefix, key, &barrier, None, now)?;
         Ok(barrier)
     }
@@ -385,11 +319,7 @@ impl State {
     ///
     /// # Errors
     /// [`GcError`] for an id that is none.
-    pub fn delete_global_gc_barrier(
-        &mut self,
-        id: &str,
-        now: UnixTime,
-    ) -> Result<Option<Barrier>, GcError> {
+    pub fn delete_global_gc_barrier(&mut self, id: &str, now: UnixTime) -> Result<Option<Barrier>, GcError> {
         check_barrier_id(id)?;
         let key = self.keys.global_gc_barrier(id);
         Ok(self.take_barrier(key, now))
@@ -411,13 +341,9 @@ impl State {
             return self.update_gc_worker(scope, ttl, safe_point, now);
         }
         let outcome = match (id == NATIVE_BR && scope == GcScope::CLUSTER, ttl > 0) {
-            (true, true) => self
-                .set_global_gc_barrier(id, safe_point, ttl, now)
-                .map(drop),
+            (true, true) => self.set_global_gc_barrier(id, safe_point, ttl, now).map(drop),
             (true, false) => self.delete_global_gc_barrier(id, now).map(drop),
-            (false, true) => self
-                .set_gc_barrier(scope, id, safe_point, ttl, now)
-                .map(drop),
+            (false, true) => self.set_gc_barrier(scope, id, safe_point, ttl, now).map(drop),
             (false, false) => self.delete_gc_barrier(scope, id, now).map(drop),
         };
         match outcome {
@@ -439,31 +365,19 @@ impl State {
         now: UnixTime,
     ) -> Result<ServiceSafePoint, GcError> {
         if ttl != i64::MAX {
-            return Err(GcError::Argument(
-                "TTL of gc_worker's service safe point must be infinity".into(),
-            ));
+            return Err(GcError::Argument("TTL of gc_worker's service safe point must be infinity".into()));
         }
         let current = self.txn_safe_point(scope);
         // PD answers a safe point behind with the one that stands.
         let advance = self.advance_txn_safe_point(scope, safe_point.max(current), now)?;
-        let service_id = advance
-            .blocker
-            .map_or_else(|| GC_WORKER.to_owned(), |(name, _)| name);
-        Ok(ServiceSafePoint {
-            service_id,
-            ttl: i64::MAX - seconds(now),
-            min_safe_point: advance.new,
-        })
+        let service_id = advance.blocker.map_or_else(|| GC_WORKER.to_owned(), |(name, _)| name);
+        Ok(ServiceSafePoint { service_id, ttl: i64::MAX - seconds(now), min_safe_point: advance.new })
     }
 
     /// Every scope: the cluster, and each keyspace with garbage of its own.
     pub fn gc_scopes(&self) -> impl Iterator<Item = GcScope> {
-        let keyspaces = self
-            .keyspaces(0, 0)
-            .into_iter()
-            .filter_map(|meta| self.gc_scope(Some(meta.id)).ok());
-        std::iter::once(GcScope::CLUSTER)
-            .chain(keyspaces.filter(|scope| *scope != GcScope::CLUSTER))
+        let keyspaces = self.keyspaces(0, 0).into_iter().filter_map(|meta| self.gc_scope(Some(meta.id)).ok());
+        std::iter::once(GcScope::CLUSTER).chain(keyspaces.filter(|scope| *scope != GcScope::CLUSTER))
     }
 
     /// What holds the txn safe point of a scope: timestamp, name, text.
@@ -472,17 +386,11 @@ impl State {
         let global = self.global_gc_barriers(now);
         let named = |kind: &'static str| {
             move |barrier: Barrier| {
-                let text = format!(
-                    "BlockedBy {kind}{{ID: {:?}, TS: {}}}",
-                    barrier.id, barrier.ts
-                );
+                let text = format!("BlockedBy {kind}{{ID: {:?}, TS: {}}}", barrier.id, barrier.ts);
                 (barrier.ts, barrier.id, text)
             }
         };
-        let running = self
-            .space
-            .prefix(MIN_START_TS_PREFIX)
-            .filter(|_| scope == GcScope::CLUSTER);
+        let running = self.space.prefix(MIN_START_TS_PREFIX).filter(|_| scope == GcScope::CLUSTER);
         let running = running.filter_map(|(key, record)| {
             let ts: u64 = std::str::from_utf8(&record.value).ok()?.parse().ok()?;
             let key = String::from_utf8_lossy(key);
@@ -500,13 +408,8 @@ impl State {
     }
 
     fn barriers_at(&self, prefix: &[u8], now: UnixTime) -> Vec<Barrier> {
-        let stored = self
-            .space
-            .prefix(prefix)
-            .filter_map(|(_, record)| read_barrier(&record.value));
-        stored
-            .filter(|barrier| barrier.id != GC_WORKER && barrier.expires_at > seconds(now))
-            .collect()
+        let stored = self.space.prefix(prefix).filter_map(|(_, record)| read_barrier(&record.value));
+        stored.filter(|barrier| barrier.id != GC_WORKER && barrier.expires_at > seconds(now)).collect()
     }
 
     fn store_barrier(
@@ -551,41 +454,25 @@ impl State {
 
 fn read_barrier(value: &[u8]) -> Option<Barrier> {
     let stored: StoredBarrier = serde_json::from_slice(value).ok()?;
-    Some(Barrier {
-        id: stored.service_id,
-        ts: stored.safe_point,
-        expires_at: stored.expired_at,
-    })
+    Some(Barrier { id: stored.service_id, ts: stored.safe_point, expires_at: stored.expired_at })
 }
 
 fn new_barrier(id: &str, ts: u64, ttl: i64, now: UnixTime) -> Result<Barrier, GcError> {
     check_barrier_id(id)?;
     if ttl <= 0 {
-        return Err(GcError::Argument(format!(
-            "ttl of a GC barrier must be positive, given: {ttl}"
-        )));
+        return Err(GcError::Argument(format!("ttl of a GC barrier must be positive, given: {ttl}")));
     }
     if ts == 0 {
-        return Err(GcError::Argument(
-            "timestamp of a GC barrier must not be 0".into(),
-        ));
+        return Err(GcError::Argument("timestamp of a GC barrier must not be 0".into()));
     }
-    Ok(Barrier {
-        id: id.to_owned(),
-        ts,
-        expires_at: seconds(now).saturating_add(ttl),
-    })
+    Ok(Barrier { id: id.to_owned(), ts, expires_at: seconds(now).saturating_add(ttl) })
 }
 
 fn check_barrier_id(id: &str) -> Result<(), GcError> {
     match id {
-        "" => Err(GcError::Argument(
-            "the id of a GC barrier must not be empty".into(),
-        )),
+        "" => Err(GcError::Argument("the id of a GC barrier must not be empty".into())),
         GC_WORKER => Err(GcError::Reserved(id.to_owned())),
-        id if id.len() > BARRIER_ID_MAX => Err(GcError::Argument(
-            "the id of a GC barrier is too long".into(),
-        )),
+        id if id.len() > BARRIER_ID_MAX => Err(GcError::Argument("the id of a GC barrier is too long".into())),
         _ => Ok(()),
     }
 }

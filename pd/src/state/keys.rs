@@ -14,9 +14,7 @@ pub struct Keys {
 impl Keys {
     /// Keys of the cluster `id`.
     pub fn new(id: ClusterId) -> Keys {
-        Keys {
-            root: format!("/pd/{id}"),
-        }
+        Keys { root: format!("/pd/{id}") }
     }
 
     fn at(&self, rest: &str) -> Vec<u8> {

@@ -66,11 +66,7 @@ impl State {
         now: UnixTime,
     ) -> Result<KeyspaceMeta, KeyspaceError> {
         check_name(name)?;
-        if config.len() > CONFIG_MAX
-            || config
-                .iter()
-                .any(|(key, value)| key.len() + value.len() > 4096)
-        {
+        if config.len() > CONFIG_MAX || config.iter().any(|(key, value)| key.len() + value.len() > 4096) {
             return Err(KeyspaceError::Config);
         }
         if self.keyspace_by_name(name).is_some() {
@@ -81,10 +77,7 @@ impl State {
             return Err(KeyspaceError::Full);
         }
         if let Some(end) = end {
-            self.commit(vec![Op::put(
-                self.keys.keyspace_alloc_id(),
-                end.to_be_bytes().to_vec(),
-            )]);
+            self.commit(vec![Op::put(self.keys.keyspace_alloc_id(), end.to_be_bytes().to_vec())]);
         }
         let id = u32::try_from(id).expect("checked against 24 bits");
         Ok(self.save_new(id, name, default_config(config), now))
@@ -92,11 +85,7 @@ impl State {
 
     /// A keyspace by its name; the empty name stands for the default one.
     pub fn keyspace_by_name(&self, name: &str) -> Option<KeyspaceMeta> {
-        let name = if name.is_empty() {
-            DEFAULT_KEYSPACE_NAME
-        } else {
-            name
-        };
+        let name = if name.is_empty() { DEFAULT_KEYSPACE_NAME } else { name };
         let id = self.space.value(&self.keys.keyspace_id(name))?;
         self.keyspace(std::str::from_utf8(id).ok()?.parse().ok()?)
     }
@@ -109,15 +98,8 @@ impl State {
     /// Keyspaces from `start` on by id, at most `limit` (0 for all).
     pub fn keyspaces(&self, start: u32, limit: u32) -> Vec<KeyspaceMeta> {
         let prefix = self.keys.keyspaces();
-        let limit = if limit == 0 {
-            usize::MAX
-        } else {
-            limit as usize
-        };
-        let all = self
-            .space
-            .prefix(&prefix)
-            .filter_map(|(_, record)| KeyspaceMeta::decode(record.value.clone()).ok());
+        let limit = if limit == 0 { usize::MAX } else { limit as usize };
+        let all = self.space.prefix(&prefix).filter_map(|(_, record)| KeyspaceMeta::decode(record.value.clone()).ok());
         all.filter(|meta| meta.id >= start).take(limit).collect()
     }
 
@@ -140,14 +122,8 @@ impl State {
             return Ok(meta);
         }
         use KeyspaceState::{Archived, Disabled, Enabled, Tombstone};
-        if !matches!(
-            (from, to),
-            (Enabled, Disabled) | (Disabled, Enabled | Archived) | (Archived, Tombstone)
-        ) {
-            return Err(KeyspaceError::Transition {
-                from: from.as_str_name(),
-                to: to.as_str_name(),
-            });
+        if !matches!((from, to), (Enabled, Disabled) | (Disabled, Enabled | Archived) | (Archived, Tombstone)) {
+            return Err(KeyspaceError::Transition { from: from.as_str_name(), to: to.as_str_name() });
         }
         meta.set_state(to);
         meta.state_changed_at = seconds(now);
@@ -175,20 +151,11 @@ impl State {
         if meta.config.len() > CONFIG_MAX {
             return Err(KeyspaceError::Config);
         }
-        self.commit(vec![Op::put(
-            self.keys.keyspace(meta.id),
-            meta.encode_to_vec(),
-        )]);
+        self.commit(vec![Op::put(self.keys.keyspace(meta.id), meta.encode_to_vec())]);
         Ok(meta)
     }
 
-    fn save_new(
-        &mut self,
-        id: u32,
-        name: &str,
-        config: BTreeMap<String, String>,
-        now: UnixTime,
-    ) -> KeyspaceMeta {
+    fn save_new(&mut self, id: u32, name: &str, config: BTreeMap<String, String>, now: UnixTime) -> KeyspaceMeta {
         let meta = KeyspaceMeta {
             id,
             name: name.to_owned(),
@@ -206,15 +173,9 @@ impl State {
 }
 
 fn default_config(mut config: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    config
-        .entry("tso_keyspace_group_id".into())
-        .or_insert_with(|| "0".into());
-    config
-        .entry("user_kind".into())
-        .or_insert_with(|| "basic".into());
-    config
-        .entry("gc_management_type".into())
-        .or_insert_with(|| "unified".into());
+    config.entry("tso_keyspace_group_id".into()).or_insert_with(|| "0".into());
+    config.entry("user_kind".into()).or_insert_with(|| "basic".into());
+    config.entry("gc_management_type".into()).or_insert_with(|| "unified".into());
     config
 }
 

@@ -15,9 +15,7 @@ mod keyspace;
 mod version;
 
 pub use cluster::{BootstrapError, ClusterError};
-pub use gc::{
-    Barrier, GcError, GcScope, GcState, MIN_START_TS_PREFIX, ServiceSafePoint, TxnAdvance,
-};
+pub use gc::{Barrier, GcError, GcScope, GcState, MIN_START_TS_PREFIX, ServiceSafePoint, TxnAdvance};
 pub use keys::Keys;
 pub use keyspace::{DEFAULT_KEYSPACE_NAME, KeyspaceError};
 pub use version::Version;
@@ -60,10 +58,7 @@ impl State {
     /// A new cluster, identified for ever by `cluster_id`.
     pub fn create(cluster_id: ClusterId) -> State {
         let mut state = State::empty(cluster_id);
-        state.commit(vec![Op::put(
-            keys::CLUSTER_ID,
-            cluster_id.0.to_be_bytes().to_vec(),
-        )]);
+        state.commit(vec![Op::put(keys::CLUSTER_ID, cluster_id.0.to_be_bytes().to_vec())]);
         state
     }
 
@@ -78,28 +73,15 @@ impl State {
                 state.apply(&change);
             }
         }
-        let stored = state
-            .space
-            .value(keys::CLUSTER_ID)
-            .and_then(|value| be_u64(value));
+        let stored = state.space.value(keys::CLUSTER_ID).and_then(|value| be_u64(value));
         state.cluster_id = ClusterId(stored.filter(|id| *id != 0).ok_or(LoadError::NoClusterId)?);
         state.keys = Keys::new(state.cluster_id);
         for (id, meta) in &state.regions {
             metapb::Region::decode(meta.clone()).map_err(|_| LoadError::Region(*id))?;
         }
-        let window = |key: &[u8]| {
-            ids::Window::resume(
-                state
-                    .space
-                    .value(key)
-                    .and_then(|value| be_u64(value))
-                    .unwrap_or(0),
-            )
-        };
-        (state.ids, state.keyspace_ids) = (
-            window(&state.keys.alloc_id()),
-            window(&state.keys.keyspace_alloc_id()),
-        );
+        let window =
+            |key: &[u8]| ids::Window::resume(state.space.value(key).and_then(|value| be_u64(value)).unwrap_or(0));
+        (state.ids, state.keyspace_ids) = (window(&state.keys.alloc_id()), window(&state.keys.keyspace_alloc_id()));
         let revision = state.space.revision();
         state.space.compact(revision);
         Ok(state)
@@ -128,18 +110,10 @@ impl State {
             Change::PutLease { id, ttl }.encode(&mut image);
         }
         for (key, record) in self.space.iter() {
-            Change::Put {
-                key: key.clone(),
-                record: record.clone(),
-            }
-            .encode(&mut image);
+            Change::Put { key: key.clone(), record: record.clone() }.encode(&mut image);
         }
         for (id, meta) in &self.regions {
-            Change::PutRegion {
-                id: *id,
-                meta: meta.clone(),
-            }
-            .encode(&mut image);
+            Change::PutRegion { id: *id, meta: meta.clone() }.encode(&mut image);
         }
         image.freeze()
     }
@@ -196,12 +170,7 @@ impl State {
         if !self.leases.contains(id) {
             return false;
         }
-        let ops = self
-            .space
-            .keys_of_lease(id)
-            .cloned()
-            .map(Op::delete)
-            .collect();
+        let ops = self.space.keys_of_lease(id).cloned().map(Op::delete).collect();
         self.commit(ops);
         self.record(Change::DropLease { id });
         true
@@ -232,25 +201,15 @@ impl State {
 
     /// The durable upper bound of timestamps, in milliseconds since the epoch; 0 in a new cluster.
     pub fn timestamp_bound(&self) -> u64 {
-        let stored = self
-            .space
-            .value(&self.keys.timestamp())
-            .and_then(|value| be_u64(value))
-            .unwrap_or(0);
+        let stored = self.space.value(&self.keys.timestamp()).and_then(|value| be_u64(value)).unwrap_or(0);
         stored.div_ceil(1_000_000)
     }
 
     /// Raises the upper bound of timestamps.
     pub fn set_timestamp_bound(&mut self, physical_ms: u64) {
-        assert!(
-            physical_ms >= self.timestamp_bound(),
-            "the bound of timestamps never falls"
-        );
+        assert!(physical_ms >= self.timestamp_bound(), "the bound of timestamps never falls");
         let nanos = physical_ms.saturating_mul(1_000_000);
-        self.commit(vec![Op::put(
-            self.keys.timestamp(),
-            nanos.to_be_bytes().to_vec(),
-        )]);
+        self.commit(vec![Op::put(self.keys.timestamp(), nanos.to_be_bytes().to_vec())]);
     }
 
     fn record(&mut self, change: Change) {
@@ -270,9 +229,7 @@ impl State {
             Change::DropLease { id } => {
                 self.leases.remove(*id);
             }
-            Change::Put { .. } | Change::Delete { .. } | Change::Revision(_) => {
-                self.space.apply(change)
-            }
+            Change::Put { .. } | Change::Delete { .. } | Change::Revision(_) => self.space.apply(change),
         }
     }
 }

@@ -21,13 +21,7 @@ impl Version {
 
     /// A released version.
     pub const fn new(major: u64, minor: u64, patch: u64) -> Version {
-        Version {
-            major,
-            minor,
-            patch,
-            released: true,
-            pre: String::new(),
-        }
+        Version { major, minor, patch, released: true, pre: String::new() }
     }
 
     /// Reads `8.5.0`, `v8.5.0`, `9.0.0-beta.2`; empty counts as 1.0.0. `None` for anything else.
@@ -39,18 +33,8 @@ impl Version {
         let text = text.split_once('+').map_or(text, |(version, _)| version);
         let (numbers, pre) = text.split_once('-').unwrap_or((text, ""));
         let mut numbers = numbers.split('.').map(|number| number.parse::<u64>());
-        let (major, minor, patch) = (
-            numbers.next()?.ok()?,
-            numbers.next()?.ok()?,
-            numbers.next()?.ok()?,
-        );
-        let version = Version {
-            major,
-            minor,
-            patch,
-            released: pre.is_empty(),
-            pre: pre.to_owned(),
-        };
+        let (major, minor, patch) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+        let version = Version { major, minor, patch, released: pre.is_empty(), pre: pre.to_owned() };
         numbers.next().is_none().then_some(version)
     }
 
@@ -63,11 +47,7 @@ impl Version {
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.patch)?;
-        if self.released {
-            Ok(())
-        } else {
-            write!(f, "-{}", self.pre)
-        }
+        if self.released { Ok(()) } else { write!(f, "-{}", self.pre) }
     }
 }
 
@@ -90,9 +70,7 @@ mod tests {
     #[test]
     fn an_older_minor_version_may_not_join() {
         let joins = |store: &str, cluster: &str| {
-            Version::parse(store)
-                .expect(store)
-                .joins(&Version::parse(cluster).expect(cluster))
+            Version::parse(store).expect(store).joins(&Version::parse(cluster).expect(cluster))
         };
         assert!(joins("8.5.1", "8.5.0") && joins("8.5.0", "8.5.1") && joins("9.0.0", "8.5.0"));
         assert!(!joins("8.1.0", "8.5.0") && !joins("7.5.0", "8.5.0"));

@@ -80,10 +80,7 @@ pub(super) fn decode(block: &[u8]) -> Option<Read> {
             previous: 0,
         };
         let len = fields.get_u32_le() as usize;
-        let header = Header {
-            previous: fields.get_u32_le(),
-            ..header
-        };
+        let header = Header { previous: fields.get_u32_le(), ..header };
         let crc = fields.get_u32_le();
         let payload = block.get(HEADER..HEADER.checked_add(len)?)?;
         return (record_crc(head, payload) == crc).then(|| Read {
@@ -132,16 +129,11 @@ pub(super) fn encode_image(sequence: u64, journal: u64, payload: &[u8]) -> Vec<u
 pub(super) fn decode_image(image: Bytes) -> Option<(u64, u64, Bytes)> {
     let head = image.get(..IMAGE_HEADER)?;
     let mut fields = head.strip_prefix(IMAGE_MAGIC)?;
-    let (sequence, journal, len) = (
-        fields.get_u64_le(),
-        fields.get_u64_le(),
-        fields.get_u64_le(),
-    );
+    let (sequence, journal, len) = (fields.get_u64_le(), fields.get_u64_le(), fields.get_u64_le());
     let crc = fields.get_u32_le();
     let mut zeroed: [u8; IMAGE_HEADER] = head.try_into().expect("just cut to size");
     zeroed[32..36].fill(0);
     let payload = image.slice(IMAGE_HEADER..);
-    let whole = payload.len() as u64 == len
-        && crc32c::crc32c_append(crc32c::crc32c(&zeroed), &payload) == crc;
+    let whole = payload.len() as u64 == len && crc32c::crc32c_append(crc32c::crc32c(&zeroed), &payload) == crc;
     whole.then_some((sequence, journal, payload))
 }

@@ -32,10 +32,7 @@ pub struct JournalConfig {
 
 impl Default for JournalConfig {
     fn default() -> Self {
-        JournalConfig {
-            file_bytes: 4 << 20,
-            sync: LogSync::Fdatasync,
-        }
+        JournalConfig { file_bytes: 4 << 20, sync: LogSync::Fdatasync }
     }
 }
 
@@ -78,38 +75,21 @@ impl FileJournal {
     ///
     /// # Errors
     /// [`JournalError`] when files cannot be read or acknowledged records are missing.
-    pub async fn open(
-        folder: &Path,
-        config: JournalConfig,
-    ) -> Result<(FileJournal, Opened), JournalError> {
+    pub async fn open(folder: &Path, config: JournalConfig) -> Result<(FileJournal, Opened), JournalError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| JournalError::Io {
-                action,
-                path,
-                source,
-            }
+            move |source| JournalError::Io { action, path, source }
         };
-        executor::fs::create_dir_all(folder)
-            .await
-            .map_err(io("create", folder))?;
-        let names = executor::fs::read_dir(folder)
-            .await
-            .map_err(io("list", folder))?;
+        executor::fs::create_dir_all(folder).await.map_err(io("create", folder))?;
+        let names = executor::fs::read_dir(folder).await.map_err(io("list", folder))?;
         let image_path = folder.join(IMAGE);
         let mut opened = Opened::default();
         let (mut sequence, mut first) = (0, 0);
         if names.iter().any(|name| name == IMAGE) {
-            let bytes = executor::fs::read(&image_path)
-                .await
-                .map_err(io("read", &image_path))?;
-            let damaged = || JournalError::Damaged {
-                path: image_path.clone(),
-                offset: 0,
-                what: "its checksum is wrong",
-            };
-            let (upto, journal, payload) =
-                block::decode_image(Bytes::from(bytes)).ok_or_else(damaged)?;
+            let bytes = executor::fs::read(&image_path).await.map_err(io("read", &image_path))?;
+            let damaged =
+                || JournalError::Damaged { path: image_path.clone(), offset: 0, what: "its checksum is wrong" };
+            let (upto, journal, payload) = block::decode_image(Bytes::from(bytes)).ok_or_else(damaged)?;
             (sequence, first, opened.image) = (upto, journal, Some(payload));
         }
         let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
@@ -118,12 +98,9 @@ impl FileJournal {
         numbers.retain(|number| *number >= first);
         for number in &numbers {
             let path = folder.join(name_of(*number));
-            let file = LogFile::open(&path, config.sync)
-                .await
-                .map_err(io("open", &path))?;
-            let len = usize::try_from(file.len_bytes()).expect("64-bit addresses");
-            let bytes = file.read_at(0, len).await.map_err(io("read", &path))?;
-            let scanned = scan(&path, *number, &bytes.as_slice()[..len], sequence)?;
+            // Not through a LogFile: one whose creation was cut short may have any length.
+            let bytes = executor::fs::read(&path).await.map_err(io("read", &path))?;
+            let scanned = scan(&path, *number, &bytes, sequence)?;
             sequence = scanned.sequence;
             opened.records.extend(scanned.records);
             if let Some(offset) = scanned.torn.filter(|offset| *offset > 0) {
@@ -141,12 +118,7 @@ impl FileJournal {
             crc: Cell::new(0),
             sealed: Cell::new(true),
         };
-        Ok((
-            FileJournal {
-                inner: Rc::new(inner),
-            },
-            opened,
-        ))
+        Ok((FileJournal { inner: Rc::new(inner) }, opened))
     }
 }
 
@@ -189,18 +161,13 @@ impl Journal for FileJournal {
 
 impl Inner {
     fn has_room(&self, len: usize) -> bool {
-        self.file.borrow().is_some()
-            && self.end.get() + block::record_len(len) as u64 <= self.config.file_bytes
+        self.file.borrow().is_some() && self.end.get() + block::record_len(len) as u64 <= self.config.file_bytes
     }
 
     /// Writes one record and makes it durable.
     async fn write(&self, payload: &[u8]) -> Result<(), JournalError> {
         let path = self.folder.join(name_of(self.number.get()));
-        let file = self
-            .file
-            .borrow()
-            .clone()
-            .expect("the caller asked for room");
+        let file = self.file.borrow().clone().expect("the caller asked for room");
         let mut buf = AlignedBuf::zeroed(block::record_len(payload.len()));
         let len = buf.len() as u64;
         let header = Header {
@@ -211,14 +178,8 @@ impl Inner {
             previous: self.crc.get(),
         };
         let crc = block::encode(header, payload, buf.as_mut_slice());
-        let io = |action, source| JournalError::Io {
-            action,
-            path: path.clone(),
-            source,
-        };
-        file.write_durable(self.end.get(), buf)
-            .await
-            .map_err(|source| io("write and sync", source))?;
+        let io = |action, source| JournalError::Io { action, path: path.clone(), source };
+        file.write_durable(self.end.get(), buf).await.map_err(|source| io("write and sync", source))?;
         self.end.set(self.end.get() + len);
         self.sequence.set(header.sequence);
         self.crc.set(crc);
@@ -230,49 +191,29 @@ impl Inner {
         let path = self.folder.join(name_of(number));
         let io = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| JournalError::Io {
-                action,
-                path,
-                source,
-            }
+            move |source| JournalError::Io { action, path, source }
         };
         // A file of this number can only be left of a start that died before it named it in an image.
-        if executor::fs::exists(&path)
-            .await
-            .map_err(io("look at", &path))?
-        {
-            executor::fs::remove_file(&path)
-                .await
-                .map_err(io("remove", &path))?;
+        if executor::fs::exists(&path).await.map_err(io("look at", &path))? {
+            executor::fs::remove_file(&path).await.map_err(io("remove", &path))?;
         }
-        let file = LogFile::create(&path, self.config.file_bytes, self.config.sync)
-            .await
-            .map_err(io("create", &path))?;
+        let file =
+            LogFile::create(&path, self.config.file_bytes, self.config.sync).await.map_err(io("create", &path))?;
         *self.file.borrow_mut() = Some(Rc::new(file));
         self.number.set(number);
         let moment = executor::unix_time().0;
-        self.incarnation
-            .set(executor::with_rng(base::Prng::next_u64) ^ moment);
+        self.incarnation.set(executor::with_rng(base::Prng::next_u64) ^ moment);
         self.end.set(0);
         self.crc.set(0);
         self.write(&[]).await?;
         self.sealed.set(true);
         let image_path = self.folder.join(IMAGE);
         let bytes = block::encode_image(sequence, number, image);
-        executor::fs::write_atomic(&image_path, &bytes)
-            .await
-            .map_err(io("write", &image_path))?;
-        let names = executor::fs::read_dir(&self.folder)
-            .await
-            .map_err(io("list", &self.folder))?;
-        for name in names
-            .iter()
-            .filter(|name| number_of(name).is_some_and(|old| old < number))
-        {
+        executor::fs::write_atomic(&image_path, &bytes).await.map_err(io("write", &image_path))?;
+        let names = executor::fs::read_dir(&self.folder).await.map_err(io("list", &self.folder))?;
+        for name in names.iter().filter(|name| number_of(name).is_some_and(|old| old < number)) {
             let path = self.folder.join(name);
-            executor::fs::remove_file(&path)
-                .await
-                .map_err(io("remove", &path))?;
+            executor::fs::remove_file(&path).await.map_err(io("remove", &path))?;
         }
         Ok(())
     }
@@ -296,16 +237,8 @@ struct Scanned {
 
 /// Reads the records of a file behind `sequence`.
 fn scan(path: &Path, number: u64, bytes: &[u8], sequence: u64) -> Result<Scanned, JournalError> {
-    let mut scanned = Scanned {
-        records: Vec::new(),
-        sequence,
-        torn: None,
-    };
-    let damaged = |offset: usize, what| JournalError::Damaged {
-        path: path.to_owned(),
-        offset: offset as u64,
-        what,
-    };
+    let mut scanned = Scanned { records: Vec::new(), sequence, torn: None };
+    let damaged = |offset: usize, what| JournalError::Damaged { path: path.to_owned(), offset: offset as u64, what };
     let (mut at, mut previous, mut incarnation) = (0, 0, None);
     while at < bytes.len() {
         let expected = |read: &Read| {
@@ -320,9 +253,7 @@ fn scan(path: &Path, number: u64, bytes: &[u8], sequence: u64) -> Result<Scanned
                 }
                 if read.header.sequence == scanned.sequence + 1 {
                     scanned.sequence += 1;
-                    scanned
-                        .records
-                        .extend(Some(read.payload.clone()).filter(|payload| !payload.is_empty()));
+                    scanned.records.extend(Some(read.payload.clone()).filter(|payload| !payload.is_empty()));
                 }
                 (previous, incarnation) = (read.crc, Some(read.header.incarnation));
                 at += block::record_len(read.payload.len());
@@ -331,10 +262,7 @@ fn scan(path: &Path, number: u64, bytes: &[u8], sequence: u64) -> Result<Scanned
                 if at == 0 && block::decode(bytes).is_none() && block::is_like_a_record(bytes) {
                     let version_differs = bytes.get(4..6).is_some_and(|version| version != [1, 0]);
                     if version_differs {
-                        return Err(JournalError::Foreign {
-                            path: path.to_owned(),
-                            what: "its version is unknown",
-                        });
+                        return Err(JournalError::Foreign { path: path.to_owned(), what: "its version is unknown" });
                     }
                 }
                 if is_followed(bytes, at, number, incarnation) {
@@ -351,13 +279,9 @@ fn scan(path: &Path, number: u64, bytes: &[u8], sequence: u64) -> Result<Scanned
 
 /// Whether a readable record of the same file stands behind `at`.
 fn is_followed(bytes: &[u8], at: usize, number: u64, incarnation: Option<u64>) -> bool {
-    (at + BLOCK..bytes.len())
-        .step_by(BLOCK)
-        .filter_map(|at| block::decode(&bytes[at..]))
-        .any(|read| {
-            read.header.journal == number
-                && incarnation.is_none_or(|incarnation| incarnation == read.header.incarnation)
-        })
+    (at + BLOCK..bytes.len()).step_by(BLOCK).filter_map(|at| block::decode(&bytes[at..])).any(|read| {
+        read.header.journal == number && incarnation.is_none_or(|incarnation| incarnation == read.header.incarnation)
+    })
 }
 
 #[cfg(test)]
@@ -369,13 +293,7 @@ mod tests {
         for (at, payload) in payloads.iter().enumerate() {
             let mut block = vec![0; block::record_len(payload.len())];
             let sequence = from + at as u64 + 1;
-            let header = Header {
-                journal: 7,
-                incarnation: 99,
-                sequence,
-                durable: sequence - 1,
-                previous,
-            };
+            let header = Header { journal: 7, incarnation: 99, sequence, durable: sequence - 1, previous };
             previous = block::encode(header, payload, &mut block);
             bytes.extend(block);
         }
@@ -402,18 +320,12 @@ mod tests {
             let mut torn = whole.clone();
             torn[2 * BLOCK + torn_at] ^= 1;
             let scanned = read(&torn).expect("a torn tail is no error");
-            assert_eq!(
-                (scanned.records, scanned.torn),
-                (vec![Bytes::from_static(b"a")], Some(2 * BLOCK as u64))
-            );
+            assert_eq!((scanned.records, scanned.torn), (vec![Bytes::from_static(b"a")], Some(2 * BLOCK as u64)));
         }
         for damaged_at in [0, BLOCK, BLOCK + block::HEADER] {
             let mut damaged = whole.clone();
             damaged[damaged_at] ^= 1;
-            assert!(
-                matches!(read(&damaged), Err(JournalError::Damaged { .. })),
-                "at {damaged_at}"
-            );
+            assert!(matches!(read(&damaged), Err(JournalError::Damaged { .. })), "at {damaged_at}");
         }
     }
 
@@ -428,33 +340,21 @@ mod tests {
 
     #[test]
     fn missing_records_are_damage_and_known_ones_are_skipped() {
-        assert!(matches!(
-            read(&file(&[b"", b"a"], 12)),
-            Err(JournalError::Damaged { .. })
-        ));
+        assert!(matches!(read(&file(&[b"", b"a"], 12)), Err(JournalError::Damaged { .. })));
         let scanned = read(&file(&[b"", b"a", b"b", b"c"], 7)).expect("whole");
-        assert_eq!(
-            (scanned.records, scanned.sequence),
-            (vec![Bytes::from_static(b"c")], 11)
-        );
+        assert_eq!((scanned.records, scanned.sequence), (vec![Bytes::from_static(b"c")], 11));
     }
 
     #[test]
     fn an_empty_file_holds_nothing() {
         let scanned = read(&vec![0; 8 * BLOCK]).expect("never written");
-        assert_eq!(
-            (scanned.records.len(), scanned.sequence, scanned.torn),
-            (0, 10, Some(0))
-        );
+        assert_eq!((scanned.records.len(), scanned.sequence, scanned.torn), (0, 10, Some(0)));
     }
 
     #[test]
     fn an_image_with_a_flipped_bit_is_refused() {
         let image = block::encode_image(5, 6, b"payload");
-        assert_eq!(
-            block::decode_image(Bytes::from(image.clone())),
-            Some((5, 6, Bytes::from_static(b"payload")))
-        );
+        assert_eq!(block::decode_image(Bytes::from(image.clone())), Some((5, 6, Bytes::from_static(b"payload"))));
         for at in 0..image.len() {
             let mut flipped = image.clone();
             flipped[at] ^= 4;

@@ -4,6 +4,7 @@
 //! many as have come while the last write was under way. Nobody is answered before what they did, or saw, is durable.
 
 use super::{Journal, JournalError};
+use crate::metrics::{PdMetrics, add};
 use crate::signal::Signal;
 use crate::state::State;
 use bytes::{Bytes, BytesMut};
@@ -41,6 +42,7 @@ struct Waiting {
 pub(crate) struct Writer {
     state: Rc<RefCell<State>>,
     journal: Rc<dyn Journal>,
+    metrics: Rc<PdMetrics>,
     line: RefCell<VecDeque<Waiting>>,
     line_bytes: Cell<usize>,
     /// Numbers of the newest changes in line and of the newest durable ones.
@@ -57,13 +59,15 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(state: Rc<RefCell<State>>, journal: Rc<dyn Journal>) -> Writer {
+    pub(crate) fn new(state: Rc<RefCell<State>>, journal: Rc<dyn Journal>, metrics: Rc<PdMetrics>) -> Writer {
         Writer {
             state,
             journal,
+            metrics,
             line: RefCell::default(),
             line_bytes: Cell::new(0),
-            queued: Cell::new(0),
+            // The first image has a number too: nobody is answered before it is there.
+            queued: Cell::new(1),
             durable: Cell::new(0),
             durable_revision: Cell::new(0),
             closed: RefCell::new(None),
@@ -78,13 +82,15 @@ impl Writer {
         if self.line_bytes.get() <= LINE_BYTES_MAX {
             return Ok(());
         }
-        let room = self.progress.wait(|| {
-            (self.line_bytes.get() <= LINE_BYTES_MAX || self.closed.borrow().is_some())
-                .then_some(())
-        });
-        executor::timeout(ADMIT_TIMEOUT, room)
-            .await
-            .map_err(|_| Backlog(self.line_bytes.get()))
+        let room = self
+            .progress
+            .wait(|| (self.line_bytes.get() <= LINE_BYTES_MAX || self.closed.borrow().is_some()).then_some(()));
+        executor::timeout(ADMIT_TIMEOUT, room).await.map_err(|_| Backlog(self.line_bytes.get()))
+    }
+
+    /// Bytes in line.
+    pub(crate) fn backlog(&self) -> usize {
+        self.line_bytes.get()
     }
 
     /// Puts what the state has changed in line; returns the number to wait for.
@@ -98,11 +104,7 @@ impl Writer {
             changes.iter().for_each(|change| change.encode(&mut bytes));
             self.queued.set(self.queued.get() + 1);
             self.line_bytes.set(self.line_bytes.get() + bytes.len());
-            let waiting = Waiting {
-                number: self.queued.get(),
-                revision,
-                changes: bytes.freeze(),
-            };
+            let waiting = Waiting { number: self.queued.get(), revision, changes: bytes.freeze() };
             self.line.borrow_mut().push_back(waiting);
             self.work.raise();
         }
@@ -179,10 +181,7 @@ impl Writer {
             if self.stopping.get() {
                 return self.journal.rest().await;
             }
-            if executor::timeout(REST_AFTER, self.wait_for_work())
-                .await
-                .is_err()
-            {
+            if executor::timeout(REST_AFTER, self.wait_for_work()).await.is_err() {
                 self.journal.rest().await?;
                 self.wait_for_work().await;
             }
@@ -200,7 +199,10 @@ impl Writer {
         if !self.journal.has_room(record.len()) {
             return self.replace().await;
         }
+        let len = record.len() as u64;
         self.journal.append(record).await?;
+        add(&self.metrics.journal_records_total, 1);
+        add(&self.metrics.journal_bytes_total, len);
         self.is_durable(number, revision);
         Ok(())
     }
@@ -213,6 +215,7 @@ impl Writer {
             (state.image(), state.space().revision())
         };
         self.journal.replace(image).await?;
+        add(&self.metrics.journal_images_total, 1);
         self.is_durable(number, revision);
         Ok(())
     }
@@ -221,10 +224,7 @@ impl Writer {
     fn front(&self) -> (Bytes, u64, i64) {
         let line = self.line.borrow();
         let first = line.front().expect("the caller saw the line");
-        if line
-            .get(1)
-            .is_none_or(|second| first.changes.len() + second.changes.len() > RECORD_BYTES)
-        {
+        if line.get(1).is_none_or(|second| first.changes.len() + second.changes.len() > RECORD_BYTES) {
             return (first.changes.clone(), first.number, first.revision);
         }
         let (mut record, mut last) = (BytesMut::new(), first);
@@ -242,8 +242,7 @@ impl Writer {
         let mut line = self.line.borrow_mut();
         while line.front().is_some_and(|waiting| waiting.number <= number) {
             let waiting = line.pop_front().expect("just looked at");
-            self.line_bytes
-                .set(self.line_bytes.get() - waiting.changes.len());
+            self.line_bytes.set(self.line_bytes.get() - waiting.changes.len());
         }
         drop(line);
         self.durable.set(number);

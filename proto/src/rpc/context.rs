@@ -16,10 +16,7 @@ pub struct CallContext {
 impl CallContext {
     /// A caller's context that only has a deadline.
     pub fn with_deadline(deadline: base::Instant) -> CallContext {
-        CallContext {
-            deadline: Some(deadline),
-            ..CallContext::default()
-        }
+        CallContext { deadline: Some(deadline), ..CallContext::default() }
     }
 }
 
@@ -43,9 +40,7 @@ impl Metadata {
 
     /// The first value of `name`, which must be lower-case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter()
-            .find(|(at, _)| *at == name)
-            .map(|(_, value)| value)
+        self.iter().find(|(at, _)| *at == name).map(|(_, value)| value)
     }
 
     /// The first value of `name` as text; `None` also if it is none.
@@ -55,9 +50,7 @@ impl Metadata {
 
     /// All pairs in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_slice()))
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
     }
 
     /// How many pairs.

@@ -34,12 +34,7 @@ pub trait Service: 'static {
     fn shape(&self, method: &str) -> Option<Shape>;
 
     /// Handles a unary call. UNIMPLEMENTED if the method is not unary.
-    fn unary(
-        &self,
-        method: &str,
-        cx: CallContext,
-        request: Bytes,
-    ) -> LocalFuture<Result<Bytes, Status>>;
+    fn unary(&self, method: &str, cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>>;
 
     /// Handles a call of another shape; its result is the call's status, sent after the last answer.
     /// UNIMPLEMENTED if the method is unary.
@@ -55,12 +50,7 @@ pub trait Service: 'static {
 /// A way to a server, as a stub sees it. Dropping a future, or a stream's inbound half, cancels the call.
 pub trait Channel: 'static {
     /// Makes a unary call to `path` (`/tikvpb.Tikv/RawGet`).
-    fn unary(
-        &self,
-        path: &'static str,
-        cx: CallContext,
-        request: Bytes,
-    ) -> LocalFuture<Result<Bytes, Status>>;
+    fn unary(&self, path: &'static str, cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>>;
 
     /// Starts a call of another shape. It is ready when messages can be sent, which may be before the server has
     /// answered anything; the call's status comes out of the inbound half.
@@ -71,12 +61,7 @@ pub trait Channel: 'static {
 pub type Streams = (Box<dyn RawInbound>, Rc<dyn RawOutbound>);
 
 impl<C: Channel + ?Sized> Channel for Rc<C> {
-    fn unary(
-        &self,
-        path: &'static str,
-        cx: CallContext,
-        request: Bytes,
-    ) -> LocalFuture<Result<Bytes, Status>> {
+    fn unary(&self, path: &'static str, cx: CallContext, request: Bytes) -> LocalFuture<Result<Bytes, Status>> {
         (**self).unary(path, cx, request)
     }
 

@@ -91,17 +91,12 @@ macro_rules! constructors {
 impl Status {
     /// A status of any code.
     pub fn new(code: Code, message: impl Into<String>) -> Status {
-        Status {
-            code,
-            message: message.into(),
-        }
+        Status { code, message: message.into() }
     }
 
     /// UNIMPLEMENTED, with the text for a method that a service lacks.
     pub fn no_method(service: &str, method: &str) -> Status {
-        Status::unimplemented(format!(
-            "method {method} of service {service} is not implemented"
-        ))
+        Status::unimplemented(format!("method {method} of service {service} is not implemented"))
     }
 
     constructors! {
@@ -164,17 +159,8 @@ mod tests {
 
     #[test]
     fn constructors_set_their_code() {
-        assert_eq!(
-            Status::unavailable("later"),
-            Status {
-                code: Code::Unavailable,
-                message: "later".into()
-            }
-        );
+        assert_eq!(Status::unavailable("later"), Status { code: Code::Unavailable, message: "later".into() });
         assert_eq!(Status::out_of_range("x").code, Code::OutOfRange);
-        assert_eq!(
-            Status::not_found("no such lease").to_string(),
-            "NotFound: no such lease"
-        );
+        assert_eq!(Status::not_found("no such lease").to_string(), "NotFound: no such lease");
     }
 }

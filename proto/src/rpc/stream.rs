@@ -25,11 +25,7 @@ pub trait RawInbound {
 pub trait RawOutbound {
     /// Takes `message` out of its option when there is room; messages go out in the order in which they were taken.
     /// Pending is back-pressure: the message stays where it is. An error means that the call is over.
-    fn poll_send(
-        &self,
-        cx: &mut Context<'_>,
-        message: &mut Option<Bytes>,
-    ) -> Poll<Result<(), Status>>;
+    fn poll_send(&self, cx: &mut Context<'_>, message: &mut Option<Bytes>) -> Poll<Result<(), Status>>;
 
     /// No more messages. On a client this is the half-close; on a server it has no effect, since the handler's result
     /// ends the call.
@@ -45,10 +41,7 @@ pub struct Inbound<M> {
 impl<M: prost::Message + Default> Inbound<M> {
     /// Decodes what comes out of `raw`.
     pub fn new(raw: Box<dyn RawInbound>) -> Inbound<M> {
-        Inbound {
-            raw,
-            message: PhantomData,
-        }
+        Inbound { raw, message: PhantomData }
     }
 
     /// The next message, or `None` at the end.
@@ -63,9 +56,7 @@ impl<M: prost::Message + Default> Inbound<M> {
 
     /// [`next`](Inbound::next) for those who poll several things in one place.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<M>, Status>> {
-        self.raw
-            .poll_message(cx)
-            .map(|message| message.transpose()?.map(decode).transpose())
+        self.raw.poll_message(cx).map(|message| message.transpose()?.map(decode).transpose())
     }
 
     /// The one message of a stream that must have one. What follows it is not looked at.
@@ -73,9 +64,7 @@ impl<M: prost::Message + Default> Inbound<M> {
     /// # Errors
     /// As [`next`](Inbound::next), and INTERNAL if the stream ends without a message.
     pub async fn one(mut self) -> Result<M, Status> {
-        self.next()
-            .await?
-            .ok_or_else(|| Status::internal("the stream ended without its message"))
+        self.next().await?.ok_or_else(|| Status::internal("the stream ended without its message"))
     }
 
     /// The bytes below, for those who parse them on their own.
@@ -93,10 +82,7 @@ pub struct Outbound<M> {
 impl<M: prost::Message> Outbound<M> {
     /// Encodes into `raw`.
     pub fn new(raw: Rc<dyn RawOutbound>) -> Outbound<M> {
-        Outbound {
-            raw,
-            message: PhantomData,
-        }
+        Outbound { raw, message: PhantomData }
     }
 
     /// Sends a message when there is room. If it is dropped while it waits, nothing was sent.
@@ -129,10 +115,7 @@ impl<M: prost::Message> Outbound<M> {
 
 impl<M> Clone for Outbound<M> {
     fn clone(&self) -> Outbound<M> {
-        Outbound {
-            raw: Rc::clone(&self.raw),
-            message: PhantomData,
-        }
+        Outbound { raw: Rc::clone(&self.raw), message: PhantomData }
     }
 }
 

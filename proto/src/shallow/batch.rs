@@ -60,15 +60,11 @@ pub fn encode_batch_request(commands: &[Command]) -> Bytes {
 ///
 /// Cost: each body is copied once into the message.
 pub fn encode_batch_response(answers: &[Command], health: Option<&HealthFeedback>) -> Bytes {
-    let feedback_len = health.map_or(0, |health| {
-        delimited_len(HEALTH_FEEDBACK, health.encoded_len())
-    });
+    let feedback_len = health.map_or(0, |health| delimited_len(HEALTH_FEEDBACK, health.encoded_len()));
     let mut out = join(answers, feedback_len);
     if let Some(health) = health {
         encode_varint(key(HEALTH_FEEDBACK), &mut out);
-        health
-            .encode_length_delimited(&mut out)
-            .expect("a BytesMut grows as needed");
+        health.encode_length_delimited(&mut out).expect("a BytesMut grows as needed");
     }
     out.freeze()
 }
@@ -79,10 +75,7 @@ fn split(batch: &Bytes) -> Result<Vec<Command>, ShallowError> {
         return Err(ShallowError::TooMany);
     }
     if count != ids {
-        return Err(ShallowError::IdsDoNotMatch {
-            commands: count,
-            ids,
-        });
+        return Err(ShallowError::IdsDoNotMatch { commands: count, ids });
     }
     let mut commands = Vec::with_capacity(count);
     let mut ids = Vec::with_capacity(count);
@@ -144,25 +137,14 @@ fn command(batch: &Bytes, part: &[u8]) -> Result<Command, ShallowError> {
         Cow::Borrowed(body) => batch.slice_ref(body),
         Cow::Owned(merged) => Bytes::from(merged),
     };
-    Ok(Command {
-        id: 0,
-        tag: command,
-        body,
-    })
+    Ok(Command { id: 0, tag: command, body })
 }
 
 /// Both kinds of batch up to their ids, with room for `extra` bytes.
 fn join(parts: &[Command], extra: usize) -> BytesMut {
     let ids_len: usize = parts.iter().map(|part| encoded_len_varint(part.id)).sum();
-    let ids_field = if parts.is_empty() {
-        0
-    } else {
-        delimited_len(IDS, ids_len)
-    };
-    let parts_len: usize = parts
-        .iter()
-        .map(|part| delimited_len(PARTS, part_len(part)))
-        .sum();
+    let ids_field = if parts.is_empty() { 0 } else { delimited_len(IDS, ids_len) };
+    let parts_len: usize = parts.iter().map(|part| delimited_len(PARTS, part_len(part))).sum();
     let mut out = BytesMut::with_capacity(parts_len + ids_field + extra);
     for part in parts {
         put_prefix(PARTS, part_len(part), &mut out);
@@ -181,11 +163,7 @@ fn join(parts: &[Command], extra: usize) -> BytesMut {
 }
 
 fn part_len(part: &Command) -> usize {
-    if part.tag == 0 {
-        0
-    } else {
-        delimited_len(part.tag, part.body.len())
-    }
+    if part.tag == 0 { 0 } else { delimited_len(part.tag, part.body.len()) }
 }
 
 fn delimited_len(field: u32, len: usize) -> usize {

@@ -16,8 +16,7 @@ pub mod tag {
 }
 
 pub use batch::{
-    BATCH_COMMANDS_MAX, Command, batch_answers, batch_commands, encode_batch_request,
-    encode_batch_response,
+    BATCH_COMMANDS_MAX, Command, batch_answers, batch_commands, encode_batch_request, encode_batch_response,
 };
 
 use crate::rpc::Status;

@@ -68,18 +68,13 @@ impl<'a> Fields<'a> {
             3 => self.skip_group(field, depth).map(|()| Value::Other),
             4 => Err(ShallowError::BadGroup),
             5 => self.take(4).map(|_| Value::Other),
-            _ => Err(ShallowError::BadKey(
-                u64::from(field) << 3 | u64::from(wire_type),
-            )),
+            _ => Err(ShallowError::BadKey(u64::from(field) << 3 | u64::from(wire_type))),
         }
     }
 
     fn take(&mut self, len: u64) -> Result<&'a [u8], ShallowError> {
         let len = usize::try_from(len).map_err(|_| ShallowError::Truncated)?;
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(len)
-            .ok_or(ShallowError::Truncated)?;
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(ShallowError::Truncated)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -163,19 +158,9 @@ mod tests {
         for (message, error) in [
             (&[0x08][..], Truncated),
             (&[0x08, 0x80], Truncated),
-            (
-                &[
-                    0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02,
-                ],
-                VarintTooLong,
-            ),
+            (&[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02], VarintTooLong),
             (&[0x0a, 3, 1, 2], Truncated),
-            (
-                &[
-                    0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
-                ],
-                Truncated,
-            ),
+            (&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], Truncated),
             (&[0x09, 1, 2, 3, 4, 5, 6, 7], Truncated),
             (&[0x0d, 1, 2, 3], Truncated),
             (&[0x00, 0x00], BadKey(0)),
@@ -188,9 +173,7 @@ mod tests {
             assert_eq!(fields(message), Err(error), "{message:x?}");
         }
         assert_eq!(
-            fields(&[
-                0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01
-            ]),
+            fields(&[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]),
             Ok(vec![(1, Value::Varint(u64::MAX))])
         );
     }

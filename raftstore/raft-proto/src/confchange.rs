@@ -1,8 +1,6 @@
 //! Both shapes of a membership change seen as one, and their short text form (`v1 l2 r3`).
 
-use crate::eraftpb::{
-    ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2,
-};
+use crate::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 use std::borrow::Cow;
 
 /// What [`ConfChange`] and [`ConfChangeV2`] have in common.
@@ -21,10 +19,7 @@ impl ConfChangeI for ConfChange {
     fn into_v2(self) -> ConfChangeV2 {
         ConfChangeV2 {
             transition: ConfChangeTransition::Auto as i32,
-            changes: vec![ConfChangeSingle {
-                change_type: self.change_type,
-                node_id: self.node_id,
-            }],
+            changes: vec![ConfChangeSingle { change_type: self.change_type, node_id: self.node_id }],
             context: self.context,
         }
     }
@@ -72,10 +67,7 @@ impl ConfChangeV2 {
 
 /// One step of a change.
 pub fn new_conf_change_single(node_id: u64, kind: ConfChangeType) -> ConfChangeSingle {
-    ConfChangeSingle {
-        change_type: kind as i32,
-        node_id,
-    }
+    ConfChangeSingle { change_type: kind as i32, node_id }
 }
 
 /// Reads `v1 l2 r3`: peer 1 becomes a voter, 2 a learner, 3 leaves.
@@ -91,9 +83,7 @@ pub fn parse_conf_change(text: &str) -> Result<Vec<ConfChangeSingle>, String> {
                 b'r' => ConfChangeType::RemoveNode,
                 _ => return Err(format!("unknown change {word}")),
             };
-            let id = word[1..]
-                .parse()
-                .map_err(|e| format!("bad peer id in {word}: {e}"))?;
+            let id = word[1..].parse().map_err(|e| format!("bad peer id in {word}: {e}"))?;
             Ok(new_conf_change_single(id, kind))
         })
         .collect()
@@ -129,10 +119,7 @@ mod tests {
 
     #[test]
     fn two_changes_are_joint_and_none_leaves() {
-        let mut change = ConfChangeV2 {
-            changes: parse_conf_change("v1").expect("well formed"),
-            ..Default::default()
-        };
+        let mut change = ConfChangeV2 { changes: parse_conf_change("v1").expect("well formed"), ..Default::default() };
         assert_eq!(change.enter_joint(), None);
         change.changes = parse_conf_change("v1 r2").expect("well formed");
         assert_eq!(change.enter_joint(), Some(true));

@@ -22,13 +22,8 @@ where
 #[must_use]
 pub fn conf_state_eq(lhs: &ConfState, rhs: &ConfState) -> bool {
     let parts = |state: &ConfState| {
-        [
-            &state.voters,
-            &state.learners,
-            &state.voters_outgoing,
-            &state.learners_next,
-        ]
-        .map(|part| part.iter().copied().collect::<BTreeSet<u64>>())
+        [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next]
+            .map(|part| part.iter().copied().collect::<BTreeSet<u64>>())
     };
     lhs == rhs || (lhs.auto_leave == rhs.auto_leave && parts(lhs) == parts(rhs))
 }
@@ -39,13 +34,8 @@ mod tests {
 
     #[test]
     fn order_does_not_matter_but_parts_do() {
-        let state = |voters: &[u64], learners: &[u64]| {
-            ConfState::from((voters.to_vec(), learners.to_vec()))
-        };
+        let state = |voters: &[u64], learners: &[u64]| ConfState::from((voters.to_vec(), learners.to_vec()));
         assert!(conf_state_eq(&state(&[1, 2], &[3]), &state(&[2, 1], &[3])));
-        assert!(!conf_state_eq(
-            &state(&[1, 2], &[3]),
-            &state(&[1, 2, 3], &[])
-        ));
+        assert!(!conf_state_eq(&state(&[1, 2], &[3]), &state(&[1, 2, 3], &[])));
     }
 }

@@ -373,51 +373,29 @@ mod tests {
             msg_type: MessageType::MsgAppend as i32,
             to: 2,
             term: 6,
-            entries: vec![Entry {
-                term: 6,
-                index: 7,
-                data: Bytes::from_static(b"d"),
-                ..Default::default()
-            }],
+            entries: vec![Entry { term: 6, index: 7, data: Bytes::from_static(b"d"), ..Default::default() }],
             commit_term: 5,
             priority: 1,
             ..Default::default()
         };
         let bytes = message.encode_to_vec();
-        assert_eq!(
-            bytes,
-            [
-                8, 3, 16, 2, 32, 6, 58, 7, 16, 6, 24, 7, 34, 1, b'd', 120, 5, 0x80, 1, 1
-            ]
-        );
+        assert_eq!(bytes, [8, 3, 16, 2, 32, 6, 58, 7, 16, 6, 24, 7, 34, 1, b'd', 120, 5, 0x80, 1, 1]);
         assert_eq!(Message::decode(&bytes[..]).expect("its own bytes"), message);
     }
 
     #[test]
     fn an_entry_s_data_is_a_slice_of_the_message_that_came_in() {
-        let entry = Entry {
-            data: Bytes::from(vec![7; 4096]),
-            ..Default::default()
-        };
-        let message = Message {
-            entries: vec![entry],
-            ..Default::default()
-        };
+        let entry = Entry { data: Bytes::from(vec![7; 4096]), ..Default::default() };
+        let message = Message { entries: vec![entry], ..Default::default() };
         let bytes = Bytes::from(message.encode_to_vec());
         let message = Message::decode(bytes.clone()).expect("its own bytes");
         let (outer, inner) = (bytes.as_ptr_range(), message.entries[0].data.as_ptr_range());
-        assert!(
-            outer.start <= inner.start && inner.end <= outer.end,
-            "the data was copied"
-        );
+        assert!(outer.start <= inner.start && inner.end <= outer.end, "the data was copied");
     }
 
     #[test]
     fn an_unknown_message_type_reads_as_a_local_message() {
-        let message = Message {
-            msg_type: 77,
-            ..Default::default()
-        };
+        let message = Message { msg_type: 77, ..Default::default() };
         assert_eq!(message.get_msg_type(), MessageType::MsgHup);
     }
 }

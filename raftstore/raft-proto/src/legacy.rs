@@ -7,10 +7,7 @@ use crate::eraftpb::{ConfChange, ConfChangeV2, Entry};
 use prost::Message as Prost;
 use protobuf::error::WireError;
 use protobuf::reflect::MessageDescriptor;
-use protobuf::{
-    Clear, CodedInputStream, CodedOutputStream, Message, ProtobufError, ProtobufResult,
-    UnknownFields,
-};
+use protobuf::{Clear, CodedInputStream, CodedOutputStream, Message, ProtobufError, ProtobufResult, UnknownFields};
 use std::any::Any;
 use std::sync::LazyLock;
 
@@ -97,11 +94,7 @@ mod tests {
 
     #[test]
     fn a_change_survives_the_old_trait_and_garbage_is_an_error() {
-        let change = ConfChange {
-            node_id: 9,
-            change_type: 2,
-            ..Default::default()
-        };
+        let change = ConfChange { node_id: 9, change_type: 2, ..Default::default() };
         let bytes = change.write_to_bytes().expect("always encodes");
         assert_eq!(change.compute_size() as usize, bytes.len());
         let mut back = ConfChange::default();
@@ -109,9 +102,7 @@ mod tests {
         assert_eq!(back, change);
         assert!(back.merge_from_bytes(&[0xff; 20]).is_err());
         let mut streamed = ConfChange::default();
-        streamed
-            .merge_from(&mut CodedInputStream::from_bytes(&bytes))
-            .expect("its own bytes");
+        streamed.merge_from(&mut CodedInputStream::from_bytes(&bytes)).expect("its own bytes");
         assert_eq!(streamed, change);
     }
 }

@@ -15,15 +15,13 @@ mod confstate;
 pub mod eraftpb;
 mod legacy;
 
-pub use confchange::{
-    ConfChangeI, new_conf_change_single, parse_conf_change, stringify_conf_change,
-};
+pub use confchange::{ConfChangeI, new_conf_change_single, parse_conf_change, stringify_conf_change};
 pub use confstate::conf_state_eq;
 
 /// Everything that raft-rs re-exports in its own prelude.
 pub mod prelude {
     pub use crate::eraftpb::{
-        ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2,
-        ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
+        ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType,
+        HardState, Message, MessageType, Snapshot, SnapshotMetadata,
     };
 }

@@ -11,9 +11,7 @@ pub(super) fn entry(entry: &Entry) -> Result<Command, DecodeError> {
     match EntryType::try_from(entry.entry_type) {
         Ok(EntryType::EntryNormal) if entry.data.is_empty() => Ok(Command::Empty),
         Ok(EntryType::EntryNormal) => command(entry.data.clone()),
-        Ok(EntryType::EntryConfChange) => {
-            conf_change(message::<ConfChange>(entry.data.clone())?.into_v2())
-        }
+        Ok(EntryType::EntryConfChange) => conf_change(message::<ConfChange>(entry.data.clone())?.into_v2()),
         Ok(EntryType::EntryConfChangeV2) => conf_change(message(entry.data.clone())?),
         Err(_) => Err(DecodeError::Malformed("unknown entry type")),
     }
@@ -30,9 +28,7 @@ fn conf_change(mut change: ConfChangeV2) -> Result<Command, DecodeError> {
             admin.conf_change = Some(change);
             Ok(Command::Admin(admin))
         }
-        _ => Err(DecodeError::Malformed(
-            "a membership change without its command",
-        )),
+        _ => Err(DecodeError::Malformed("a membership change without its command")),
     }
 }
 
@@ -46,11 +42,7 @@ fn command(bytes: Bytes) -> Result<Command, DecodeError> {
     }
     match command.admin_request {
         Some(_) if !ops.is_empty() => Err(DecodeError::Malformed("writes beside an admin command")),
-        Some(request) => Ok(Command::Admin(Box::new(Admin {
-            header,
-            request,
-            conf_change: None,
-        }))),
+        Some(request) => Ok(Command::Admin(Box::new(Admin { header, request, conf_change: None }))),
         None => Ok(Command::Write(Write { header, ops })),
     }
 }
@@ -61,18 +53,11 @@ fn write_op(request: Request) -> Result<Option<WriteOp>, DecodeError> {
     let op = match CmdType::try_from(request.cmd_type) {
         Ok(CmdType::Put) => {
             let put = request.put.ok_or(missing)?;
-            WriteOp::Put {
-                cf: cf(&put.cf)?,
-                key: put.key,
-                value: put.value,
-            }
+            WriteOp::Put { cf: cf(&put.cf)?, key: put.key, value: put.value }
         }
         Ok(CmdType::Delete) => {
             let delete = request.delete.ok_or(missing)?;
-            WriteOp::Delete {
-                cf: cf(&delete.cf)?,
-                key: delete.key,
-            }
+            WriteOp::Delete { cf: cf(&delete.cf)?, key: delete.key }
         }
         Ok(CmdType::DeleteRange) => {
             let range = request.delete_range.ok_or(missing)?;

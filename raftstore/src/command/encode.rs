@@ -19,11 +19,7 @@ pub fn encode_write(header: &Header, ops: &[WriteOp]) -> Bytes {
 
 /// Encodes a change of the region itself.
 pub fn encode_admin(header: &Header, request: AdminRequest) -> Bytes {
-    let command = RaftCmdRequest {
-        header: Some(header.to_wire()),
-        admin_request: Some(request),
-        ..Default::default()
-    };
+    let command = RaftCmdRequest { header: Some(header.to_wire()), admin_request: Some(request), ..Default::default() };
     command.encode_to_vec().into()
 }
 
@@ -32,25 +28,13 @@ fn request(op: &WriteOp) -> Request {
     match op {
         WriteOp::Put { cf, key, value } => {
             request.set_cmd_type(CmdType::Put);
-            request.put = Some(PutRequest {
-                cf: cf.on_wire().to_string(),
-                key: key.clone(),
-                value: value.clone(),
-            });
+            request.put = Some(PutRequest { cf: cf.on_wire().to_string(), key: key.clone(), value: value.clone() });
         }
         WriteOp::Delete { cf, key } => {
             request.set_cmd_type(CmdType::Delete);
-            request.delete = Some(DeleteRequest {
-                cf: cf.on_wire().to_string(),
-                key: key.clone(),
-            });
+            request.delete = Some(DeleteRequest { cf: cf.on_wire().to_string(), key: key.clone() });
         }
-        WriteOp::DeleteRange {
-            cf,
-            start,
-            end,
-            notify_only,
-        } => {
+        WriteOp::DeleteRange { cf, start, end, notify_only } => {
             request.set_cmd_type(CmdType::DeleteRange);
             request.delete_range = Some(DeleteRangeRequest {
                 cf: cf.on_wire().to_string(),

@@ -3,12 +3,7 @@
 use super::*;
 
 fn entry(index: u64, term: u64) -> Entry {
-    Entry {
-        index,
-        term,
-        data: vec![b'x'; 10].into(),
-        ..Default::default()
-    }
+    Entry { index, term, data: vec![b'x'; 10].into(), ..Default::default() }
 }
 
 fn view(entries: impl IntoIterator<Item = (u64, u64)>) -> LogView {
@@ -17,10 +12,7 @@ fn view(entries: impl IntoIterator<Item = (u64, u64)>) -> LogView {
         ConfState::default(),
         vec![TermRun { first: 5, term: 5 }],
         5,
-        entries
-            .into_iter()
-            .map(|(index, term)| entry(index, term))
-            .collect(),
+        entries.into_iter().map(|(index, term)| entry(index, term)).collect(),
     )
 }
 
@@ -71,40 +63,19 @@ fn an_evicted_range_is_asked_for_once_and_served_when_it_came() {
             Err(Error::Store(StorageError::LogTemporarilyUnavailable))
         );
     }
-    assert_eq!(
-        view.take_wanted(),
-        [Range {
-            low: 6,
-            high: 8,
-            max_bytes: 100
-        }]
-    );
+    assert_eq!(view.take_wanted(), [Range { low: 6, high: 8, max_bytes: 100 }]);
     assert!(view.take_wanted().is_empty());
     let waiters = view.fetched(6, vec![entry(6, 6), entry(7, 5)]);
     assert_eq!(waiters.len(), 2);
-    assert_eq!(
-        read(&view, 6, 9),
-        [(6, 6)],
-        "an entry of another term is not ours any more"
-    );
+    assert_eq!(read(&view, 6, 9), [(6, 6)], "an entry of another term is not ours any more");
     view.drop_fetched();
-    assert!(
-        view.entries(6, 9, None, GetEntriesContext::empty(false))
-            .is_err()
-    );
+    assert!(view.entries(6, 9, None, GetEntriesContext::empty(false)).is_err());
 }
 
 #[test]
 fn a_size_limit_gives_at_least_one_entry() {
     let view = view([(6, 6), (7, 6), (8, 7)]);
-    let count = |max: u64| {
-        view.entries(6, 9, max, GetEntriesContext::empty(true))
-            .expect("in memory")
-            .len()
-    };
+    let count = |max: u64| view.entries(6, 9, max, GetEntriesContext::empty(true)).expect("in memory").len();
     let size = entry(6, 6).encoded_len() as u64;
-    assert_eq!(
-        [count(0), count(size), count(2 * size), count(u64::MAX)],
-        [1, 1, 2, 3]
-    );
+    assert_eq!([count(0), count(size), count(2 * size), count(u64::MAX)], [1, 1, 2, 3]);
 }

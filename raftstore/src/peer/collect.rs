@@ -21,8 +21,7 @@ impl Peer {
             });
         }
         for to in self.node.mut_store().take_snapshot_wanted() {
-            self.effects
-                .push_back(Effect::SnapshotWanted { to: PeerId(to) });
+            self.effects.push_back(Effect::SnapshotWanted { to: PeerId(to) });
         }
         while self.node.has_ready() {
             let ready = self.node.ready();
@@ -68,20 +67,14 @@ impl Peer {
         self.hand_out(committed);
         for read in reads {
             if let Some(id) = own_read(self.peer.id, &read.request_ctx) {
-                self.effects.push_back(Effect::ReadReady {
-                    id,
-                    index: read.index,
-                });
+                self.effects.push_back(Effect::ReadReady { id, index: read.index });
             }
         }
     }
 
     fn send(&mut self, messages: Vec<Message>, after_persist: Option<u64>) {
         if !messages.is_empty() {
-            self.effects.push_back(Effect::Send {
-                messages,
-                after_persist,
-            });
+            self.effects.push_back(Effect::Send { messages, after_persist });
         }
     }
 

@@ -107,10 +107,8 @@ impl Peer {
             return Vec::new();
         }
         let all = self.node.raft.prs().iter();
-        let mut followers: Vec<_> = all
-            .filter(|(id, _)| **id != self.peer.id)
-            .map(|(id, progress)| (PeerId(*id), progress.matched))
-            .collect();
+        let mut followers: Vec<_> =
+            all.filter(|(id, _)| **id != self.peer.id).map(|(id, progress)| (PeerId(*id), progress.matched)).collect();
         followers.sort_unstable();
         followers
     }
@@ -134,10 +132,7 @@ impl Peer {
     /// Ends the peer: every pending proposal comes out as rejected with `Unknown`.
     pub fn close(mut self) -> impl Iterator<Item = Effect> {
         let reason = RejectReason::Unknown;
-        self.proposals
-            .drain()
-            .into_iter()
-            .map(move |id| Effect::Rejected { id, reason })
+        self.proposals.drain().into_iter().map(move |id| Effect::Rejected { id, reason })
     }
 }
 

@@ -25,20 +25,12 @@ pub(crate) struct Cluster {
 
 /// The region that every cluster here begins with.
 pub(crate) fn region(voters: &[u64], learners: &[u64]) -> Region {
-    let peer = |id: &u64, role: PeerRole| PeerMeta {
-        id: *id,
-        store_id: *id,
-        role: role as i32,
-        is_witness: false,
-    };
+    let peer = |id: &u64, role: PeerRole| PeerMeta { id: *id, store_id: *id, role: role as i32, is_witness: false };
     let voters = voters.iter().map(|id| peer(id, PeerRole::Voter));
     let learners = learners.iter().map(|id| peer(id, PeerRole::Learner));
     Region {
         id: 1,
-        region_epoch: Some(RegionEpoch {
-            conf_ver: 1,
-            version: 1,
-        }),
+        region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
         peers: voters.chain(learners).collect(),
         ..Default::default()
     }
@@ -50,12 +42,7 @@ impl Cluster {
             let node = Node::first(region, peer, config, seed);
             (peer.id, node)
         });
-        Cluster {
-            nodes: nodes.collect(),
-            net: Vec::new(),
-            isolated: BTreeSet::new(),
-            seed,
-        }
+        Cluster { nodes: nodes.collect(), net: Vec::new(), isolated: BTreeSet::new(), seed }
     }
 
     pub(crate) fn node(&mut self, id: u64) -> &mut Node {

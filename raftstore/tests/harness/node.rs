@@ -7,8 +7,7 @@ use raftstore::command::Command;
 use raftstore::eraftpb::{Entry, EntryType, HardState, Message};
 use raftstore::membership::change_peers;
 use raftstore::{
-    Committed, Effect, Input, LogPosition, Peer, PeerInit, RaftConfig, RejectReason, Role,
-    first_hard_state,
+    Committed, Effect, Input, LogPosition, Peer, PeerInit, RaftConfig, RejectReason, Role, first_hard_state,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -100,9 +99,7 @@ impl Node {
             config: config.clone(),
             seed,
         };
-        node.peer = Some(
-            Peer::new(PeerInit { seed, ..init }, config).expect("a new region's state is sound"),
-        );
+        node.peer = Some(Peer::new(PeerInit { seed, ..init }, config).expect("a new region's state is sound"));
         node
     }
 
@@ -122,19 +119,10 @@ impl Node {
         while let Some(effect) = self.peer.as_mut().and_then(Peer::poll_effect) {
             self.log.push(text::effect(self.meta.id, &effect));
             match effect {
-                Effect::Persist {
-                    number,
-                    hard_state,
-                    entries,
-                } => self.persists.push_back(PersistView(Persist {
-                    number,
-                    hard_state,
-                    entries,
-                })),
-                Effect::Send {
-                    messages,
-                    after_persist: Some(number),
-                } => {
+                Effect::Persist { number, hard_state, entries } => {
+                    self.persists.push_back(PersistView(Persist { number, hard_state, entries }))
+                }
+                Effect::Send { messages, after_persist: Some(number) } => {
                     assert!(
                         self.persists.iter().any(|write| write.0.number == number),
                         "a message waits for write {number}, which was not begun or is done"
@@ -154,16 +142,8 @@ impl Node {
                 Effect::Role(role) => self.roles.push(role),
                 Effect::FetchEntries { low, high, .. } => {
                     self.fetches += 1;
-                    let entries = self
-                        .disk
-                        .log
-                        .range(low..high)
-                        .map(|(_, entry)| entry.clone())
-                        .collect();
-                    self.peer
-                        .as_mut()
-                        .expect("running")
-                        .handle(Input::Fetched { low, entries });
+                    let entries = self.disk.log.range(low..high).map(|(_, entry)| entry.clone()).collect();
+                    self.peer.as_mut().expect("running").handle(Input::Fetched { low, entries });
                 }
                 Effect::ReadReady { id, index } => self.reads.push((id, index)),
                 Effect::SnapshotWanted { .. } => self.snapshots_wanted += 1,
@@ -186,11 +166,7 @@ impl Node {
         }
         let Some(number) = last else { return };
         self.log.push(format!("{} durable #{number}", self.meta.id));
-        while self
-            .waiting
-            .front()
-            .is_some_and(|(wanted, _)| *wanted <= number)
-        {
+        while self.waiting.front().is_some_and(|(wanted, _)| *wanted <= number) {
             let (_, messages) = self.waiting.pop_front().expect("just seen");
             self.send(messages);
         }
@@ -204,15 +180,8 @@ impl Node {
         };
         for committed in batch {
             let entry = committed.entry;
-            assert_eq!(
-                entry.index,
-                self.applied.index + 1,
-                "entries are applied in order"
-            );
-            self.applied = LogPosition {
-                index: entry.index,
-                term: entry.term,
-            };
+            assert_eq!(entry.index, self.applied.index + 1, "entries are applied in order");
+            self.applied = LogPosition { index: entry.index, term: entry.term };
             if entry.entry_type() == EntryType::EntryConfChangeV2 {
                 self.apply_conf_change(&entry);
             }
@@ -233,21 +202,13 @@ impl Node {
         let Ok(Command::Admin(admin)) = Command::decode(entry) else {
             panic!("a membership entry holds an admin command");
         };
-        let changes = &admin
-            .request
-            .change_peer_v2
-            .as_ref()
-            .expect("of that kind")
-            .changes;
+        let changes = &admin.request.change_peer_v2.as_ref().expect("of that kind").changes;
         let Ok(region) = change_peers(&self.disk.region, changes) else {
             return;
         };
         self.disk.region = region.clone();
         let change = admin.conf_change.expect("decoded from such an entry");
-        self.peer
-            .as_mut()
-            .expect("running")
-            .handle(Input::ConfChanged { change, region });
+        self.peer.as_mut().expect("running").handle(Input::ConfChanged { change, region });
     }
 
     /// Makes the engine's content durable.
@@ -286,8 +247,7 @@ impl Node {
         // Handed out, but the answer was lost: the proposer cannot know.
         for committed in self.applies.drain(..).flatten() {
             if let Some(id) = committed.proposal {
-                self.answers
-                    .insert(id, Answer::Rejected(RejectReason::Unknown));
+                self.answers.insert(id, Answer::Rejected(RejectReason::Unknown));
             }
         }
         self.persists.clear();
@@ -325,23 +285,17 @@ impl Node {
 impl Disk {
     fn write(&mut self, write: Persist) {
         if let Some(state) = write.hard_state {
-            assert!(
-                state.term >= self.hard_state.term,
-                "a durable term went back"
-            );
+            assert!(state.term >= self.hard_state.term, "a durable term went back");
             self.hard_state = state;
         }
         if let Some(first) = write.entries.first() {
             self.log.split_off(&first.index);
-            self.log
-                .extend(write.entries.into_iter().map(|entry| (entry.index, entry)));
+            self.log.extend(write.entries.into_iter().map(|entry| (entry.index, entry)));
         }
     }
 
     pub(crate) fn last_index(&self) -> u64 {
-        self.log
-            .last_key_value()
-            .map_or(self.truncated.index, |(index, _)| *index)
+        self.log.last_key_value().map_or(self.truncated.index, |(index, _)| *index)
     }
 
     /// True if the entry at that place is, or was before it was applied and dropped, durable here.

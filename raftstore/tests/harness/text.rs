@@ -7,25 +7,14 @@ use std::fmt::Write;
 /// One line for one effect of peer `id`.
 pub(crate) fn effect(id: u64, effect: &Effect) -> String {
     match effect {
-        Effect::Persist {
-            number,
-            hard_state,
-            entries,
-        } => {
+        Effect::Persist { number, hard_state, entries } => {
             let mut line = format!("{id} persist #{number}");
             if let Some(state) = hard_state {
-                let _ = write!(
-                    line,
-                    " term={} vote={} commit={}",
-                    state.term, state.vote, state.commit
-                );
+                let _ = write!(line, " term={} vote={} commit={}", state.term, state.vote, state.commit);
             }
             line + &list(entries)
         }
-        Effect::Send {
-            messages,
-            after_persist,
-        } => {
+        Effect::Send { messages, after_persist } => {
             let when = after_persist.map_or("now".to_string(), |number| format!("after #{number}"));
             let messages: Vec<String> = messages.iter().map(message).collect();
             format!("{id} send {when}: {}", messages.join(", "))
@@ -44,14 +33,8 @@ pub(crate) fn effect(id: u64, effect: &Effect) -> String {
             format!("{id} rejected {name} {}", rejection(reason))
         }
         Effect::Role(role) => {
-            let leader = role
-                .leader
-                .map_or("nobody".to_string(), |leader| leader.to_string());
-            format!(
-                "{id} role {} term={} leader={leader}",
-                kind(role.kind),
-                role.term
-            )
+            let leader = role.leader.map_or("nobody".to_string(), |leader| leader.to_string());
+            format!("{id} role {} term={} leader={leader}", kind(role.kind), role.term)
         }
         Effect::FetchEntries { low, high, .. } => format!("{id} fetch {low}..{high}"),
         Effect::ReadReady { id: name, index } => format!("{id} read {name} at {index}"),
@@ -64,11 +47,7 @@ pub(crate) fn state(id: u64, peer: Option<&Peer>) -> String {
     let Some(peer) = peer else {
         return format!("{id} down");
     };
-    let role = if peer.is_leader() {
-        "leader"
-    } else {
-        "follower"
-    };
+    let role = if peer.is_leader() { "leader" } else { "follower" };
     format!(
         "{id} {role} term={} last={} commit={} applied={}",
         peer.term(),
@@ -89,9 +68,7 @@ fn kind(kind: RoleKind) -> &'static str {
 
 fn rejection(reason: &RejectReason) -> String {
     match reason {
-        RejectReason::NotLeader {
-            leader: Some(leader),
-        } => format!("not_leader leader={leader}"),
+        RejectReason::NotLeader { leader: Some(leader) } => format!("not_leader leader={leader}"),
         RejectReason::NotLeader { leader: None } => "not_leader".to_string(),
         RejectReason::Stale => "stale".to_string(),
         RejectReason::Busy => "busy".to_string(),
@@ -103,10 +80,7 @@ fn rejection(reason: &RejectReason) -> String {
 }
 
 fn list(entries: &[Entry]) -> String {
-    let entries: Vec<String> = entries
-        .iter()
-        .map(|one| format!(" {}", entry(one)))
-        .collect();
+    let entries: Vec<String> = entries.iter().map(|one| format!(" {}", entry(one))).collect();
     entries.concat()
 }
 
@@ -138,10 +112,7 @@ pub(crate) fn message(message: &Message) -> String {
         let _ = write!(line, " at {}", message.index);
     }
     // The one entry of a read is its name, in bytes.
-    if matches!(
-        message.msg_type(),
-        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp
-    ) {
+    if matches!(message.msg_type(), MessageType::MsgReadIndex | MessageType::MsgReadIndexResp) {
         return line;
     }
     line + &list(&message.entries)

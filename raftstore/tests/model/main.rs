@@ -20,10 +20,7 @@ const STEPS: usize = 3000;
 #[test]
 fn no_run_breaks_a_rule_of_raft() {
     if let Some(seed) = std::env::var_os("SEED") {
-        let seed = seed
-            .to_str()
-            .and_then(|text| text.parse().ok())
-            .expect("SEED is a number");
+        let seed = seed.to_str().and_then(|text| text.parse().ok()).expect("SEED is a number");
         println!("{:?}", Run::new(seed).go());
         return;
     }
@@ -40,14 +37,8 @@ fn no_run_breaks_a_rule_of_raft() {
     }
     println!("{SEEDS} seeds: {sum:?}");
     // A run that reaches nothing proves nothing.
-    assert!(
-        sum.applied > 20 * SEEDS && sum.crashes > SEEDS && sum.leaders > 2 * SEEDS,
-        "{sum:?}"
-    );
-    assert!(
-        sum.stale > 0 && sum.fetches > 0 && sum.reads > 0 && sum.compactions > 0,
-        "{sum:?}"
-    );
+    assert!(sum.applied > 20 * SEEDS && sum.crashes > SEEDS && sum.leaders > 2 * SEEDS, "{sum:?}");
+    assert!(sum.stale > 0 && sum.fetches > 0 && sum.reads > 0 && sum.compactions > 0, "{sum:?}");
 }
 
 #[test]
@@ -98,16 +89,8 @@ impl Run {
     fn new(seed: u64) -> Run {
         let mut prng = Prng::new(seed);
         let voters: Vec<u64> = (1..=*prng.pick(&[1, 3, 3, 5]).expect("not empty")).collect();
-        let learners = if prng.one_in(4) {
-            vec![voters.len() as u64 + 1]
-        } else {
-            vec![]
-        };
-        let config = if prng.one_in(2) {
-            RaftConfig::arbitrary(&mut prng)
-        } else {
-            RaftConfig::default()
-        };
+        let learners = if prng.one_in(4) { vec![voters.len() as u64 + 1] } else { vec![] };
+        let config = if prng.one_in(2) { RaftConfig::arbitrary(&mut prng) } else { RaftConfig::default() };
         let region = region(&voters, &learners);
         Run {
             cluster: Cluster::new(&region, &config, seed),
@@ -163,11 +146,7 @@ impl Run {
             return;
         }
         // Far back in the queue now and then, else among the oldest.
-        let at = if self.prng.one_in(20) {
-            self.prng.below(waiting)
-        } else {
-            self.prng.below(waiting.min(4))
-        };
+        let at = if self.prng.one_in(20) { self.prng.below(waiting) } else { self.prng.below(waiting.min(4)) };
         if faults > 0 && self.prng.one_in(10) {
             self.cluster.net.remove(at as usize);
         } else if faults > 0 && self.prng.one_in(20) {
@@ -189,22 +168,14 @@ impl Run {
         }
         let size = self.prng.below(200) as usize;
         let data = format!("{}:{}", self.next_proposal, "x".repeat(size));
-        let input = Input::Propose {
-            id: self.next_proposal,
-            data: data.into(),
-            context: Bytes::new(),
-        };
+        let input = Input::Propose { id: self.next_proposal, data: data.into(), context: Bytes::new() };
         self.next_proposal += 1;
         self.cluster.input(id, input);
     }
 
     fn read(&mut self, id: u64) {
         if self.cluster.nodes[&id].peer.is_some() {
-            let newest = self
-                .rules
-                .applied
-                .last_key_value()
-                .map_or(0, |(index, _)| *index);
+            let newest = self.rules.applied.last_key_value().map_or(0, |(index, _)| *index);
             self.rules.reads.insert(self.next_proposal, newest);
             let read = self.next_proposal;
             self.next_proposal += 1;
@@ -214,12 +185,7 @@ impl Run {
 
     /// Drops what every peer has flushed, since nobody sends snapshots here.
     fn compact(&mut self) {
-        let everywhere = self
-            .cluster
-            .nodes
-            .values()
-            .map(|node| node.disk.flushed.index)
-            .min();
+        let everywhere = self.cluster.nodes.values().map(|node| node.disk.flushed.index).min();
         let index = everywhere.expect("a cluster has peers");
         let id = self.any();
         let before = self.cluster.nodes[&id].disk.truncated;
@@ -265,13 +231,10 @@ impl Run {
             for id in self.ids.clone() {
                 self.cluster.input(id, Input::Tick);
             }
-            if round % 20 == 19
-                && proposed.is_none_or(|id: u64| self.answer(id) != Some(Answer::Applied))
-            {
+            if round % 20 == 19 && proposed.is_none_or(|id: u64| self.answer(id) != Some(Answer::Applied)) {
                 proposed = self.propose_last();
             }
-            if self.at_rest() && proposed.is_some_and(|id| self.answer(id) == Some(Answer::Applied))
-            {
+            if self.at_rest() && proposed.is_some_and(|id| self.answer(id) == Some(Answer::Applied)) {
                 return self.check_answers();
             }
         }
@@ -298,19 +261,13 @@ impl Run {
     }
 
     fn answer(&self, proposal: u64) -> Option<Answer> {
-        self.cluster
-            .nodes
-            .values()
-            .find_map(|node| node.answers.get(&proposal).copied())
+        self.cluster.nodes.values().find_map(|node| node.answers.get(&proposal).copied())
     }
 
     fn at_rest(&self) -> bool {
         let mut applied = self.cluster.nodes.values().map(|node| node.applied);
         let first = applied.next().expect("a cluster has peers");
-        self.rules
-            .applied
-            .last_key_value()
-            .is_some_and(|(index, _)| *index == first.index)
+        self.rules.applied.last_key_value().is_some_and(|(index, _)| *index == first.index)
             && applied.all(|position| position == first)
     }
 }

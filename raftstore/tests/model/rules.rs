@@ -59,37 +59,19 @@ impl Run {
                         "peer {id} voted in term {} before it was durable",
                         message.term
                     );
-                    let vote = *self
-                        .rules
-                        .votes
-                        .entry((id, message.term))
-                        .or_insert(message.to);
-                    assert_eq!(
-                        vote, message.to,
-                        "peer {id} voted twice in term {}",
-                        message.term
-                    );
+                    let vote = *self.rules.votes.entry((id, message.term)).or_insert(message.to);
+                    assert_eq!(vote, message.to, "peer {id} voted twice in term {}", message.term);
                 }
                 MessageType::MsgRequestVote => {
-                    assert!(
-                        disk.hard_state.term >= message.term,
-                        "peer {id} campaigned before its vote was durable"
-                    );
+                    assert!(disk.hard_state.term >= message.term, "peer {id} campaigned before its vote was durable");
                     let vote = *self.rules.votes.entry((id, message.term)).or_insert(id);
                     assert_eq!(vote, id, "peer {id} voted twice in term {}", message.term);
                 }
                 MessageType::MsgAppendResponse if !message.reject => {
-                    assert!(
-                        disk.last_index() >= message.index,
-                        "peer {id} acknowledged {} too early",
-                        message.index
-                    );
+                    assert!(disk.last_index() >= message.index, "peer {id} acknowledged {} too early", message.index);
                 }
                 MessageType::MsgAppend | MessageType::MsgHeartbeat => {
-                    assert!(
-                        disk.hard_state.term >= message.term,
-                        "peer {id} leads before its vote was durable"
-                    );
+                    assert!(disk.hard_state.term >= message.term, "peer {id} leads before its vote was durable");
                 }
                 _ => {}
             }
@@ -107,34 +89,20 @@ impl Run {
         for entry in std::mem::take(&mut self.cluster.node(id).handed_out) {
             let now = (entry.term, entry.data.clone());
             if let Some(known) = self.rules.applied.get(&entry.index) {
-                assert_eq!(
-                    *known, now,
-                    "peer {id} commits something else at {}",
-                    entry.index
-                );
+                assert_eq!(*known, now, "peer {id} commits something else at {}", entry.index);
                 continue;
             }
             let voters = self.ids.iter().filter(|id| self.is_voter(**id));
             let all = voters.clone().count();
-            let holders = voters
-                .filter(|id| self.cluster.nodes[id].disk.holds(entry.index, entry.term))
-                .count();
-            assert!(
-                2 * holders > all,
-                "{} was committed with {holders} of {all} holding it",
-                entry.index
-            );
+            let holders = voters.filter(|id| self.cluster.nodes[id].disk.holds(entry.index, entry.term)).count();
+            assert!(2 * holders > all, "{} was committed with {holders} of {all} holding it", entry.index);
             self.rules.applied.insert(entry.index, now);
         }
     }
 
     fn is_voter(&self, id: u64) -> bool {
         let region = &self.cluster.nodes[&id].disk.region;
-        let peer = region
-            .peers
-            .iter()
-            .find(|peer| peer.id == id)
-            .expect("a member");
+        let peer = region.peers.iter().find(|peer| peer.id == id).expect("a member");
         peer.role() == proto::metapb::PeerRole::Voter
     }
 
@@ -161,16 +129,8 @@ impl Run {
                     }
                 };
                 let now = (entry.data.clone(), before_term);
-                let known = self
-                    .rules
-                    .entries
-                    .entry((*index, entry.term))
-                    .or_insert_with(|| now.clone());
-                assert_eq!(
-                    *known, now,
-                    "peer {id} holds another entry at {index}/{}",
-                    entry.term
-                );
+                let known = self.rules.entries.entry((*index, entry.term)).or_insert_with(|| now.clone());
+                assert_eq!(*known, now, "peer {id} holds another entry at {index}/{}", entry.term);
                 before = Some((*index, entry.term));
             }
         }
@@ -197,10 +157,7 @@ impl Run {
             })
             .collect();
         let data: Vec<_> = self.cluster.nodes.values().map(|node| &node.data).collect();
-        assert!(
-            data.windows(2).all(|pair| pair[0] == pair[1]),
-            "the peers' data differ at rest"
-        );
+        assert!(data.windows(2).all(|pair| pair[0] == pair[1]), "the peers' data differ at rest");
         for (proposal, answer) in self.cluster.nodes.values().flat_map(|node| &node.answers) {
             if self.rules.reads.contains_key(proposal) {
                 continue;
@@ -213,19 +170,11 @@ impl Run {
                 Answer::Rejected(RejectReason::Unknown) => {}
                 Answer::Rejected(reason) => {
                     self.reached.stale += u64::from(*reason == RejectReason::Stale);
-                    assert!(
-                        !ids.contains(proposal),
-                        "proposal {proposal} was applied though {reason:?}"
-                    );
+                    assert!(!ids.contains(proposal), "proposal {proposal} was applied though {reason:?}");
                 }
             }
         }
-        self.reached.fetches = self
-            .cluster
-            .nodes
-            .values()
-            .map(|node| node.fetches as u64)
-            .sum();
+        self.reached.fetches = self.cluster.nodes.values().map(|node| node.fetches as u64).sum();
     }
 }
 

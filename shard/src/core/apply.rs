@@ -4,8 +4,8 @@ use base::{RegionId, StoreId};
 use mvcc::Cf;
 use proto::metapb;
 use raftstore::command::{Admin, CfName, Command, Header, WriteOp};
-use raftstore::eraftpb::Entry;
 use raftstore::epoch::{CommandKind, check_epoch};
+use raftstore::eraftpb::Entry;
 
 use super::error::RegionError;
 use super::meta::PeerMeta;
@@ -43,11 +43,7 @@ impl Applied {
 /// # Panics
 /// If the entry is not the one after `meta.applied_index`, or is no command: then the log is not what was proposed,
 /// and to go on would make replicas differ.
-pub(crate) fn apply_entry(
-    meta: &mut PeerMeta,
-    entry: &Entry,
-    batch: &mut impl WriteBatch,
-) -> Applied {
+pub(crate) fn apply_entry(meta: &mut PeerMeta, entry: &Entry, batch: &mut impl WriteBatch) -> Applied {
     assert_eq!(entry.index, meta.applied_index + 1, "entries of {:?} are applied in order", meta.region_id());
     let command = Command::decode(entry).expect("a committed entry is a command that a peer proposed");
     meta.applied_index = entry.index;

@@ -62,7 +62,10 @@ pub struct Directory {
 impl Directory {
     /// Settles the claims of all shards: of several copies of a region the one with the highest move number wins.
     /// Returns the map and, per shard, the regions that it must erase before it serves.
-    pub fn settle(shards: impl IntoIterator<Item = ShardId>, claims: Vec<Claim>) -> (Directory, Vec<(ShardId, RegionId)>) {
+    pub fn settle(
+        shards: impl IntoIterator<Item = ShardId>,
+        claims: Vec<Claim>,
+    ) -> (Directory, Vec<(ShardId, RegionId)>) {
         let mut directory =
             Directory { regions: BTreeMap::new(), moving: BTreeMap::new(), shards: shards.into_iter().collect() };
         let mut erase = Vec::new();

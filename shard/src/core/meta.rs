@@ -35,7 +35,7 @@ pub(crate) struct PeerMeta {
 impl PeerMeta {
     /// The peer of `store` in a region that was just made. `None` if the region has no peer there.
     pub(crate) fn first(region: metapb::Region, store: StoreId) -> Option<PeerMeta> {
-        let peer = region.peers.iter().find(|peer| peer.store_id == store.0)?.clone();
+        let peer = *region.peers.iter().find(|peer| peer.store_id == store.0)?;
         Some(PeerMeta {
             region: Arc::new(region),
             peer,

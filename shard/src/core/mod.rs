@@ -19,7 +19,8 @@ pub use config::ShardConfig;
 pub use error::RegionError;
 pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};
 pub use mail::{
-    Answer, Answered, Control, CoreMail, MoveError, Reply, RegionDescription, RegionReport, RemoteRequest, Route, ShardDescription, reply,
+    Answer, Answered, Control, CoreMail, MoveError, RegionDescription, RegionReport, RemoteRequest, Reply, Route,
+    ShardDescription, reply,
 };
 pub use peer::{Done, hex};
 pub use recovery::{OpenError, Opened, open};

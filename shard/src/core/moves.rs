@@ -42,10 +42,7 @@ type Entries = Vec<(Cf, Bytes, Bytes)>;
 ///
 /// # Errors
 /// See [`MoveError`]. The region serves at the source again, unless the process is ending.
-pub async fn move_away<E: Engine>(
-    host: &Rc<CoreHost<E>>,
-    ticket: &MoveTicket,
-) -> Result<(), MoveError> {
+pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -> Result<(), MoveError> {
     let source = host.shard(ticket.source).ok_or(RegionError::RegionNotFound(ticket.region))?;
     let (reply, answer) = oneshot::channel();
     source.push(Input::Freeze { region: ticket.region, reply });
@@ -133,9 +130,11 @@ fn read_piece<E: Engine>(
 /// # Errors
 /// [`MoveError::Failed`] if a region of this shard has keys there, or the engine failed.
 pub async fn prepare<E: Engine>(shard: &Rc<Shard<E>>, start: Bytes, end: Bytes) -> Result<(), MoveError> {
-    let taken = shard.peers.borrow().values().any(|peer| {
-        base::keys::overlaps(&peer.meta.region.start_key, &peer.meta.region.end_key, &start, &end)
-    });
+    let taken = shard
+        .peers
+        .borrow()
+        .values()
+        .any(|peer| base::keys::overlaps(&peer.meta.region.start_key, &peer.meta.region.end_key, &start, &end));
     if taken {
         return Err(MoveError::Failed("the range is not free at the target".into()));
     }

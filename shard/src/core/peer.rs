@@ -129,7 +129,7 @@ impl PeerState {
         RegionReport {
             shard,
             region: (*self.meta.region).clone(),
-            leader: self.meta.peer.clone(),
+            leader: self.meta.peer,
             term: self.term,
             approximate_bytes: self.meta.approximate_bytes.max(1),
             approximate_keys: self.meta.approximate_keys,

@@ -28,7 +28,9 @@ use super::records::{
 use super::shard::{Input, Outlet, Shard, ShardMetrics};
 use super::turn::{home_meta, put_event};
 use crate::engine::{Engine, EngineIter as _, EngineSnapshot as _, Tier, WriteBatch as _, WriteMode};
-use crate::log::{Damage, EngineState, Lifecycle, LifecycleKind, LogConfig, LogEntry, RaftLog, Recovered, RecoveredPeer};
+use crate::log::{
+    Damage, EngineState, Lifecycle, LifecycleKind, LogConfig, LogEntry, RaftLog, Recovered, RecoveredPeer,
+};
 
 /// Why a shard could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -145,8 +147,7 @@ struct Recovering {
 
 impl Recovering {
     fn new(meta: PeerMeta, logged: Option<RecoveredPeer>) -> Recovering {
-        let mut hard_state =
-            HardState { term: meta.applied_term, vote: 0, commit: meta.applied_index };
+        let mut hard_state = HardState { term: meta.applied_term, vote: 0, commit: meta.applied_index };
         let mut entries = VecDeque::new();
         let mut damaged = false;
         if let Some(logged) = logged.filter(|logged| logged.peer == meta.peer_id()) {
@@ -279,7 +280,7 @@ fn revive(recovering: Recovering, config: &ShardConfig, seed: u64) -> Result<Pee
         truncated: applied,
         applied,
         entries: entries.into(),
-        ..PeerInit::first((*meta.region).clone(), meta.peer.clone())
+        ..PeerInit::first((*meta.region).clone(), meta.peer)
     };
     if damaged {
         // What it keeps is its term and vote. It does nothing with them.
@@ -307,7 +308,7 @@ fn load_metas<E: Engine>(engine: &E, store: StoreId) -> Result<(Vec<PeerMeta>, u
     let mut iter = snapshot.iter(Cf::Raft, &[0x01, 0x03], &[0x01, 0x04], Tier::Disk, false);
     let mut at = iter.seek(&[0x01, 0x03]).map_err(|error| error.to_string())?;
     while let Some((key, value)) = at {
-        if let Some(region) = base::keys::decode_region_state(&key) {
+        if let Some(region) = base::keys::decode_region_state(key) {
             let state = raft_serverpb::RegionLocalState::decode(value).map_err(|error| error.to_string())?;
             let applied = get(&base::keys::apply_state(region))?.ok_or("a region has no apply state")?;
             let extra = get(&peer_extra_key(region))?.unwrap_or_default();
@@ -318,7 +319,12 @@ fn load_metas<E: Engine>(engine: &E, store: StoreId) -> Result<(Vec<PeerMeta>, u
     Ok((metas, last_event))
 }
 
-fn load_meta(state: raft_serverpb::RegionLocalState, applied: &[u8], extra: &[u8], store: StoreId) -> Result<PeerMeta, String> {
+fn load_meta(
+    state: raft_serverpb::RegionLocalState,
+    applied: &[u8],
+    extra: &[u8],
+    store: StoreId,
+) -> Result<PeerMeta, String> {
     let region = state.region.ok_or("a region state names no region")?;
     let applied = raft_serverpb::RaftApplyState::decode(applied).map_err(|error| error.to_string())?;
     let extra = PeerExtra::decode(extra).map_err(|error| error.to_string())?;
@@ -384,7 +390,8 @@ impl<E: Engine> Replay<'_, E> {
     }
 
     fn settle_home(&mut self, home: &HomeRecord, region: RegionId, peer: PeerId) -> Result<(), OpenError> {
-        let meta = home_meta(home, self.store).ok_or_else(|| self.inconsistent("a home record names no peer of ours"))?;
+        let meta =
+            home_meta(home, self.store).ok_or_else(|| self.inconsistent("a home record names no peer of ours"))?;
         if meta.peer_id() != peer || meta.region_id() != region {
             return Err(self.inconsistent("a home record names another peer than its event"));
         }

@@ -284,7 +284,7 @@ impl<E: Engine> Shard<E> {
                 return Err(RegionError::NotLeader { region: id, leader: None });
             }
             self.check_writable(peer)?;
-            let epoch = region.region_epoch.clone().unwrap_or_default();
+            let epoch = region.region_epoch.unwrap_or_default();
             command::encode_admin(&command::Header { epoch, ..header(peer) }, admin)
         };
         let done = self.propose(id, Body::Admin(data)).await.map_err(|_| RegionError::Undetermined)??;
@@ -359,7 +359,7 @@ fn header(peer: &PeerState) -> command::Header {
         region_id: peer.meta.region.id,
         peer_id: peer.meta.peer.id,
         store_id: peer.meta.peer.store_id,
-        epoch: peer.meta.region.region_epoch.clone().unwrap_or_default(),
+        epoch: peer.meta.region.region_epoch.unwrap_or_default(),
         term: peer.term,
         flags: 0,
     }

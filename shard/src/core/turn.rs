@@ -133,7 +133,8 @@ impl<E: Engine> Shard<E> {
             Input::Campaign(region) => self.step_campaign(region, turn),
             Input::Freeze { region, reply } => self.step_freeze(region, reply, turn),
             Input::Unfreeze(region) => {
-                if let Some(peer) = self.peers.borrow_mut().get_mut(&region).filter(|peer| peer.phase == Phase::Frozen) {
+                if let Some(peer) = self.peers.borrow_mut().get_mut(&region).filter(|peer| peer.phase == Phase::Frozen)
+                {
                     peer.phase = Phase::Serving;
                 }
             }
@@ -416,8 +417,7 @@ impl<E: Engine> Shard<E> {
         if batch.data_bytes() > self.config.entry_cut_bytes * 2 {
             // One large entry: it would hold the core, so a helper writes it.
             let engine = self.engine.clone();
-            let result =
-                executor::blocking(Class::Foreground, move || engine.write(batch, WriteMode::Helper)).await;
+            let result = executor::blocking(Class::Foreground, move || engine.write(batch, WriteMode::Helper)).await;
             return result.map_err(|error| ShardFailure::Engine(error.to_string()));
         }
         let mut batch = batch;
@@ -437,10 +437,8 @@ impl<E: Engine> Shard<E> {
     }
 
     fn fresh_peer(&self, meta: PeerMeta) -> PeerState {
-        let init = raftstore::PeerInit {
-            seed: self.seed,
-            ..raftstore::PeerInit::first((*meta.region).clone(), meta.peer.clone())
-        };
+        let init =
+            raftstore::PeerInit { seed: self.seed, ..raftstore::PeerInit::first((*meta.region).clone(), meta.peer) };
         let raft = raftstore::Peer::new(init, &self.config.raft).expect("the first state of a peer is sound");
         PeerState::new(meta, raft, Phase::Serving)
     }
@@ -604,9 +602,7 @@ impl<E: Engine> Shard<E> {
         self.metrics.log_bytes.set(log.size_bytes());
         self.metrics.log_unflushed_bytes.set(log.unflushed_bytes());
         self.metrics.inbox_bytes.set(self.inbox_bytes.get() as u64);
-        let aged = turn
-            .oldest_unflushed
-            .is_some_and(|oldest| executor::now().since(oldest) > self.config.flush_age);
+        let aged = turn.oldest_unflushed.is_some_and(|oldest| executor::now().since(oldest) > self.config.flush_age);
         let due = log.unflushed_bytes() >= self.config.flush_at_bytes || aged || !turn.flush_waiters.is_empty();
         if due && !turn.flushing {
             self.start_flush(turn);
@@ -804,7 +800,7 @@ pub(crate) fn home_meta(home: &HomeRecord, store: base::StoreId) -> Option<PeerM
 
 /// What a home record says of the peer's raft.
 fn home_init(home: &HomeRecord, meta: &PeerMeta) -> raftstore::PeerInit {
-    let mut init = raftstore::PeerInit::first((*meta.region).clone(), meta.peer.clone());
+    let mut init = raftstore::PeerInit::first((*meta.region).clone(), meta.peer);
     init.hard_state.term = home.term;
     init.hard_state.vote = home.vote;
     init.hard_state.commit = home.applied_index;

@@ -87,9 +87,7 @@ pub(crate) fn escape(records: &mut Vec<u8>) -> u32 {
             escaped.push(unit);
         }
     }
-    escaped
-        .iter()
-        .for_each(|unit| records.extend_from_slice(&unit.to_le_bytes()));
+    escaped.iter().for_each(|unit| records.extend_from_slice(&unit.to_le_bytes()));
     escaped.len() as u32
 }
 
@@ -180,9 +178,7 @@ pub(crate) fn parse(shard: ShardId, unit: u32, bytes: &[u8]) -> Parsed {
         escapes: u32_at(80),
     };
     // 64 bits hold any sum of the two, so a garbage header cannot wrap around.
-    let end = HEADER as u64
-        + u64::from(header.length).next_multiple_of(4)
-        + 4 * u64::from(header.escapes);
+    let end = HEADER as u64 + u64::from(header.length).next_multiple_of(4) + 4 * u64::from(header.escapes);
     if end > bytes.len() as u64 || header.crc != checksum(&bytes[..end as usize]) {
         return Parsed::Nothing;
     }
@@ -207,12 +203,7 @@ pub(crate) struct Found {
 ///
 /// # Errors
 /// The version of a block that this code is too old for.
-pub(crate) fn scan(
-    shard: ShardId,
-    first_unit: u32,
-    bytes: &[u8],
-    mut found: impl FnMut(Found),
-) -> Result<(), u16> {
+pub(crate) fn scan(shard: ShardId, first_unit: u32, bytes: &[u8], mut found: impl FnMut(Found)) -> Result<(), u16> {
     let mut at = 0;
     while at < bytes.len() {
         let unit = first_unit + (at / UNIT) as u32;
@@ -274,15 +265,7 @@ mod tests {
 
     #[test]
     fn blocks_of_all_sizes_are_found_whole_and_only_in_their_place() {
-        for size in [
-            0,
-            1,
-            100,
-            UNIT - HEADER,
-            UNIT - HEADER + 1,
-            3 * UNIT,
-            70_001,
-        ] {
+        for size in [0, 1, 100, UNIT - HEADER, UNIT - HEADER + 1, 3 * UNIT, 70_001] {
             let records: Vec<u8> = (0..size).map(|i| i as u8).collect();
             let (header, bytes) = block(records.clone());
             let [one] = &found(3, 2, &bytes)[..] else {

@@ -49,11 +49,7 @@ pub trait DiskFile {
     /// Its length in bytes.
     fn len_bytes(&self) -> u64;
     /// Writes the buffer and makes it durable. Until then it may reach the disk in any order and in part.
-    fn write_durable(
-        &self,
-        offset: u64,
-        buffer: AlignedBuf,
-    ) -> impl Future<Output = io::Result<AlignedBuf>>;
+    fn write_durable(&self, offset: u64, buffer: AlignedBuf) -> impl Future<Output = io::Result<AlignedBuf>>;
     /// Reads `len` bytes.
     fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = io::Result<AlignedBuf>>;
 }
@@ -77,11 +73,7 @@ pub struct SyncProbe {
 impl SyncProbe {
     /// The faster way.
     pub fn choice(&self) -> LogSync {
-        if self.dsync < self.fdatasync {
-            LogSync::Dsync
-        } else {
-            LogSync::Fdatasync
-        }
+        if self.dsync < self.fdatasync { LogSync::Dsync } else { LogSync::Fdatasync }
     }
 }
 
@@ -92,10 +84,7 @@ impl Files {
     /// The folder cannot be made.
     pub async fn new(folder: &Path, sync: LogSync) -> io::Result<Files> {
         executor::fs::create_dir_all(folder).await?;
-        Ok(Files {
-            folder: folder.to_owned(),
-            sync,
-        })
+        Ok(Files { folder: folder.to_owned(), sync })
     }
 
     /// Times a few durable writes of 4 KiB each way, in a scratch file in `folder`.
@@ -120,9 +109,7 @@ async fn time(file: &LogFile) -> io::Result<Duration> {
     let mut buffer = AlignedBuf::zeroed(PROBE_BYTES);
     let start = executor::now();
     for write in 0..PROBE_WRITES {
-        buffer = file
-            .write_durable(write * PROBE_BYTES as u64, buffer)
-            .await?;
+        buffer = file.write_durable(write * PROBE_BYTES as u64, buffer).await?;
     }
     Ok(executor::now().since(start) / PROBE_WRITES as u32)
 }

@@ -66,11 +66,7 @@ impl PeerLog {
 
     fn forget(&mut self, ledger: &mut Ledger) {
         self.runs.cut_from(0, ledger);
-        for place in [
-            &mut self.hard_state_in,
-            &mut self.truncated_in,
-            &mut self.damaged_in,
-        ] {
+        for place in [&mut self.hard_state_in, &mut self.truncated_in, &mut self.damaged_in] {
             Self::move_item(place, None, ledger);
         }
     }
@@ -87,14 +83,7 @@ impl PeerLog {
         Self::move_item(&mut self.hard_state_in, Some(segment), ledger);
     }
 
-    fn put_entries(
-        &mut self,
-        first: u64,
-        entries: &[LogEntry],
-        copied: bool,
-        at: At,
-        ledger: &mut Ledger,
-    ) {
+    fn put_entries(&mut self, first: u64, entries: &[LogEntry], copied: bool, at: At, ledger: &mut Ledger) {
         let skip = (self.truncated.index + 1).saturating_sub(first);
         let entries = entries.get(usize::try_from(skip).unwrap_or(usize::MAX)..);
         let mut first = first + skip;
@@ -152,10 +141,7 @@ impl Index {
         }
         if log.peer < peer {
             log.forget(&mut self.ledger);
-            *log = PeerLog {
-                peer,
-                ..PeerLog::default()
-            };
+            *log = PeerLog { peer, ..PeerLog::default() };
         }
         Some((log, &mut self.ledger))
     }
@@ -168,41 +154,24 @@ impl Index {
     /// Takes a record of `len` bytes that lies in the block at `at`. A record of an old peer changes nothing.
     pub(crate) fn apply(&mut self, record: &Record, copied: bool, len: usize, at: At) {
         match record {
-            Record::HardState {
-                region,
-                peer,
-                state,
-            } => {
+            Record::HardState { region, peer, state } => {
                 if let Some((log, ledger)) = self.peer(*region, *peer) {
                     log.set_hard_state(*state, at.segment, ledger);
                 }
             }
-            Record::Entries {
-                region,
-                peer,
-                first_index,
-                entries,
-            } => {
+            Record::Entries { region, peer, first_index, entries } => {
                 if let Some((log, ledger)) = self.peer(*region, *peer) {
                     log.put_entries(*first_index, entries, copied, at, ledger);
                 }
             }
-            Record::Truncated {
-                region,
-                peer,
-                at: to,
-            } => {
+            Record::Truncated { region, peer, at: to } => {
                 if let Some((log, ledger)) = self.peer(*region, *peer)
                     && to.index >= log.truncated.index
                 {
                     log.set_truncated(*to, at.segment, ledger);
                 }
             }
-            Record::Damaged {
-                region,
-                peer,
-                damaged,
-            } => {
+            Record::Damaged { region, peer, damaged } => {
                 if let Some((log, ledger)) = self.peer(*region, *peer) {
                     let place = damaged.then_some(at.segment);
                     PeerLog::move_item(&mut log.damaged_in, place, ledger);
@@ -227,13 +196,7 @@ impl Index {
         }
         for effect in &lifecycle.effects {
             match effect {
-                LogEffect::Start {
-                    region,
-                    peer,
-                    hard_state,
-                    truncated,
-                    entries,
-                } => {
+                LogEffect::Start { region, peer, hard_state, truncated, entries } => {
                     let Some((log, ledger)) = self.peer(*region, *peer) else {
                         continue;
                     };
@@ -256,11 +219,7 @@ impl Index {
     }
 
     /// Notes what the engine made durable: per peer the applied index, and the last lifecycle event.
-    pub(crate) fn flushed(
-        &mut self,
-        applied: impl IntoIterator<Item = (RegionId, PeerId, u64)>,
-        event: u64,
-    ) {
+    pub(crate) fn flushed(&mut self, applied: impl IntoIterator<Item = (RegionId, PeerId, u64)>, event: u64) {
         for (region, peer, index) in applied {
             if let Some(log) = self.peers.get_mut(&region)
                 && log.peer == peer
@@ -292,10 +251,7 @@ impl Index {
         for log in self.peers.values_mut() {
             let dead = log.runs.iter().take_while(|run| !run.live).last();
             if let Some(run) = dead {
-                log.truncated = Position {
-                    index: run.next() - 1,
-                    term: run.term,
-                };
+                log.truncated = Position { index: run.next() - 1, term: run.term };
                 log.unsaved = true;
                 log.runs.drop_through(log.truncated.index, &mut self.ledger);
             }
@@ -306,12 +262,9 @@ impl Index {
     pub(crate) fn truncations_below(&self, oldest: u64) -> Vec<Record> {
         let mut records = Vec::new();
         for (&region, log) in &self.peers {
-            let gone = log.runs.iter().filter(|run| run.segment < oldest).last();
+            let gone = log.runs.iter().rfind(|run| run.segment < oldest);
             let at = match gone {
-                Some(run) => Position {
-                    index: run.next() - 1,
-                    term: run.term,
-                },
+                Some(run) => Position { index: run.next() - 1, term: run.term },
                 None if log.unsaved => log.truncated,
                 None => continue,
             };
@@ -322,22 +275,13 @@ impl Index {
     }
 
     /// Regions after `after` with something live in `segment`, at most `limit` of them.
-    pub(crate) fn regions_in(
-        &self,
-        segment: u64,
-        after: Option<RegionId>,
-        limit: usize,
-    ) -> Vec<RegionId> {
+    pub(crate) fn regions_in(&self, segment: u64, after: Option<RegionId>, limit: usize) -> Vec<RegionId> {
         let from = after.map_or(RegionId(0), |region| RegionId(region.0.saturating_add(1)));
         self.peers
             .range(from..)
             .filter(|(_, log)| {
                 let small = [log.hard_state_in, log.truncated_in, log.damaged_in];
-                small.contains(&Some(segment))
-                    || log
-                        .runs
-                        .iter()
-                        .any(|run| run.live && run.segment == segment)
+                small.contains(&Some(segment)) || log.runs.iter().any(|run| run.live && run.segment == segment)
             })
             .map(|(&region, _)| region)
             .take(limit)
@@ -354,22 +298,14 @@ impl Index {
         if let Some(state) = log.hard_state
             && log.hard_state_in == segment
         {
-            records.push(Record::HardState {
-                region,
-                peer,
-                state,
-            });
+            records.push(Record::HardState { region, peer, state });
         }
         if log.truncated_in == segment {
             let at = log.truncated;
             records.push(Record::Truncated { region, peer, at });
         }
         if log.damaged_in == segment {
-            records.push(Record::Damaged {
-                region,
-                peer,
-                damaged: true,
-            });
+            records.push(Record::Damaged { region, peer, damaged: true });
         }
         records
     }
@@ -403,10 +339,7 @@ impl Index {
                     cut = Some(next);
                     break;
                 }
-                below = Some(Position {
-                    index: run.first,
-                    term: run.term,
-                });
+                below = Some(Position { index: run.first, term: run.term });
             }
             next = run.next();
         }

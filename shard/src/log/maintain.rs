@@ -3,6 +3,8 @@
 //! Segments are freed from the oldest on. The steps keep this order, each durable before the next: what still holds
 //! is at the head of the log; a block says that the old segments are not needed; only then are they written over.
 
+#![allow(clippy::await_holding_refcell_ref, reason = "each borrow is dropped by hand before its await")]
+
 use std::io;
 
 use base::RegionId;
@@ -35,7 +37,7 @@ impl<D: Disk> RaftLog<D> {
     pub fn wants_maintenance(&self) -> bool {
         let state = self.state.borrow();
         state.check().is_ok()
-            && (state.first_needed() > state.oldest
+            && (state.holds_unneeded()
                 || state.used_bytes() > 2 * self.config.replay_cap_bytes
                 || state.free.len() < self.config.spare_segments
                 || !state.discard.is_empty())
@@ -57,9 +59,7 @@ impl<D: Disk> RaftLog<D> {
         // Each round moves on by a segment; more rounds than segments would only turn in a circle.
         let rounds = self.state.borrow().segments.len();
         for _ in 0..rounds {
-            if self.used_bytes() <= 2 * self.config.replay_cap_bytes
-                || !self.free_oldest(&mut done).await?
-            {
+            if self.used_bytes() <= 2 * self.config.replay_cap_bytes || !self.free_oldest(&mut done).await? {
                 break;
             }
         }
@@ -112,10 +112,10 @@ impl<D: Disk> RaftLog<D> {
     async fn free_segments(&self) -> Result<u64, LogError> {
         let (needed, truncations) = {
             let state = self.state.borrow();
-            let needed = state.first_needed();
-            if needed <= state.oldest {
+            if !state.holds_unneeded() {
                 return Ok(0);
             }
+            let needed = state.first_needed();
             (needed, state.index.truncations_below(needed))
         };
         for record in truncations {
@@ -150,10 +150,7 @@ impl<D: Disk> RaftLog<D> {
         }
         let events = self.state.borrow().index.events_in(segment);
         for (event, at) in events {
-            let lifecycle = self
-                .read_event(event, at)
-                .await
-                .map_err(|error| self.fail(&error.to_string()))?;
+            let lifecycle = self.read_event(event, at).await.map_err(|error| self.fail(&error.to_string()))?;
             let mut state = self.state.borrow_mut();
             if state.index.event_at(event) != Some(at) {
                 continue;
@@ -200,15 +197,7 @@ impl<D: Disk> RaftLog<D> {
                 return Err(self.fail(&format!("entry {low} of {region:?} is damaged on disk")));
             };
             let peer = log.peer;
-            state.append(
-                Record::Entries {
-                    region,
-                    peer,
-                    first_index: low,
-                    entries,
-                },
-                true,
-            )?;
+            state.append(Record::Entries { region, peer, first_index: low, entries }, true)?;
             drop(state);
             self.commit_copies(COPY_BYTES).await?;
         }
@@ -246,10 +235,7 @@ impl<D: Disk> RaftLog<D> {
             if let Some(segment) = excess {
                 let name = segment.name.clone();
                 drop(segment);
-                self.disk
-                    .remove(&name)
-                    .await
-                    .map_err(|error| self.fail(&error.to_string()))?;
+                self.disk.remove(&name).await.map_err(|error| self.fail(&error.to_string()))?;
             } else if missing {
                 match self.create_file(self.config.segment_bytes).await {
                     Ok(segment) => self.state.borrow_mut().free.push(segment),
@@ -270,17 +256,18 @@ impl<F: DiskFile> super::write::State<F> {
     /// The oldest segment that must stay: the first with something live in it, at most that of the last durable block.
     fn first_needed(&self) -> u64 {
         let live = self.index.ledger.first_segment();
-        live.unwrap_or(u64::MAX)
-            .min(self.durable_segment)
-            .max(self.oldest)
+        live.unwrap_or(u64::MAX).min(self.durable_segment).max(self.oldest)
+    }
+
+    /// Whether there are segments below the oldest that must stay.
+    fn holds_unneeded(&self) -> bool {
+        let first = self.segments.first_key_value();
+        first.is_some_and(|(&number, _)| number < self.first_needed())
     }
 }
 
 fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 struct Reset<'a>(&'a std::cell::Cell<bool>);

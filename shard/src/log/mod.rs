@@ -37,9 +37,7 @@ pub use disk::{Disk, DiskFile, Files, SyncProbe};
 pub use maintain::Maintained;
 pub use open::{Damage, EngineState, OpenError, Recovered, RecoveredPeer, RecoveryStats};
 pub use read::ReadError;
-pub use record::{
-    HardState, Lifecycle, LifecycleKind, LogEffect, LogEntry, Position, Record, Scope,
-};
+pub use record::{HardState, Lifecycle, LifecycleKind, LogEffect, LogEntry, Position, Record, Scope};
 pub use write::Durable;
 
 use index::Index;

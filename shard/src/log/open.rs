@@ -223,14 +223,7 @@ impl<D: Disk> RaftLog<D> {
             // Nothing is placed behind the gap: a new segment begins, and takes over when all is in it.
             state.tail = Tail::default();
             for &(region, peer) in &damage.peers {
-                state.append(
-                    Record::Damaged {
-                        region,
-                        peer,
-                        damaged: true,
-                    },
-                    false,
-                )?;
+                state.append(Record::Damaged { region, peer, damaged: true }, false)?;
             }
         }
         let done = self.copy_all().await;
@@ -254,10 +247,7 @@ struct Scan<F> {
 }
 
 async fn scan<D: Disk>(disk: &D, shard: ShardId) -> Result<Scanned<D::File>, OpenError> {
-    let mut scanned = Scanned {
-        files: Vec::new(),
-        blocks: Vec::new(),
-    };
+    let mut scanned = Scanned { files: Vec::new(), blocks: Vec::new() };
     let mut kept = 0;
     for name in disk.list().await? {
         if file_number(&name).is_none() {
@@ -266,18 +256,11 @@ async fn scan<D: Disk>(disk: &D, shard: ShardId) -> Result<Scanned<D::File>, Ope
         let file = Rc::new(disk.open(&name).await?);
         let bytes = read_all(&*file).await?;
         let at = scanned.files.len();
-        let found = |found: Found| {
-            scanned.blocks.push(Seen {
-                file: at,
-                header: found.header,
-            })
-        };
-        block::scan(shard, 0, bytes.as_slice(), found).map_err(|version| {
-            OpenError::NewerFormat {
-                file: name.clone(),
-                version,
-                known: block::VERSION,
-            }
+        let found = |found: Found| scanned.blocks.push(Seen { file: at, header: found.header });
+        block::scan(shard, 0, bytes.as_slice(), found).map_err(|version| OpenError::NewerFormat {
+            file: name.clone(),
+            version,
+            known: block::VERSION,
         })?;
         kept += bytes.len() as u64;
         let bytes = (kept <= KEEP_BYTES).then_some(bytes);
@@ -297,12 +280,7 @@ async fn read_all<F: DiskFile>(file: &F) -> io::Result<AlignedBuf> {
 
 impl<F: DiskFile> Scanned<F> {
     /// Replays the records of one block.
-    async fn replay(
-        &mut self,
-        shard: ShardId,
-        seen: &Seen,
-        replay: &mut Replay<'_>,
-    ) -> Result<(), OpenError> {
+    async fn replay(&mut self, shard: ShardId, seen: &Seen, replay: &mut Replay<'_>) -> Result<(), OpenError> {
         let header = &seen.header;
         if self.files[seen.file].bytes.is_none() {
             // One at a time: the blocks of a file come one after the other.
@@ -317,16 +295,10 @@ impl<F: DiskFile> Scanned<F> {
         let bytes = scan.bytes.as_ref().expect("read above").as_slice();
         let start = header.unit as usize * UNIT;
         let bytes = &bytes[start..start + header.units() as usize * UNIT];
-        let malformed = || OpenError::Malformed {
-            segment: header.segment,
-            unit: header.unit,
-        };
+        let malformed = || OpenError::Malformed { segment: header.segment, unit: header.unit };
         let mut records = None;
         let _ = block::scan(shard, header.unit, bytes, |found| records = found.records);
-        let at = At {
-            segment: header.segment,
-            unit: header.unit,
-        };
+        let at = At { segment: header.segment, unit: header.unit };
         for framed in record::decode_all(records.ok_or_else(malformed)?) {
             replay.take(framed.map_err(|_| malformed())?, at);
         }
@@ -378,21 +350,14 @@ impl<'a> Replay<'a> {
     }
 
     fn take(&mut self, framed: record::Framed, at: At) {
-        let record::Framed {
-            record,
-            copied,
-            len,
-        } = framed;
+        let record::Framed { record, copied, len } = framed;
         match &record {
             Record::HardState { region, peer, .. } | Record::Damaged { region, peer, .. } => {
                 self.meet(*region, *peer);
             }
-            Record::Entries {
-                region,
-                peer,
-                first_index,
-                entries,
-            } => self.gather(*region, *peer, *first_index, entries, !copied),
+            Record::Entries { region, peer, first_index, entries } => {
+                self.gather(*region, *peer, *first_index, entries, !copied)
+            }
             Record::Truncated { region, peer, at } => {
                 if self.meet(*region, *peer)
                     && let Some(kept) = self.entries.get_mut(region)
@@ -414,21 +379,12 @@ impl<'a> Replay<'a> {
         known.is_none_or(|known| known <= peer)
     }
 
-    fn gather(
-        &mut self,
-        region: RegionId,
-        peer: PeerId,
-        first: u64,
-        entries: &[LogEntry],
-        cut: bool,
-    ) {
+    fn gather(&mut self, region: RegionId, peer: PeerId, first: u64, entries: &[LogEntry], cut: bool) {
         if !self.meet(region, peer) {
             return;
         }
         let engine = self.engine.peers.get(&region);
-        let applied = engine
-            .filter(|(owner, _)| *owner == peer)
-            .map_or(0, |&(_, applied)| applied);
+        let applied = engine.filter(|(owner, _)| *owner == peer).map_or(0, |&(_, applied)| applied);
         let kept = self.entries.entry(region).or_default();
         if cut {
             kept.split_off(&first);
@@ -437,13 +393,7 @@ impl<'a> Replay<'a> {
             if index > applied {
                 // A copy of its own: a slice would keep its whole block in memory.
                 let data = Bytes::copy_from_slice(&entry.data);
-                kept.insert(
-                    index,
-                    LogEntry {
-                        data,
-                        term: entry.term,
-                    },
-                );
+                kept.insert(index, LogEntry { data, term: entry.term });
             }
         }
     }
@@ -452,13 +402,7 @@ impl<'a> Replay<'a> {
         if !copied {
             for effect in &lifecycle.effects {
                 match effect {
-                    LogEffect::Start {
-                        region,
-                        peer,
-                        truncated,
-                        entries,
-                        ..
-                    } => {
+                    LogEffect::Start { region, peer, truncated, entries, .. } => {
                         if self.meet(*region, *peer) {
                             self.entries.remove(region);
                             self.gather(*region, *peer, truncated.index + 1, entries, true);
@@ -494,38 +438,23 @@ impl<'a> Replay<'a> {
         }
         self.ask_the_engine(&mut what);
         self.stats.blocks_cut = linked.cut;
-        let mut peers: BTreeMap<RegionId, RecoveredPeer> = regions
-            .into_iter()
-            .map(|region| (region, self.recovered_peer(region)))
-            .collect();
+        let mut peers: BTreeMap<RegionId, RecoveredPeer> =
+            regions.into_iter().map(|region| (region, self.recovered_peer(region))).collect();
         let damage = (!what.is_empty()).then(|| {
             for (&region, &(peer, _)) in &engine.peers {
                 if !self.ended(region, peer) {
-                    let lost = || RecoveredPeer {
-                        peer,
-                        ..RecoveredPeer::default()
-                    };
+                    let lost = || RecoveredPeer { peer, ..RecoveredPeer::default() };
                     peers.entry(region).or_insert_with(lost);
                 }
             }
             peers.values_mut().for_each(|peer| peer.damaged = true);
-            Damage {
-                what,
-                peers: peers
-                    .iter()
-                    .map(|(&region, peer)| (region, peer.peer))
-                    .collect(),
-            }
+            Damage { what, peers: peers.iter().map(|(&region, peer)| (region, peer.peer)).collect() }
         });
         let lifecycle: Vec<Lifecycle> = std::mem::take(&mut self.lifecycle).into_values().collect();
         Recovered {
             peers,
             lifecycle,
-            last_event: self
-                .index
-                .last_event
-                .max(linked.last_event)
-                .max(engine.last_event),
+            last_event: self.index.last_event.max(linked.last_event).max(engine.last_event),
             incarnation: 0,
             damage,
             stats: self.stats,
@@ -535,9 +464,10 @@ impl<'a> Replay<'a> {
     /// Whether an event that the engine has not seen ended this peer.
     fn ended(&self, region: RegionId, peer: PeerId) -> bool {
         self.lifecycle.values().any(|lifecycle| {
-            lifecycle.effects.iter().any(|effect| {
-                matches!(effect, LogEffect::End { region: r, peer: p } if *r == region && *p >= peer)
-            })
+            lifecycle
+                .effects
+                .iter()
+                .any(|effect| matches!(effect, LogEffect::End { region: r, peer: p } if *r == region && *p >= peer))
         })
     }
 
@@ -552,9 +482,9 @@ impl<'a> Replay<'a> {
                     "the engine applied entry {applied} of {region:?}, but its log ends at {}",
                     log.last().index
                 )),
-                None if !self.ended(region, peer) => what.push(format!(
-                    "the engine holds {peer:?} of {region:?}, but the log does not"
-                )),
+                None if !self.ended(region, peer) => {
+                    what.push(format!("the engine holds {peer:?} of {region:?}, but the log does not"))
+                }
                 _ => {}
             }
         }
@@ -572,10 +502,9 @@ impl<'a> Replay<'a> {
             (last + 1).saturating_sub(first_index),
             "index and entries are built from the same records"
         );
-        let hard_state = log.hard_state.map(|state| HardState {
-            commit: state.commit.max(log.flushed).min(last.max(log.flushed)),
-            ..state
-        });
+        let hard_state = log
+            .hard_state
+            .map(|state| HardState { commit: state.commit.max(log.flushed).min(last.max(log.flushed)), ..state });
         RecoveredPeer {
             peer: log.peer,
             hard_state,

@@ -91,10 +91,7 @@ impl<D: Disk> RaftLog<D> {
         if index <= log.truncated.index {
             return Err(ReadError::Compacted { region, index: low });
         }
-        log.runs
-            .locate(index)
-            .copied()
-            .ok_or(ReadError::Unavailable { region, index })
+        log.runs.locate(index).copied().ok_or(ReadError::Unavailable { region, index })
     }
 
     /// The entries `[low, high)` of a run; `None` if its blocks do not hold them any more.
@@ -126,20 +123,13 @@ impl<D: Disk> RaftLog<D> {
             }
         }
         // Copies of their own, or each entry would keep its whole block in memory.
-        let copy = |entry: LogEntry| LogEntry {
-            data: Bytes::copy_from_slice(&entry.data),
-            term: entry.term,
-        };
+        let copy = |entry: LogEntry| LogEntry { data: Bytes::copy_from_slice(&entry.data), term: entry.term };
         let found: Option<Vec<LogEntry>> = found.into_iter().map(|entry| entry.map(copy)).collect();
         Ok(found.filter(|all| all.iter().all(|entry| entry.term == run.term)))
     }
 
     /// The lifecycle record of `event` in the block at `at`.
-    pub(crate) async fn read_event(
-        &self,
-        event: u64,
-        at: At,
-    ) -> Result<Option<Lifecycle>, ReadError> {
+    pub(crate) async fn read_event(&self, event: u64, at: At) -> Result<Option<Lifecycle>, ReadError> {
         let blocks = self.read_blocks(at.segment, at.unit, at.unit).await?;
         let records = blocks.into_iter().flatten().flat_map(record::decode_all);
         Ok(records
@@ -154,22 +144,14 @@ impl<D: Disk> RaftLog<D> {
     }
 
     /// The records of the blocks that begin at `start ..= end` of a segment; `None` if one of them is not whole.
-    async fn read_blocks(
-        &self,
-        segment: u64,
-        start: u32,
-        end: u32,
-    ) -> Result<Option<Vec<Bytes>>, ReadError> {
+    async fn read_blocks(&self, segment: u64, start: u32, end: u32) -> Result<Option<Vec<Bytes>>, ReadError> {
         // Taken before the read: a block may become durable, and leave the memory, while it runs.
         let (memory, durable_end, file) = self.blocks_in_memory(segment, start, end);
         let mut blocks = Vec::new();
         if start < durable_end {
             let Some(file) = file else { return Ok(None) };
             let last = end.min(durable_end - 1);
-            if !self
-                .read_from_file(&*file, segment, start, last, &mut blocks)
-                .await?
-            {
+            if !self.read_from_file(&*file, segment, start, last, &mut blocks).await? {
                 return Ok(None);
             }
         }
@@ -183,23 +165,12 @@ impl<D: Disk> RaftLog<D> {
     }
 
     /// Blocks of the range that are not durable yet, the first unit that is not, and the segment's file.
-    #[allow(
-        clippy::type_complexity,
-        reason = "three things that must be seen at one moment, used by the caller alone"
-    )]
-    fn blocks_in_memory(
-        &self,
-        segment: u64,
-        start: u32,
-        end: u32,
-    ) -> (Vec<Option<Bytes>>, u32, Option<Rc<D::File>>) {
+    #[allow(clippy::type_complexity, reason = "three things that must be seen at one moment, used by the caller alone")]
+    fn blocks_in_memory(&self, segment: u64, start: u32, end: u32) -> (Vec<Option<Bytes>>, u32, Option<Rc<D::File>>) {
         let state = self.state.borrow();
         let mut records = Vec::new();
         let mut first = u32::MAX;
-        let closed = state
-            .closed
-            .iter()
-            .filter(|block| block.at.segment == segment);
+        let closed = state.closed.iter().filter(|block| block.at.segment == segment);
         for block in closed {
             first = first.min(block.at.unit);
             if (start..=end).contains(&block.at.unit) {
@@ -207,11 +178,7 @@ impl<D: Disk> RaftLog<D> {
                 records.push(block::unescape(payload, block.length, block.escapes));
             }
         }
-        if let Some(open) = state
-            .open
-            .as_ref()
-            .filter(|open| open.at.segment == segment)
-        {
+        if let Some(open) = state.open.as_ref().filter(|open| open.at.segment == segment) {
             first = first.min(open.at.unit);
             if (start..=end).contains(&open.at.unit) {
                 records.push(Some(Bytes::copy_from_slice(&open.records)));
@@ -239,9 +206,7 @@ impl<D: Disk> RaftLog<D> {
             let mut unit = start;
             while unit <= last {
                 let at = (unit - start) as usize * UNIT;
-                let block::Parsed::Block(header) =
-                    block::parse(self.shard, unit, &bytes.as_slice()[at..])
-                else {
+                let block::Parsed::Block(header) = block::parse(self.shard, unit, &bytes.as_slice()[at..]) else {
                     break;
                 };
                 let end = at + header.units() as usize * UNIT;
@@ -271,20 +236,10 @@ impl<D: Disk> RaftLog<D> {
 /// Calls `each` with the entries of `region` in a record, and the index of the first.
 fn for_each_entries(record: &Record, region: RegionId, mut each: impl FnMut(u64, &[LogEntry])) {
     match record {
-        Record::Entries {
-            region: of,
-            first_index,
-            entries,
-            ..
-        } if *of == region => each(*first_index, entries),
+        Record::Entries { region: of, first_index, entries, .. } if *of == region => each(*first_index, entries),
         Record::Lifecycle(lifecycle) => {
             for effect in &lifecycle.effects {
-                if let LogEffect::Start {
-                    region: of,
-                    truncated,
-                    entries,
-                    ..
-                } = effect
+                if let LogEffect::Start { region: of, truncated, entries, .. } = effect
                     && *of == region
                 {
                     each(truncated.index + 1, entries);

@@ -201,21 +201,12 @@ const EFFECT_END: u8 = 2;
 pub(crate) fn encode(record: &Record, copied: bool, out: &mut Vec<u8>) {
     let mut body = Vec::with_capacity(64);
     let kind = match record {
-        Record::HardState {
-            region,
-            peer,
-            state,
-        } => {
+        Record::HardState { region, peer, state } => {
             varints(&mut body, &[region.0, peer.0]);
             encode_hard_state(state, &mut body);
             HARD_STATE
         }
-        Record::Entries {
-            region,
-            peer,
-            first_index,
-            entries,
-        } => {
+        Record::Entries { region, peer, first_index, entries } => {
             varints(&mut body, &[region.0, peer.0, *first_index]);
             encode_entries(entries, &mut body);
             ENTRIES
@@ -224,11 +215,7 @@ pub(crate) fn encode(record: &Record, copied: bool, out: &mut Vec<u8>) {
             varints(&mut body, &[region.0, peer.0, at.index, at.term]);
             TRUNCATED
         }
-        Record::Damaged {
-            region,
-            peer,
-            damaged,
-        } => {
+        Record::Damaged { region, peer, damaged } => {
             varints(&mut body, &[region.0, peer.0, u64::from(*damaged)]);
             DAMAGED
         }
@@ -265,39 +252,17 @@ fn encode_entries(entries: &[LogEntry], out: &mut Vec<u8>) {
 }
 
 fn encode_lifecycle(lifecycle: &Lifecycle, out: &mut Vec<u8>) {
-    let Lifecycle {
-        event,
-        kind,
-        region,
-        peer,
-        scope,
-        effects,
-        payload,
-    } = lifecycle;
+    let Lifecycle { event, kind, region, peer, scope, effects, payload } = lifecycle;
     encode_varint(*event, out);
     out.push(*kind as u8);
     varints(out, &[region.0, peer.0]);
-    varints(
-        out,
-        &[
-            scope.conf_ver,
-            scope.version,
-            scope.applied,
-            scope.move_number,
-        ],
-    );
+    varints(out, &[scope.conf_ver, scope.version, scope.applied, scope.move_number]);
     bytes(out, &scope.start);
     bytes(out, &scope.end);
     encode_varint(effects.len() as u64, out);
     for effect in effects {
         match effect {
-            LogEffect::Start {
-                region,
-                peer,
-                hard_state,
-                truncated,
-                entries,
-            } => {
+            LogEffect::Start { region, peer, hard_state, truncated, entries } => {
                 out.push(EFFECT_START);
                 varints(out, &[region.0, peer.0]);
                 encode_hard_state(hard_state, out);
@@ -345,11 +310,7 @@ fn decode(records: &mut Bytes) -> Result<Framed, DecodeError> {
     if !body.is_empty() {
         return Err(DecodeError::Malformed);
     }
-    Ok(Framed {
-        record,
-        copied: kind & COPIED != 0,
-        len,
-    })
+    Ok(Framed { record, copied: kind & COPIED != 0, len })
 }
 
 fn decode_body(kind: u8, reader: &mut Reader<'_>) -> Result<Record, DecodeError> {
@@ -358,22 +319,9 @@ fn decode_body(kind: u8, reader: &mut Reader<'_>) -> Result<Record, DecodeError>
     }
     let (region, peer) = reader.ids()?;
     Ok(match kind {
-        HARD_STATE => Record::HardState {
-            region,
-            peer,
-            state: reader.hard_state()?,
-        },
-        ENTRIES => Record::Entries {
-            region,
-            peer,
-            first_index: reader.int()?,
-            entries: reader.entries()?,
-        },
-        TRUNCATED => Record::Truncated {
-            region,
-            peer,
-            at: reader.position()?,
-        },
+        HARD_STATE => Record::HardState { region, peer, state: reader.hard_state()? },
+        ENTRIES => Record::Entries { region, peer, first_index: reader.int()?, entries: reader.entries()? },
+        TRUNCATED => Record::Truncated { region, peer, at: reader.position()? },
         DAMAGED => Record::Damaged {
             region,
             peer,
@@ -416,15 +364,7 @@ fn decode_lifecycle(reader: &mut Reader<'_>) -> Result<Lifecycle, DecodeError> {
             _ => return Err(DecodeError::Malformed),
         });
     }
-    Ok(Lifecycle {
-        event,
-        kind,
-        region,
-        peer,
-        scope,
-        effects,
-        payload: reader.bytes()?,
-    })
+    Ok(Lifecycle { event, kind, region, peer, scope, effects, payload: reader.bytes()? })
 }
 
 /// Takes values from the front of some bytes.
@@ -458,18 +398,11 @@ impl Reader<'_> {
     }
 
     fn position(&mut self) -> Result<Position, DecodeError> {
-        Ok(Position {
-            index: self.int()?,
-            term: self.int()?,
-        })
+        Ok(Position { index: self.int()?, term: self.int()? })
     }
 
     fn hard_state(&mut self) -> Result<HardState, DecodeError> {
-        Ok(HardState {
-            term: self.int()?,
-            vote: self.int()?,
-            commit: self.int()?,
-        })
+        Ok(HardState { term: self.int()?, vote: self.int()?, commit: self.int()? })
     }
 
     fn entries(&mut self) -> Result<Vec<LogEntry>, DecodeError> {
@@ -478,10 +411,7 @@ impl Reader<'_> {
         let bound = usize::try_from(count).map_or(usize::MAX, |count| count.min(self.0.len() / 2));
         let mut entries = Vec::with_capacity(bound);
         for _ in 0..count {
-            entries.push(LogEntry {
-                term: self.int()?,
-                data: self.bytes()?,
-            });
+            entries.push(LogEntry { term: self.int()?, data: self.bytes()? });
         }
         Ok(entries)
     }
@@ -502,54 +432,27 @@ mod tests {
             let len = out.len();
             let decoded: Vec<_> = decode_all(Bytes::from(out)).collect();
             let record = record.clone();
-            assert_eq!(
-                decoded,
-                [Ok(Framed {
-                    record,
-                    copied,
-                    len
-                })]
-            );
+            assert_eq!(decoded, [Ok(Framed { record, copied, len })]);
         }
     }
 
     fn entry(term: u64, data: &'static [u8]) -> LogEntry {
-        LogEntry {
-            term,
-            data: Bytes::from_static(data),
-        }
+        LogEntry { term, data: Bytes::from_static(data) }
     }
 
     #[test]
     fn every_record_round_trips_and_no_part_of_it_decodes() {
         let (region, peer) = (RegionId(300), PeerId(u64::MAX));
-        let hard_state = HardState {
-            term: 5,
-            vote: 2,
-            commit: u64::MAX,
-        };
+        let hard_state = HardState { term: 5, vote: 2, commit: u64::MAX };
         let at = Position { index: 9, term: 5 };
         let entries = vec![entry(1, b""), entry(2, b"abc")];
-        round_trip(Record::HardState {
-            region,
-            peer,
-            state: hard_state,
-        });
+        round_trip(Record::HardState { region, peer, state: hard_state });
         round_trip(Record::Truncated { region, peer, at });
         for damaged in [true, false] {
-            round_trip(Record::Damaged {
-                region,
-                peer,
-                damaged,
-            });
+            round_trip(Record::Damaged { region, peer, damaged });
         }
         for entries in [entries.clone(), Vec::new()] {
-            round_trip(Record::Entries {
-                region,
-                peer,
-                first_index: 7,
-                entries,
-            });
+            round_trip(Record::Entries { region, peer, first_index: 7, entries });
         }
         for &kind in LifecycleKind::ALL {
             round_trip(Record::Lifecycle(Lifecycle {
@@ -567,13 +470,7 @@ mod tests {
                 },
                 effects: vec![
                     LogEffect::End { region, peer },
-                    LogEffect::Start {
-                        region,
-                        peer,
-                        hard_state,
-                        truncated: at,
-                        entries: entries.clone(),
-                    },
+                    LogEffect::Start { region, peer, hard_state, truncated: at, entries: entries.clone() },
                 ],
                 payload: Bytes::from_static(b"payload"),
             }));
@@ -584,45 +481,22 @@ mod tests {
     fn the_bytes_of_a_record_are_the_documented_ones() {
         let mut out = Vec::new();
         let (region, peer) = (RegionId(2), PeerId(3));
-        encode(
-            &Record::Entries {
-                region,
-                peer,
-                first_index: 128,
-                entries: vec![entry(6, b"xy")],
-            },
-            false,
-            &mut out,
-        );
+        encode(&Record::Entries { region, peer, first_index: 128, entries: vec![entry(6, b"xy")] }, false, &mut out);
         assert_eq!(out, [2, 9, 2, 3, 0x80, 1, 1, 6, 2, b'x', b'y'][..].to_vec());
         out.clear();
-        let state = HardState {
-            term: 6,
-            vote: 3,
-            commit: 1,
-        };
-        encode(
-            &Record::HardState {
-                region,
-                peer,
-                state,
-            },
-            true,
-            &mut out,
-        );
+        let state = HardState { term: 6, vote: 3, commit: 1 };
+        encode(&Record::HardState { region, peer, state }, true, &mut out);
         assert_eq!(out, [0x81, 5, 2, 3, 6, 3, 1]);
     }
 
     #[test]
     fn bytes_that_no_encoder_writes_are_refused() {
         let cases: &[&[u8]] = &[
-            &[9, 2, 1, 1],                    // unknown kind
+            &[9, 2, 1, 1],                                                              // unknown kind
             &[4, 3, 1, 1, 2],                 // a flag that is neither 0 nor 1
             &[3, 5, 1, 1, 1, 1, 1],           // bytes behind the body
             &[5, 8, 1, 99, 1, 1, 0, 0, 0, 0], // unknown lifecycle kind
-            &[
-                2, 13, 1, 1, 1, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1,
-            ], // count
+            &[2, 13, 1, 1, 1, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1], // count
         ];
         for case in cases {
             let mut decoded = decode_all(Bytes::copy_from_slice(case));

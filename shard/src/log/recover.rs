@@ -44,10 +44,7 @@ fn follows(last: &Seen, next: &Seen) -> bool {
     } else {
         b.unit == 0 && b.segment > a.segment
     };
-    in_place
-        && b.sequence == a.sequence + 1
-        && b.previous == a.crc
-        && b.incarnation >= a.incarnation
+    in_place && b.sequence == a.sequence + 1 && b.previous == a.crc && b.incarnation >= a.incarnation
 }
 
 /// Puts the blocks of all files of one log in order.
@@ -67,10 +64,7 @@ pub(crate) fn link(blocks: &[Seen]) -> Linked {
     };
     let mut by_sequence: BTreeMap<u64, Vec<Seen>> = BTreeMap::new();
     for seen in blocks.iter().filter(|seen| seen.header.segment >= oldest) {
-        by_sequence
-            .entry(seen.header.sequence)
-            .or_default()
-            .push(*seen);
+        by_sequence.entry(seen.header.sequence).or_default().push(*seen);
     }
     let start = blocks
         .iter()
@@ -91,34 +85,20 @@ pub(crate) fn link(blocks: &[Seen]) -> Linked {
 /// Looks at the blocks behind the end: do they witness that the log went on, durably?
 fn judge_the_end(linked: &mut Linked, by_sequence: &BTreeMap<u64, Vec<Seen>>) {
     let end = linked.chain.last().map(|seen| seen.header);
-    let (sequence, incarnation) =
-        end.map_or((0, 0), |header| (header.sequence, header.incarnation));
+    let (sequence, incarnation) = end.map_or((0, 0), |header| (header.sequence, header.incarnation));
     // A block is void if a later incarnation began at or before its sequence: it was behind a cut.
     let mut newest = incarnation;
     let mut behind: Vec<&Seen> = Vec::new();
     for all in by_sequence.range(sequence + 1..).map(|(_, all)| all) {
-        newest = all
-            .iter()
-            .map(|seen| seen.header.incarnation)
-            .fold(newest, u64::max);
+        newest = all.iter().map(|seen| seen.header.incarnation).fold(newest, u64::max);
         behind.extend(all.iter().filter(|seen| seen.header.incarnation == newest));
     }
-    linked.cut = by_sequence
-        .values()
-        .map(|all| all.len() as u64)
-        .sum::<u64>()
-        - linked.chain.len() as u64;
-    let witness = behind.iter().find(|seen| {
-        end.is_none() || seen.header.durable > sequence || seen.header.incarnation > incarnation
-    });
+    linked.cut = by_sequence.values().map(|all| all.len() as u64).sum::<u64>() - linked.chain.len() as u64;
+    let witness = behind
+        .iter()
+        .find(|seen| end.is_none() || seen.header.durable > sequence || seen.header.incarnation > incarnation);
     let Some(witness) = witness else { return };
-    let Header {
-        segment,
-        unit,
-        sequence: by,
-        durable,
-        ..
-    } = witness.header;
+    let Header { segment, unit, sequence: by, durable, .. } = witness.header;
     linked.damage = Some(match end {
         Some(end) => format!(
             "block {} is missing behind segment {} unit {}, but block {by} in segment {segment} unit {unit} \
@@ -146,11 +126,7 @@ mod tests {
                 file: ((sequence - 1) / 4) as usize,
                 header: Header {
                     crc: (incarnation * 1000 + sequence) as u32,
-                    previous: if sequence == 1 {
-                        0
-                    } else {
-                        (incarnation * 1000 + sequence - 1) as u32
-                    },
+                    previous: if sequence == 1 { 0 } else { (incarnation * 1000 + sequence - 1) as u32 },
                     segment: 1 + (sequence - 1) / 4,
                     unit: ((sequence - 1) % 4) as u32,
                     incarnation,
@@ -185,10 +161,7 @@ mod tests {
             let linked = link(&blocks);
             assert_eq!(sequences(&linked.chain), (1..lost).collect::<Vec<_>>());
             assert_eq!(linked.damage.is_some(), lost < 10, "{lost}");
-            assert_eq!(
-                sequences(&linked.salvage),
-                (lost + 1..=10).collect::<Vec<_>>()
-            );
+            assert_eq!(sequences(&linked.salvage), (lost + 1..=10).collect::<Vec<_>>());
         }
     }
 
@@ -258,11 +231,8 @@ mod tests {
 
     #[test]
     fn a_block_in_the_wrong_place_does_not_follow() {
-        let wrong: [fn(&mut Seen); 3] = [
-            |seen| seen.header.unit = 3,
-            |seen| seen.file = 9,
-            |seen| seen.header.segment = 9,
-        ];
+        let wrong: [fn(&mut Seen); 3] =
+            [|seen| seen.header.unit = 3, |seen| seen.file = 9, |seen| seen.header.segment = 9];
         for change in wrong {
             let mut blocks = chain(3, 1);
             change(&mut blocks[2]);

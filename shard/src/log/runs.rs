@@ -41,10 +41,7 @@ impl Run {
     }
 
     fn last(&self) -> Position {
-        Position {
-            index: self.next() - 1,
-            term: self.term,
-        }
+        Position { index: self.next() - 1, term: self.term }
     }
 
     /// Keeps the entries in `[low, high)`, which is not empty.
@@ -96,10 +93,7 @@ impl Ledger {
     }
 
     fn resize(&mut self, segment: u64, from: u32, to: u32) {
-        for place in [
-            self.segments.get_mut(&segment).expect("added before"),
-            &mut self.total,
-        ] {
+        for place in [self.segments.get_mut(&segment).expect("added before"), &mut self.total] {
             place.bytes = place.bytes + u64::from(to) - u64::from(from);
         }
     }
@@ -141,9 +135,7 @@ impl Runs {
 
     /// The run that holds `index`.
     pub(crate) fn locate(&self, index: u64) -> Option<&Run> {
-        self.runs
-            .get(self.slot(index))
-            .filter(|run| run.first <= index)
+        self.runs.get(self.slot(index)).filter(|run| run.first <= index)
     }
 
     /// Appends a run behind all others, or makes the last one longer.
@@ -156,8 +148,7 @@ impl Runs {
             let bytes = last.bytes.checked_add(run.bytes);
             if let (Some(count), Some(bytes)) = (count, bytes)
                 && near
-                && (last.next(), last.term, last.segment, last.live)
-                    == (run.first, run.term, run.segment, run.live)
+                && (last.next(), last.term, last.segment, last.live) == (run.first, run.term, run.segment, run.live)
             {
                 if last.live {
                     ledger.resize(last.segment, last.bytes, bytes);
@@ -271,16 +262,7 @@ mod tests {
     use base::Prng;
 
     fn run(first: u64, count: u32, term: u64, segment: u64, unit: u32) -> Run {
-        Run {
-            first,
-            term,
-            segment,
-            count,
-            bytes: count * 10,
-            start: unit,
-            end: unit,
-            live: true,
-        }
+        Run { first, term, segment, count, bytes: count * 10, start: unit, end: unit, live: true }
     }
 
     #[test]
@@ -294,10 +276,7 @@ mod tests {
         for i in 0..1000u32 {
             runs.push(run(1 + u64::from(i), 1, 1, 7, i), &mut ledger);
         }
-        assert_eq!(
-            runs.runs.len(),
-            1000usize.div_ceil(RUN_SPAN_UNITS as usize + 1)
-        );
+        assert_eq!(runs.runs.len(), 1000usize.div_ceil(RUN_SPAN_UNITS as usize + 1));
         assert_eq!(ledger.total.bytes, 10_000);
         runs.push(run(1001, 1, 2, 7, 1000), &mut ledger);
         runs.push(run(1002, 1, 2, 8, 0), &mut ledger);
@@ -321,19 +300,14 @@ mod tests {
                     0..3 => {
                         model.retain(|&at, _| at < index);
                         runs.cut_from(index, &mut ledger);
-                        runs.push(
-                            run(index, count as u32, segment, segment, step),
-                            &mut ledger,
-                        );
-                        (index..index + count)
-                            .for_each(|at| _ = model.insert(at, (segment, segment, true)));
+                        runs.push(run(index, count as u32, segment, segment, step), &mut ledger);
+                        (index..index + count).for_each(|at| _ = model.insert(at, (segment, segment, true)));
                     }
                     3 => {
                         let count = count.min(last + 1 - index);
                         if count > 0 {
                             runs.replace(run(index, count as u32, 99, segment, step), &mut ledger);
-                            (index..index + count)
-                                .for_each(|at| _ = model.insert(at, (99, segment, true)));
+                            (index..index + count).for_each(|at| _ = model.insert(at, (99, segment, true)));
                         }
                     }
                     4 => {
@@ -346,22 +320,15 @@ mod tests {
                         runs.drop_through(through, &mut ledger);
                     }
                 }
-                let seen: Vec<_> = runs
-                    .iter()
-                    .flat_map(|run| (run.first..run.next()).map(|at| (at, run.term, run.segment)))
-                    .collect();
+                let seen: Vec<_> =
+                    runs.iter().flat_map(|run| (run.first..run.next()).map(|at| (at, run.term, run.segment))).collect();
                 let expected: Vec<_> = model.iter().map(|(&at, v)| (at, v.0, v.1)).collect();
                 assert_eq!(seen, expected, "seed {seed}, step {step}");
                 let live = runs.iter().filter(|run| run.live);
-                let (items, bytes) = live.fold((0, 0), |(items, bytes), run| {
-                    (items + 1, bytes + u64::from(run.bytes))
-                });
+                let (items, bytes) = live.fold((0, 0), |(items, bytes), run| (items + 1, bytes + u64::from(run.bytes)));
                 assert_eq!(ledger.total, Use { items, bytes });
                 assert_eq!(ledger.runs, runs.runs.len() as u64);
-                assert!(
-                    runs.iter()
-                        .all(|run| run.live == (run.next() > released + 1))
-                );
+                assert!(runs.iter().all(|run| run.live == (run.next() > released + 1)));
                 for (&at, value) in &model {
                     assert_eq!(runs.locate(at).map(|run| run.term), Some(value.0));
                 }

@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-use base::{Instant, RegionId};
+use base::{Instant, PeerId, RegionId};
 use bytes::Bytes;
 use executor::AlignedBuf;
 
@@ -53,12 +53,7 @@ pub(crate) struct ClosedBlock {
 impl ClosedBlock {
     pub(crate) fn units(&self) -> u32 {
         let (length, escapes) = (self.length, self.escapes);
-        Header {
-            length,
-            escapes,
-            ..Header::default()
-        }
-        .units()
+        Header { length, escapes, ..Header::default() }.units()
     }
 }
 
@@ -111,8 +106,7 @@ impl<F> State<F> {
             planned: BTreeMap::new(),
             free: Vec::new(),
             discard: Vec::new(),
-            segment_units: u32::try_from(config.segment_bytes / UNIT as u64)
-                .expect("a segment is below 16 TiB"),
+            segment_units: u32::try_from(config.segment_bytes / UNIT as u64).expect("a segment is below 16 TiB"),
             block_bytes: config.block_bytes,
             next_segment: 1,
             next_name: 1,
@@ -147,14 +141,9 @@ impl<F> State<F> {
             Record::HardState { region, peer, .. }
             | Record::Truncated { region, peer, .. }
             | Record::Damaged { region, peer, .. } => stale(*region, *peer),
-            Record::Entries {
-                region,
-                peer,
-                first_index,
-                ..
-            } => {
+            Record::Entries { region, peer, first_index, .. } => {
                 stale(*region, *peer)?;
-                self.check_follows(*region, *first_index)
+                self.check_follows(*region, *peer, *first_index)
             }
             Record::Lifecycle(lifecycle) => {
                 for effect in &lifecycle.effects {
@@ -167,48 +156,26 @@ impl<F> State<F> {
         }
     }
 
-    fn check_follows(&self, region: RegionId, first_index: u64) -> Result<(), LogError> {
-        let last_index = self
-            .index
-            .peers
-            .get(&region)
-            .map_or(0, |log| log.last().index);
+    fn check_follows(&self, region: RegionId, peer: PeerId, first_index: u64) -> Result<(), LogError> {
+        let last_index = self.index.peers.get(&region).filter(|log| log.peer == peer).map_or(0, |log| log.last().index);
         if first_index > last_index + 1 {
-            return Err(LogError::Gap {
-                region,
-                first_index,
-                last_index,
-            });
+            return Err(LogError::Gap { region, first_index, last_index });
         }
         Ok(())
     }
 
     /// Places a record in a block and in the index.
     pub(crate) fn append(&mut self, record: Record, copied: bool) -> Result<(), LogError> {
-        let Record::Entries {
-            region,
-            peer,
-            first_index,
-            entries,
-        } = record
-        else {
+        let Record::Entries { region, peer, first_index, entries } = record else {
             return self.append_whole(&record, copied);
         };
-        if let Some(entry) = entries
-            .iter()
-            .find(|entry| entry.data.len() + 64 > RECORD_BYTES_MAX)
-        {
+        if let Some(entry) = entries.iter().find(|entry| entry.data.len() + 64 > RECORD_BYTES_MAX) {
             return Err(LogError::TooLarge(entry.data.len()));
         }
         let mut first_index = first_index;
         for piece in pieces(entries, self.block_bytes) {
             let count = piece.len() as u64;
-            let record = Record::Entries {
-                region,
-                peer,
-                first_index,
-                entries: piece,
-            };
+            let record = Record::Entries { region, peer, first_index, entries: piece };
             self.append_whole(&record, copied)?;
             first_index += count;
         }
@@ -247,18 +214,11 @@ impl<F> State<F> {
     fn place(&mut self, units: u32) -> At {
         if self.tail.unit + units > self.tail.units {
             let length = units.max(self.segment_units);
-            self.tail = Tail {
-                segment: self.next_segment,
-                unit: 0,
-                units: length,
-            };
+            self.tail = Tail { segment: self.next_segment, unit: 0, units: length };
             self.planned.insert(self.next_segment, length);
             self.next_segment += 1;
         }
-        At {
-            segment: self.tail.segment,
-            unit: self.tail.unit,
-        }
+        At { segment: self.tail.segment, unit: self.tail.unit }
     }
 
     /// Ends the open block, if there is one.
@@ -338,11 +298,7 @@ impl<F: DiskFile> State<F> {
     /// The writes of all closed blocks, their number, and the sequence of the last one. Blocks in segments without a
     /// file, placed while another one was made, wait for the next commit.
     fn plan(&mut self, shard: u32) -> (Vec<Write<F>>, usize, u64) {
-        let ready = self
-            .closed
-            .iter()
-            .take_while(|block| self.segments.contains_key(&block.at.segment))
-            .count();
+        let ready = self.closed.iter().take_while(|block| self.segments.contains_key(&block.at.segment)).count();
         let later = self.closed.split_off(ready);
         let writes = self.build(shard);
         self.closed.extend(later);
@@ -427,11 +383,7 @@ impl<D: Disk> RaftLog<D> {
     }
 
     /// Writes what is pending; with `flags`, a block without records if nothing is.
-    pub(crate) async fn write_out(
-        &self,
-        flags: Option<Flags>,
-        reserve: Reserve,
-    ) -> Result<Durable, LogError> {
+    pub(crate) async fn write_out(&self, flags: Option<Flags>, reserve: Reserve) -> Result<Durable, LogError> {
         let _turn = self.gate.enter().await;
         {
             let mut state = self.state.borrow_mut();
@@ -439,10 +391,7 @@ impl<D: Disk> RaftLog<D> {
             state.close();
             if state.closed.is_empty() {
                 let Some(flags) = flags else {
-                    return Ok(Durable {
-                        sequence: state.durable,
-                        ..Durable::default()
-                    });
+                    return Ok(Durable { sequence: state.durable, ..Durable::default() });
                 };
                 let at = state.place(1);
                 state.push_closed(at, Vec::new(), 0, flags);
@@ -450,10 +399,7 @@ impl<D: Disk> RaftLog<D> {
         }
         self.give_files_to_planned_segments(reserve).await?;
         let (writes, blocks, sequence) = self.state.borrow_mut().plan(self.shard.0);
-        let mut failure = FailIfDropped {
-            state: &self.state,
-            armed: true,
-        };
+        let mut failure = FailIfDropped { state: &self.state, armed: true };
         let written = self.carry_out(writes).await;
         failure.armed = false;
         drop(failure);
@@ -472,11 +418,7 @@ impl<D: Disk> RaftLog<D> {
         state.durable = sequence;
         state.sealed = empty;
         state.last_write = self.disk.now();
-        Ok(Durable {
-            sequence,
-            bytes,
-            writes,
-        })
+        Ok(Durable { sequence, bytes, writes })
     }
 
     async fn carry_out(&self, writes: Vec<Write<D::File>>) -> io::Result<(u64, u64)> {
@@ -511,11 +453,7 @@ impl<D: Disk> RaftLog<D> {
         }
     }
 
-    async fn another_file(
-        &self,
-        units: u32,
-        reserve: Reserve,
-    ) -> Result<Segment<D::File>, LogError> {
+    async fn another_file(&self, units: u32, reserve: Reserve) -> Result<Segment<D::File>, LogError> {
         let error = match self.create_file(u64::from(units) * UNIT as u64).await {
             Ok(segment) => return Ok(segment),
             Err(error) => error,
@@ -525,9 +463,7 @@ impl<D: Disk> RaftLog<D> {
             return Ok(state.free.remove(0));
         }
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Err(LogError::DiskFull(error.to_string()))
-            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Err(LogError::DiskFull(error.to_string())),
             _ => {
                 let error = LogError::Failed(error.to_string());
                 state.refusal = Some(error.clone());
@@ -543,10 +479,7 @@ impl<D: Disk> RaftLog<D> {
             super::disk::file_name(state.next_name - 1)
         };
         match self.disk.create(&name, bytes).await {
-            Ok(file) => Ok(Segment {
-                name,
-                file: Rc::new(file),
-            }),
+            Ok(file) => Ok(Segment { name, file: Rc::new(file) }),
             Err(error) => {
                 // Best effort: a part of a file without a block in it is removed by the next open, too.
                 let _ = self.disk.remove(&name).await;
@@ -602,10 +535,6 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.taken.set(false);
         // All of them look again: a waiter that was dropped must not swallow the call.
-        self.0
-            .waiting
-            .borrow_mut()
-            .drain(..)
-            .for_each(|waker| waker.wake());
+        self.0.waiting.borrow_mut().drain(..).for_each(|waker| waker.wake());
     }
 }

@@ -1,6 +1,7 @@
 //! What only core 0 does: identity, PD, the directory, the listener, balancing.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +16,16 @@ use super::{EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCor
 use crate::core::directory::{Claim, Directory, MoveTicket, Placement};
 use crate::core::{Control, CoreHost, CoreMail, NodeShared, RegionReport, Reply, Route, reply};
 use crate::engine::Engine;
-use crate::pd_client::PdClient;
+use crate::pd_client::{PdClient, PdClientError};
 
 /// Version that we announce: 8.1, so that later protocol duties are not owed (design.md, "Formats").
 pub(crate) const ANNOUNCED_VERSION: &str = "8.1.0";
 
 /// How often the balancer looks when nobody wakes it.
 const BALANCE_PERIOD: Duration = Duration::from_secs(1);
+
+/// Pause before PD is asked again at the start.
+const PD_PAUSE: Duration = Duration::from_millis(500);
 
 /// Sums since the last store heartbeat.
 #[derive(Default)]
@@ -39,11 +43,24 @@ pub(crate) struct CoreZero<E: Engine> {
     host: OnceCell<Rc<CoreHost<E>>>,
     traffic: Traffic,
     wake_balancer: executor::Notify,
+    /// Splits that PD has not been told of yet, in order. Bounded by the splits that one round trip to PD lets happen.
+    splits: RefCell<VecDeque<(ShardId, Vec<metapb::Region>)>>,
+    wake_reporter: executor::Notify,
 }
 
-/// Core 0's part of the start, and its duties until the node stops.
+/// Core 0's part of the start, and its duties until the node stops. If they fail, the node stops.
 pub(super) async fn run<S: EngineSource>(
     node: Arc<Node<S>>,
+    zero: Rc<CoreZero<S::Engine>>,
+    from_cores: MailReceiver<FromCore>,
+) {
+    if let Err(error) = do_duties(&node, zero, from_cores).await {
+        node.fail(error.to_string());
+    }
+}
+
+async fn do_duties<S: EngineSource>(
+    node: &Arc<Node<S>>,
     zero: Rc<CoreZero<S::Engine>>,
     mut from_cores: MailReceiver<FromCore>,
 ) -> Result<(), NodeError> {
@@ -56,7 +73,7 @@ pub(super) async fn run<S: EngineSource>(
     executor::fs::create_dir_all(data_dir).await.map_err(io("create"))?;
     // Two processes on one folder would be two stores with one id.
     let _lock = executor::fs::lock_dir(data_dir).await.map_err(io("lock"))?;
-    let start = start(&node, &zero, &mut from_cores);
+    let start = start(node, &zero, &mut from_cores);
     let ident = futures_util::select_biased! {
         ident = start.fuse() => ident?,
         () = executor::shutdown_signal().fuse() => return Ok(()),
@@ -80,13 +97,23 @@ pub(super) async fn run<S: EngineSource>(
             .collect(),
         ..Default::default()
     };
-    zero.bootstrap(&store).await?;
-    zero.pd()?.put_store(store).await.map_err(pd_error)?;
+    let registered = patiently(async || {
+        zero.bootstrap(&store).await?;
+        zero.pd()?.put_store(store.clone()).await.map_err(pd_error)
+    });
+    futures_util::select_biased! {
+        done = registered.fuse() => done?,
+        () = executor::shutdown_signal().fuse() => return Ok(()),
+    }
     let host = zero.host()?;
     let tasks = [
-        executor::spawn_local(Class::Foreground, accept(&node, &host).run(listener)),
-        executor::spawn_local(Class::Background, status::serve(node.clone(), host.clone(), ident.clone(), status_listener)),
+        executor::spawn_local(Class::Foreground, accept(node, &host).run(listener)),
+        executor::spawn_local(
+            Class::Background,
+            status::serve(node.clone(), host.clone(), ident.clone(), status_listener),
+        ),
         executor::spawn_local(Class::Background, balance(zero.clone())),
+        executor::spawn_local(Class::Background, report_splits(zero.clone())),
         executor::spawn_local(Class::Background, store_heartbeats(node.clone(), zero.clone(), started)),
         executor::spawn_local(Class::Background, region_heartbeats(node.clone(), host.clone())),
     ];
@@ -111,8 +138,8 @@ async fn start<S: EngineSource>(
     zero: &Rc<CoreZero<S::Engine>>,
     from_cores: &mut MailReceiver<FromCore>,
 ) -> Result<NodeIdent, NodeError> {
-    let pd = PdClient::connect(&node.config.pd).await.map_err(pd_error)?;
-    let ident = identify(node, &pd).await?;
+    let pd = patiently(async || PdClient::connect(&node.config.pd).await.map_err(pd_error)).await?;
+    let ident = patiently(async || identify(node, &pd).await).await?;
     // Core 0 sets this once.
     let _ = zero.pd.set(pd);
     let shared = Arc::new(NodeShared {
@@ -186,8 +213,24 @@ fn advertised(configured: &str, listener: &executor::net::TcpListener) -> Result
     Ok(listener.local_addr().map_err(io)?.to_string())
 }
 
-fn pd_error(error: impl std::fmt::Display) -> NodeError {
-    NodeError::Pd(error.to_string())
+fn pd_error(error: PdClientError) -> NodeError {
+    match error {
+        PdClientError::Refused { .. } => NodeError::Refused(error.to_string()),
+        _ => NodeError::Pd(error.to_string()),
+    }
+}
+
+/// Tries until PD answers: a node may be started before its PD, and PD may be away for a while.
+async fn patiently<T>(attempt: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, NodeError> {
+    loop {
+        match attempt().await {
+            Err(NodeError::Pd(why)) => {
+                tracing::warn!(%why, "waiting for the placement driver");
+                executor::sleep(PD_PAUSE).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 impl<E: Engine> CoreZero<E> {
@@ -199,6 +242,8 @@ impl<E: Engine> CoreZero<E> {
             host: OnceCell::new(),
             traffic: Traffic::default(),
             wake_balancer: executor::Notify::new(),
+            splits: RefCell::default(),
+            wake_reporter: executor::Notify::new(),
         })
     }
 
@@ -243,12 +288,16 @@ impl<E: Engine> CoreZero<E> {
                     }],
                     ..Default::default()
                 };
-                shard.create(region.clone()).await.map_err(|error| NodeError::Pd(error.to_string()))?;
+                shard.create(region.clone()).await.map_err(|error| NodeError::Refused(error.to_string()))?;
                 self.born(ShardId(0), &region, 0);
                 region
             }
         };
-        pd.bootstrap(store.clone(), region).await.map_err(pd_error)
+        match pd.bootstrap(store.clone(), region).await {
+            // An earlier try got through, and its answer was lost; or another node was first.
+            Err(PdClientError::Refused { kind: pdpb::ErrorType::AlreadyBootstrapped, .. }) => Ok(()),
+            done => done.map_err(pd_error),
+        }
     }
 
     /// Notes a region's range on `shard` and tells every core where it is.
@@ -302,14 +351,18 @@ impl<E: Engine> CoreZero<E> {
         for region in &regions {
             self.born(shard, region, bytes);
         }
+        self.splits.borrow_mut().push_back((shard, regions));
+        self.wake_reporter.notify();
         self.wake_balancer.notify();
-        let zero = self.clone();
-        executor::spawn_local(Class::Background, async move {
-            let Ok(pd) = zero.pd() else { return };
-            if let Err(error) = pd.report_batch_split(regions).await {
-                tracing::debug!(%error, "split was not reported; heartbeats will tell");
-            }
-        });
+    }
+
+    /// True if PD must hear of `region` by the report of its split first: a heartbeat of one part alone would leave a
+    /// hole where the others are.
+    fn split_is_unreported(&self, region: &metapb::Region) -> bool {
+        let version = region.region_epoch.as_ref().map_or(0, |epoch| epoch.version);
+        let id = RegionId(region.id);
+        let known = self.directory.borrow().placement(id).is_some_and(|placement| placement.version >= version);
+        !known || self.splits.borrow().iter().any(|(_, regions)| regions.iter().any(|other| other.id == region.id))
     }
 
     fn arrived(&self, ticket: &MoveTicket) {
@@ -338,6 +391,9 @@ impl<E: Engine> CoreZero<E> {
         let region = RegionId(report.region.id);
         self.directory.borrow_mut().note_bytes(region, report.approximate_bytes);
         let Ok(pd) = self.pd() else { return };
+        if self.split_is_unreported(&report.region) {
+            return;
+        }
         let now = executor::unix_time().seconds();
         pd.region_heartbeat(pdpb::RegionHeartbeatRequest {
             region: Some(report.region),
@@ -375,6 +431,22 @@ impl<E: Engine> CoreZero<E> {
     }
 }
 
+/// Tells PD of splits, one after the other, and then lets the leaders report themselves.
+async fn report_splits<E: Engine>(zero: Rc<CoreZero<E>>) {
+    loop {
+        let next = zero.splits.borrow().front().cloned();
+        let (Some((shard, regions)), Ok(pd), Ok(host)) = (next, zero.pd(), zero.host()) else {
+            zero.wake_reporter.notified().await;
+            continue;
+        };
+        if let Err(error) = pd.report_batch_split(regions).await {
+            tracing::debug!(%error, "split was not reported; heartbeats will tell");
+        }
+        zero.splits.borrow_mut().pop_front();
+        host.control(host.core_of(shard), Control::Report);
+    }
+}
+
 /// Evens out the number of regions per shard, one move at a time.
 async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
     loop {
@@ -402,11 +474,7 @@ async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
     }
 }
 
-async fn store_heartbeats<S: EngineSource>(
-    node: Arc<Node<S>>,
-    zero: Rc<CoreZero<S::Engine>>,
-    started: base::UnixTime,
-) {
+async fn store_heartbeats<S: EngineSource>(node: Arc<Node<S>>, zero: Rc<CoreZero<S::Engine>>, started: base::UnixTime) {
     let mut since = started.seconds();
     loop {
         let space = executor::fs::disk_space(&node.config.data_dir).await.unwrap_or((0, 0));

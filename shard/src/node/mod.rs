@@ -115,9 +115,12 @@ pub enum NodeError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// PD refused or could not be reached.
+    /// PD could not be reached.
     #[error("placement driver: {0}")]
     Pd(String),
+    /// PD will not have this node.
+    #[error("the placement driver refuses this node: {0}")]
+    Refused(String),
     /// A shard could not be opened.
     #[error(transparent)]
     Open(#[from] crate::core::OpenError),
@@ -212,9 +215,7 @@ pub async fn run_core<S: EngineSource>(node: Arc<Node<S>>, core: CoreId) {
     let zero = CoreZero::new();
     let duties = executor::spawn_local(Class::Foreground, core_zero::run(node.clone(), zero.clone(), from_cores));
     serve_core(&node, core, start, Some(zero)).await;
-    if let Err(error) = duties.await {
-        node.fail(error.to_string());
-    }
+    duties.await;
 }
 
 async fn serve_core<S: EngineSource>(
@@ -264,8 +265,7 @@ async fn run_shards<S: EngineSource>(
     host.update_routes(&routes);
     for opened in opened {
         let id = opened.shard.id;
-        let gone: Vec<RegionId> =
-            erase.iter().filter(|(shard, _)| *shard == id).map(|(_, region)| *region).collect();
+        let gone: Vec<RegionId> = erase.iter().filter(|(shard, _)| *shard == id).map(|(_, region)| *region).collect();
         host.add_shard(opened.start(&gone).await?);
     }
     let ticker = executor::spawn_local(Class::Raft, tick(node.clone(), host.clone()));

@@ -1,6 +1,6 @@
 //! The stream on which the regions' leaders report, and on which the placement driver asks something of them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,6 +17,7 @@ const REOPEN_WAIT: Duration = Duration::from_millis(200);
 
 /// What the stream brings.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "orders are the common case and are handed over at once")]
 pub enum PdEvent {
     /// The stream is new. The placement driver may have forgotten who leads: report every region that this store
     /// leads.
@@ -33,6 +34,7 @@ pub(super) struct Outbox {
     reports: RefCell<BTreeMap<u64, RegionHeartbeatRequest>>,
     wake: executor::Notify,
     handler: RefCell<Option<Handler>>,
+    connected: Cell<bool>,
 }
 
 impl Outbox {
@@ -51,6 +53,9 @@ impl Outbox {
 
     pub(super) fn listen(&self, handler: Handler) {
         *self.handler.borrow_mut() = Some(handler);
+        if self.connected.get() {
+            self.tell(PdEvent::Connected);
+        }
     }
 
     fn tell(&self, event: PdEvent) {
@@ -91,8 +96,10 @@ pub(super) async fn run(inner: Rc<Inner>) {
         match open(&inner).await {
             Ok((requests, answers)) => {
                 wait = REOPEN_WAIT;
+                inner.heartbeats.connected.set(true);
                 inner.heartbeats.tell(PdEvent::Connected);
                 let ended = serve(&inner, requests, answers).await;
+                inner.heartbeats.connected.set(false);
                 tracing::debug!(%ended, "the stream of region heartbeats has ended");
             }
             Err(error) => {
@@ -106,10 +113,7 @@ pub(super) async fn run(inner: Rc<Inner>) {
     }
 }
 
-type Streams = (
-    Outbound<RegionHeartbeatRequest>,
-    Inbound<RegionHeartbeatResponse>,
-);
+type Streams = (Outbound<RegionHeartbeatRequest>, Inbound<RegionHeartbeatResponse>);
 
 async fn open(inner: &Rc<Inner>) -> Result<Streams, PdClientError> {
     let leader = inner.leader().await?;

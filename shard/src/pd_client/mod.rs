@@ -139,10 +139,9 @@ headed!(
 /// The error in an answer's header.
 fn check(header: Option<&pdpb::ResponseHeader>) -> Result<(), PdClientError> {
     match header.and_then(|header| header.error.as_ref()) {
-        Some(error) if error.r#type() != ErrorType::Ok => Err(PdClientError::Refused {
-            kind: error.r#type(),
-            message: error.message.clone(),
-        }),
+        Some(error) if error.r#type() != ErrorType::Ok => {
+            Err(PdClientError::Refused { kind: error.r#type(), message: error.message.clone() })
+        }
         _ => Ok(()),
     }
 }
@@ -211,9 +210,7 @@ impl PdClient {
     /// # Errors
     /// [`PdClientError`], as all calls.
     pub async fn alloc_id(&self) -> Result<u64, PdClientError> {
-        let request = pdpb::AllocIdRequest {
-            header: self.0.header(),
-        };
+        let request = pdpb::AllocIdRequest { header: self.0.header() };
         let answer = call!(self, alloc_id, request).await?;
         Ok(answer.id)
     }
@@ -223,9 +220,7 @@ impl PdClient {
     /// # Errors
     /// [`PdClientError`], as all calls.
     pub async fn is_bootstrapped(&self) -> Result<bool, PdClientError> {
-        let request = pdpb::IsBootstrappedRequest {
-            header: self.0.header(),
-        };
+        let request = pdpb::IsBootstrappedRequest { header: self.0.header() };
         let answer = call!(self, is_bootstrapped, request).await?;
         Ok(answer.bootstrapped)
     }
@@ -235,16 +230,8 @@ impl PdClient {
     /// # Errors
     /// [`PdClientError::Refused`] with `AlreadyBootstrapped` if another store was first, or if an earlier try of this
     /// call got through and its answer was lost.
-    pub async fn bootstrap(
-        &self,
-        store: metapb::Store,
-        region: metapb::Region,
-    ) -> Result<(), PdClientError> {
-        let request = pdpb::BootstrapRequest {
-            header: self.0.header(),
-            store: Some(store),
-            region: Some(region),
-        };
+    pub async fn bootstrap(&self, store: metapb::Store, region: metapb::Region) -> Result<(), PdClientError> {
+        let request = pdpb::BootstrapRequest { header: self.0.header(), store: Some(store), region: Some(region) };
         call!(self, bootstrap, request).await.map(drop)
     }
 
@@ -253,10 +240,7 @@ impl PdClient {
     /// # Errors
     /// [`PdClientError::Refused`] for a tombstone, an address in use, a version too old.
     pub async fn put_store(&self, store: metapb::Store) -> Result<(), PdClientError> {
-        let request = pdpb::PutStoreRequest {
-            header: self.0.header(),
-            store: Some(store),
-        };
+        let request = pdpb::PutStoreRequest { header: self.0.header(), store: Some(store) };
         call!(self, put_store, request).await.map(drop)
     }
 
@@ -265,10 +249,7 @@ impl PdClient {
     /// # Errors
     /// [`PdClientError::Refused`] for an unknown store.
     pub async fn store(&self, store_id: u64) -> Result<metapb::Store, PdClientError> {
-        let request = pdpb::GetStoreRequest {
-            header: self.0.header(),
-            store_id,
-        };
+        let request = pdpb::GetStoreRequest { header: self.0.header(), store_id };
         let answer = call!(self, get_store, request).await?;
         Ok(answer.store.unwrap_or_default())
     }
@@ -278,10 +259,7 @@ impl PdClient {
     /// # Errors
     /// [`PdClientError`], as all calls.
     pub async fn stores(&self) -> Result<Vec<metapb::Store>, PdClientError> {
-        let request = pdpb::GetAllStoresRequest {
-            header: self.0.header(),
-            exclude_tombstone_stores: false,
-        };
+        let request = pdpb::GetAllStoresRequest { header: self.0.header(), exclude_tombstone_stores: false };
         let answer = call!(self, get_all_stores, request).await?;
         Ok(answer.stores)
     }
@@ -294,11 +272,7 @@ impl PdClient {
         &self,
         key: bytes::Bytes,
     ) -> Result<Option<(metapb::Region, Option<metapb::Peer>)>, PdClientError> {
-        let request = pdpb::GetRegionRequest {
-            header: self.0.header(),
-            region_key: key,
-            need_buckets: false,
-        };
+        let request = pdpb::GetRegionRequest { header: self.0.header(), region_key: key, need_buckets: false };
         let answer = call!(self, get_region, request).await?;
         Ok(answer.region.map(|region| (region, answer.leader)))
     }
@@ -311,11 +285,7 @@ impl PdClient {
         &self,
         stats: pdpb::StoreStats,
     ) -> Result<pdpb::StoreHeartbeatResponse, PdClientError> {
-        let request = pdpb::StoreHeartbeatRequest {
-            header: self.0.header(),
-            stats: Some(stats),
-            ..Default::default()
-        };
+        let request = pdpb::StoreHeartbeatRequest { header: self.0.header(), stats: Some(stats), ..Default::default() };
         call_once!(self, store_heartbeat, request).await
     }
 
@@ -342,14 +312,8 @@ impl PdClient {
     ///
     /// # Errors
     /// [`PdClientError`], as all calls.
-    pub async fn report_batch_split(
-        &self,
-        regions: Vec<metapb::Region>,
-    ) -> Result<(), PdClientError> {
-        let request = pdpb::ReportBatchSplitRequest {
-            header: self.0.header(),
-            regions,
-        };
+    pub async fn report_batch_split(&self, regions: Vec<metapb::Region>) -> Result<(), PdClientError> {
+        let request = pdpb::ReportBatchSplitRequest { header: self.0.header(), regions };
         call!(self, report_batch_split, request).await.map(drop)
     }
 
@@ -358,9 +322,7 @@ impl PdClient {
     /// # Errors
     /// [`PdClientError`], as all calls.
     pub async fn gc_safe_point(&self) -> Result<u64, PdClientError> {
-        let request = pdpb::GetGcSafePointRequest {
-            header: self.0.header(),
-        };
+        let request = pdpb::GetGcSafePointRequest { header: self.0.header() };
         let answer = call!(self, get_gc_safe_point, request).await?;
         Ok(answer.safe_point)
     }
@@ -369,20 +331,10 @@ impl PdClient {
     ///
     /// # Errors
     /// [`PdClientError`], as all calls. It is tried once: the next report replaces it.
-    pub async fn report_min_resolved_ts(
-        &self,
-        store_id: u64,
-        ts: u64,
-    ) -> Result<(), PdClientError> {
+    pub async fn report_min_resolved_ts(&self, store_id: u64, ts: u64) -> Result<(), PdClientError> {
         let header = self.0.header();
-        let request = pdpb::ReportMinResolvedTsRequest {
-            header,
-            store_id,
-            min_resolved_ts: ts,
-        };
-        call_once!(self, report_min_resolved_ts, request)
-            .await
-            .map(drop)
+        let request = pdpb::ReportMinResolvedTsRequest { header, store_id, min_resolved_ts: ts };
+        call_once!(self, report_min_resolved_ts, request).await.map(drop)
     }
 
     /// Takes `count` timestamps in a row (at least one) and returns the largest: `count` values up to it, itself
@@ -400,7 +352,8 @@ impl PdClient {
         self.0.heartbeats.put(report);
     }
 
-    /// Sets who hears what the placement driver asks of this store's regions, and that the stream is new.
+    /// Sets who hears what the placement driver asks of this store's regions, and that the stream is new; if it is
+    /// open already, that is told at once.
     pub fn listen(&self, handler: impl Fn(PdEvent) + 'static) {
         self.0.heartbeats.listen(Rc::new(handler));
     }
@@ -408,17 +361,11 @@ impl PdClient {
 
 impl Inner {
     fn header(&self) -> Option<pdpb::RequestHeader> {
-        Some(pdpb::RequestHeader {
-            cluster_id: self.cluster_id.get(),
-            sender_id: 0,
-        })
+        Some(pdpb::RequestHeader { cluster_id: self.cluster_id.get(), sender_id: 0 })
     }
 
     /// Calls until an answer comes, a refusal, or the tries are used up.
-    async fn call<Answer: Headed, F>(
-        &self,
-        one: impl Fn(Stub, CallContext) -> F,
-    ) -> Result<Answer, PdClientError>
+    async fn call<Answer: Headed, F>(&self, one: impl Fn(Stub, CallContext) -> F) -> Result<Answer, PdClientError>
     where
         F: Future<Output = Result<Answer, Status>>,
     {
@@ -435,10 +382,7 @@ impl Inner {
         self.call_once(&one).await
     }
 
-    async fn call_once<Answer: Headed, F>(
-        &self,
-        one: &impl Fn(Stub, CallContext) -> F,
-    ) -> Result<Answer, PdClientError>
+    async fn call_once<Answer: Headed, F>(&self, one: &impl Fn(Stub, CallContext) -> F) -> Result<Answer, PdClientError>
     where
         F: Future<Output = Result<Answer, Status>>,
     {
@@ -446,10 +390,7 @@ impl Inner {
         let cx = CallContext::with_deadline(executor::now() + CALL_TIMEOUT);
         let answer = match executor::timeout(CALL_TIMEOUT, one(leader.stub.clone(), cx)).await {
             Ok(answer) => answer,
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "{} does not answer",
-                leader.address
-            ))),
+            Err(_) => Err(Status::deadline_exceeded(format!("{} does not answer", leader.address))),
         };
         let answer = answer.inspect_err(|_| self.leader_failed(&leader))?;
         check(answer.header())?;
@@ -469,10 +410,7 @@ impl Inner {
     fn leader_failed(&self, failed: &Leader) {
         let mut leader = self.leader.borrow_mut();
         // A channel reconnects by itself; only who answers "not leader" or nothing at all is doubted.
-        if leader
-            .as_ref()
-            .is_some_and(|leader| leader.address == failed.address)
-        {
+        if leader.as_ref().is_some_and(|leader| leader.address == failed.address) {
             *leader = None;
         }
     }
@@ -484,17 +422,11 @@ impl Inner {
             let stub = Stub::new(Channel::new(address.clone(), self.channels.clone()));
             let cx = CallContext::with_deadline(executor::now() + CALL_TIMEOUT);
             let request = pdpb::GetMembersRequest::default();
-            let Ok(Ok(answer)) =
-                executor::timeout(CALL_TIMEOUT, stub.get_members(cx, &request)).await
-            else {
+            let Ok(Ok(answer)) = executor::timeout(CALL_TIMEOUT, stub.get_members(cx, &request)).await else {
                 continue;
             };
             let theirs = answer.header().map_or(0, |header| header.cluster_id);
-            let Some(url) = answer
-                .leader
-                .as_ref()
-                .and_then(|leader| leader.client_urls.first())
-            else {
+            let Some(url) = answer.leader.as_ref().and_then(|leader| leader.client_urls.first()) else {
                 continue;
             };
             if theirs == 0 {
@@ -502,24 +434,13 @@ impl Inner {
             }
             let ours = self.cluster_id.get();
             if ours != 0 && ours != theirs {
-                return Err(PdClientError::OtherCluster {
-                    address: address.clone(),
-                    theirs,
-                    ours,
-                });
+                return Err(PdClientError::OtherCluster { address: address.clone(), theirs, ours });
             }
             self.cluster_id.set(theirs);
             self.learn(&answer.members);
             let same = bare(url) == bare(address);
-            let stub = if same {
-                stub
-            } else {
-                Stub::new(Channel::new(url.clone(), self.channels.clone()))
-            };
-            let leader = Leader {
-                address: url.clone(),
-                stub,
-            };
+            let stub = if same { stub } else { Stub::new(Channel::new(url.clone(), self.channels.clone())) };
+            let leader = Leader { address: url.clone(), stub };
             *self.leader.borrow_mut() = Some(leader.clone());
             return Ok(leader);
         }
@@ -545,14 +466,9 @@ impl std::fmt::Debug for PdClient {
 
 /// Whether repeating may help: the member is away, slow, or does not lead.
 fn may_pass(status: &Status) -> bool {
-    matches!(
-        status.code,
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted
-    )
+    matches!(status.code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted)
 }
 
 fn bare(url: &str) -> &str {
-    url.split_once("://")
-        .map_or(url, |(_, rest)| rest)
-        .trim_end_matches('/')
+    url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/')
 }

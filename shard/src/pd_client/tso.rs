@@ -40,23 +40,14 @@ impl Queue {
             return Err(PdClientError::Call(Status::invalid_argument(text)));
         }
         let (answer, promise) = oneshot::channel();
-        self.waiting
-            .borrow_mut()
-            .push_back(Waiting { count, answer });
+        self.waiting.borrow_mut().push_back(Waiting { count, answer });
         self.wake.notify();
-        promise.await.unwrap_or_else(|_| {
-            Err(PdClientError::Call(Status::cancelled(
-                "the client is closed",
-            )))
-        })
+        promise.await.unwrap_or_else(|_| Err(PdClientError::Call(Status::cancelled("the client is closed"))))
     }
 
     /// As many callers as fit into one request; those that have given up are left out.
     fn batch(&self) -> Batch {
-        let mut batch = Batch {
-            count: 0,
-            waiting: Vec::new(),
-        };
+        let mut batch = Batch { count: 0, waiting: Vec::new() };
         let mut waiting = self.waiting.borrow_mut();
         while let Some(next) = waiting.front() {
             if batch.count + next.count > BATCH_MAX {
@@ -107,10 +98,7 @@ pub(super) async fn run(inner: Rc<Inner>) {
     loop {
         let batch = inner.tso.batch();
         if batch.waiting.is_empty() {
-            if executor::timeout(IDLE, inner.tso.wake.notified())
-                .await
-                .is_err()
-            {
+            if executor::timeout(IDLE, inner.tso.wake.notified()).await.is_err() {
                 stream = None;
             }
             continue;
@@ -123,11 +111,7 @@ pub(super) async fn run(inner: Rc<Inner>) {
 }
 
 /// One request, on a new stream when the old one broke. Timestamps of an answer that was lost are never used.
-async fn fetch(
-    inner: &Rc<Inner>,
-    count: u32,
-    stream: &mut Option<Stream>,
-) -> Result<u64, PdClientError> {
+async fn fetch(inner: &Rc<Inner>, count: u32, stream: &mut Option<Stream>) -> Result<u64, PdClientError> {
     let mut wait = BACKOFF_MIN;
     let mut tries = 0;
     loop {
@@ -148,11 +132,7 @@ async fn fetch(
     }
 }
 
-async fn fetch_once(
-    inner: &Rc<Inner>,
-    count: u32,
-    stream: &mut Option<Stream>,
-) -> Result<u64, PdClientError> {
+async fn fetch_once(inner: &Rc<Inner>, count: u32, stream: &mut Option<Stream>) -> Result<u64, PdClientError> {
     let open = match stream {
         Some(open) => open,
         None => {
@@ -161,26 +141,15 @@ async fn fetch_once(
             stream.insert(Stream { requests, answers })
         }
     };
-    let request = TsoRequest {
-        header: inner.header(),
-        count,
-        dc_location: "global".into(),
-    };
+    let request = TsoRequest { header: inner.header(), count, dc_location: "global".into() };
     open.requests.send(&request).await?;
     let answer = open.answers.next().await?;
     let answer = answer.ok_or_else(|| Status::unavailable("the stream of timestamps has ended"))?;
     super::check(answer.header.as_ref())?;
     let timestamp = answer.timestamp.unwrap_or_default();
-    let (physical, logical) = (
-        timestamp.physical.unsigned_abs(),
-        timestamp.logical.unsigned_abs(),
-    );
+    let (physical, logical) = (timestamp.physical.unsigned_abs(), timestamp.logical.unsigned_abs());
     if answer.count != count || logical < u64::from(count) {
-        return Err(Status::internal(format!(
-            "{count} timestamps were asked for, not {}",
-            answer.count
-        ))
-        .into());
+        return Err(Status::internal(format!("{count} timestamps were asked for, not {}", answer.count)).into());
     }
     Ok((physical << 18) + logical)
 }

@@ -255,6 +255,5 @@ pub(super) fn health<E: Engine>(service: &TikvService<E>) -> kvrpcpb::HealthFeed
         store_id: service.host.node.store.0,
         feedback_seq_no: executor::unix_time().millis(),
         slow_score: 1,
-        ..Default::default()
     }
 }

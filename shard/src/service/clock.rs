@@ -32,7 +32,8 @@ impl CausalClock {
             }
             let (place, answer) = reply();
             host.control(CoreId(0), Control::Timestamps { count: BATCH, reply: place });
-            let busy = |why: String| RegionError::ServerIsBusy { reason: format!("timestamps: {why}"), backoff_ms: 100 };
+            let busy =
+                |why: String| RegionError::ServerIsBusy { reason: format!("timestamps: {why}"), backoff_ms: 100 };
             let last = answer.wait().await.ok_or(RegionError::Closing)?.map_err(busy)?;
             // Another task may have refilled meanwhile; the newer batch is the higher one.
             if last >= self.end.get() {

@@ -48,7 +48,8 @@ pub(crate) fn region_error(error: RegionError) -> errorpb::Error {
                 Some(errorpb::RaftEntryTooLarge { region_id: region.0, entry_size: entry_bytes });
         }
         RegionError::DiskFull => {
-            out.disk_full = Some(errorpb::DiskFull { reason: "no space left on the device".into(), ..Default::default() });
+            out.disk_full =
+                Some(errorpb::DiskFull { reason: "no space left on the device".into(), ..Default::default() });
         }
         RegionError::Undetermined => {
             // Release 8.5 has no word for it; clients take this one as "perhaps done".

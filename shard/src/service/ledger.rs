@@ -188,7 +188,10 @@ mod tests {
         metrics.done(command::by_name("RawGet").expect("known"), &ledger, Instant(150_000));
         let mut out = String::new();
         metrics.write_text(3, &mut out);
-        assert!(out.contains("tikv_grpc_msg_duration_seconds_bucket{core=\"3\",type=\"raw_get\",le=\"0.0001\"} 0\n"), "{out}");
+        assert!(
+            out.contains("tikv_grpc_msg_duration_seconds_bucket{core=\"3\",type=\"raw_get\",le=\"0.0001\"} 0\n"),
+            "{out}"
+        );
         assert!(out.contains("tikv_grpc_msg_duration_seconds_bucket{core=\"3\",type=\"raw_get\",le=\"0.0002\"} 1\n"));
         assert!(out.contains("tikv_grpc_msg_duration_seconds_count{core=\"3\",type=\"raw_get\"} 1\n"));
     }

@@ -62,13 +62,7 @@ impl<E: Engine> TikvService<E> {
     }
 
     /// Serves a request on this core.
-    async fn execute(
-        self: &Rc<Self>,
-        tag: u32,
-        body: Bytes,
-        arrived: Instant,
-        deadline: Option<Instant>,
-    ) -> Answered {
+    async fn execute(self: &Rc<Self>, tag: u32, body: Bytes, arrived: Instant, deadline: Option<Instant>) -> Answered {
         let ledger = Ledger { arrived, started: arrived, ..Default::default() };
         raw::execute(raw::Request { service: self.clone(), deadline, ledger }, tag, body).await
     }

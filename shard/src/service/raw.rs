@@ -176,17 +176,14 @@ impl<E: Engine> Request<E> {
     }
 
     /// The checks of `compat/4-store.md` 4.2: API version, family, and the mode byte of every key.
-    fn reader<'a>(
-        &self,
-        context: &Context,
-        cf: &str,
-        keys: impl IntoIterator<Item = &'a Bytes>,
-    ) -> Outcome<RawReader> {
+    fn reader<'a>(&self, context: &Context, cf: &str, keys: impl IntoIterator<Item = &'a Bytes>) -> Outcome<RawReader> {
         let mode = self.mode();
         self.check_api(context)?;
         let cf = match (mode, cf) {
             (RawMode::V2, "") => Cf::Default,
-            (RawMode::V2, other) => return Err(Refusal::Request(format!("cf is deprecated in API V2, cf name: {other}"))),
+            (RawMode::V2, other) => {
+                return Err(Refusal::Request(format!("cf is deprecated in API V2, cf name: {other}")));
+            }
             (_, name) => match Cf::from_name(name) {
                 Some(Cf::Raft) | None => return Err(Refusal::Request(format!("invalid cf name: {name}"))),
                 Some(cf) => cf,
@@ -639,10 +636,8 @@ impl<E: Engine> Request<E> {
         #[allow(deprecated, reason = "old clients send one key in its own field")]
         let asked = if message.split_keys.is_empty() { vec![message.split_key] } else { message.split_keys };
         let encoded = !message.is_raw_kv || self.mode() == RawMode::V2;
-        let mut keys: Vec<Vec<u8>> = asked
-            .iter()
-            .map(|key| if encoded { base::codec::memcomparable(key) } else { key.to_vec() })
-            .collect();
+        let mut keys: Vec<Vec<u8>> =
+            asked.iter().map(|key| if encoded { base::codec::memcomparable(key) } else { key.to_vec() }).collect();
         keys.sort();
         keys.dedup();
         let (start, end) = (&read.region.start_key, &read.region.end_key);

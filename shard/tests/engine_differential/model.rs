@@ -88,7 +88,7 @@ enum Event {
 /// What an engine holds, and what it may hold after a kill.
 #[derive(Clone, Default)]
 pub(crate) struct Model {
-    pub(crate) now: State,
+    pub now: State,
     base: State,
     events: Vec<Event>,
 }

@@ -14,18 +14,18 @@ type Pair = (Vec<u8>, Vec<u8>);
 /// How often the interesting things happened, so that a script that tests nothing is noticed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Marks {
-    pub(crate) incomplete: u64,
-    pub(crate) not_cached: u64,
-    pub(crate) flushes: u64,
-    pub(crate) ingests: u64,
-    pub(crate) erases: u64,
+    pub incomplete: u64,
+    pub not_cached: u64,
+    pub flushes: u64,
+    pub ingests: u64,
+    pub erases: u64,
 }
 
 pub(crate) struct Script<'a, E: Engine> {
-    pub(crate) engine: &'a E,
-    pub(crate) model: &'a mut Model,
-    pub(crate) folder: &'a Path,
-    pub(crate) marks: &'a mut Marks,
+    pub engine: &'a E,
+    pub model: &'a mut Model,
+    pub folder: &'a Path,
+    pub marks: &'a mut Marks,
     prng: Prng,
     snapshots: Vec<(E::Snapshot, State)>,
     tables: u32,

@@ -1,5 +1,7 @@
 //! A disk in memory that knows what was synced, and can lose power at any operation.
 
+#![allow(clippy::await_holding_refcell_ref, reason = "the borrow is dropped by hand before the await")]
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -135,11 +137,7 @@ impl FaultyDisk {
 
     pub fn bytes(&self) -> u64 {
         let state = self.0.borrow();
-        state
-            .files
-            .values()
-            .map(|file| file.durable.len() as u64)
-            .sum()
+        state.files.values().map(|file| file.durable.len() as u64).sum()
     }
 
     pub fn advance(&self, by: Duration) {
@@ -153,11 +151,7 @@ impl FaultyDisk {
         let mut prng = Prng::new(seed);
         for file in state.files.values_mut() {
             for (at, written) in std::mem::take(&mut file.unsynced) {
-                let sector_bytes = if survival == Survival::RandomUnits {
-                    4096
-                } else {
-                    SECTOR
-                };
+                let sector_bytes = if survival == Survival::RandomUnits { 4096 } else { SECTOR };
                 for (i, sector) in written.chunks(sector_bytes).enumerate() {
                     let survives = match survival {
                         Survival::None => false,
@@ -220,11 +214,7 @@ impl FaultyDisk {
         let state = self.0.borrow();
         let file = state.files.get(name);
         let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        Ok(FaultyFile {
-            disk: self.clone(),
-            name: name.to_owned(),
-            len: (file.durable.len() / 4096 * 4096) as u64,
-        })
+        Ok(FaultyFile { disk: self.clone(), name: name.to_owned(), len: (file.durable.len() / 4096 * 4096) as u64 })
     }
 }
 
@@ -239,11 +229,7 @@ impl Disk for FaultyDisk {
         self.pause().await;
         {
             let mut state = self.0.borrow_mut();
-            let used: u64 = state
-                .files
-                .values()
-                .map(|file| file.durable.len() as u64)
-                .sum();
+            let used: u64 = state.files.values().map(|file| file.durable.len() as u64).sum();
             if state.capacity.is_some_and(|capacity| used + len > capacity) {
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -258,10 +244,7 @@ impl Disk for FaultyDisk {
                 }
                 return Err(error);
             }
-            let file = Content {
-                durable: vec![0; len as usize],
-                unsynced: Vec::new(),
-            };
+            let file = Content { durable: vec![0; len as usize], unsynced: Vec::new() };
             state.files.insert(name.to_owned(), file);
         }
         self.open_file(name)

@@ -6,8 +6,8 @@ use std::time::Duration;
 use base::{PeerId, Prng, RegionId, ShardId};
 use bytes::Bytes;
 use shard::log::{
-    EngineState, HardState, Lifecycle, LifecycleKind, LogConfig, LogEffect, LogEntry, LogError,
-    Maintained, Position, RaftLog, Record, Recovered, Scope,
+    EngineState, HardState, Lifecycle, LifecycleKind, LogConfig, LogEffect, LogEntry, LogError, Maintained, Position,
+    RaftLog, Record, Recovered, Scope,
 };
 
 use super::disk::{FaultyDisk, Survival};
@@ -29,10 +29,7 @@ pub fn small_config() -> LogConfig {
 }
 
 pub fn entry(term: u64, data: Vec<u8>) -> LogEntry {
-    LogEntry {
-        term,
-        data: Bytes::from(data),
-    }
+    LogEntry { term, data: Bytes::from(data) }
 }
 
 pub fn lifecycle(event: u64, kind: LifecycleKind, effects: Vec<LogEffect>) -> Lifecycle {
@@ -130,46 +127,24 @@ impl Driver {
             0..6 => {
                 let low = applied.max(twin.truncated.index) + 1;
                 let next = twin.last().index + 1;
-                let first_index = if self.prng.one_in(4) {
-                    self.prng.range(low, next + 1).min(next)
-                } else {
-                    next
-                };
+                let first_index = if self.prng.one_in(4) { self.prng.range(low, next + 1).min(next) } else { next };
                 let term = twin.last().term.max(1) + u64::from(first_index != next);
                 let entries = self.random_entries(term);
-                Record::Entries {
-                    region,
-                    peer,
-                    first_index,
-                    entries,
-                }
+                Record::Entries { region, peer, first_index, entries }
             }
             6..9 => {
                 let old = twin.hard_state.unwrap_or_default();
                 let state = HardState {
                     term: old.term + self.prng.below(2),
                     vote: peer.0,
-                    commit: old
-                        .commit
-                        .max(self.prng.range(applied, twin.last().index + 1)),
+                    commit: old.commit.max(self.prng.range(applied, twin.last().index + 1)),
                 };
-                Record::HardState {
-                    region,
-                    peer,
-                    state,
-                }
+                Record::HardState { region, peer, state }
             }
             _ => {
                 let index = self.prng.range(0, applied + 1).max(twin.truncated.index);
-                let term = twin
-                    .entries
-                    .get(&index)
-                    .map_or(twin.truncated.term, |e| e.term);
-                let index = if twin.entries.contains_key(&index) {
-                    index
-                } else {
-                    twin.truncated.index
-                };
+                let term = twin.entries.get(&index).map_or(twin.truncated.term, |e| e.term);
+                let index = if twin.entries.contains_key(&index) { index } else { twin.truncated.index };
                 let at = Position { index, term };
                 Record::Truncated { region, peer, at }
             }
@@ -200,10 +175,7 @@ impl Driver {
         let effects = match newest.peers.get(&region) {
             None => vec![self.random_start(region, HardState::default(), 0)],
             Some(twin) => match self.prng.below(4) {
-                0 => vec![LogEffect::End {
-                    region,
-                    peer: twin.peer,
-                }],
+                0 => vec![LogEffect::End { region, peer: twin.peer }],
                 1 => {
                     // A raft snapshot for the same peer.
                     let hard_state = twin.hard_state.unwrap_or_default();
@@ -213,13 +185,9 @@ impl Driver {
                     }
                     vec![start]
                 }
-                2 => vec![
-                    LogEffect::End {
-                        region,
-                        peer: twin.peer,
-                    },
-                    self.random_start(region, HardState::default(), 0),
-                ],
+                2 => {
+                    vec![LogEffect::End { region, peer: twin.peer }, self.random_start(region, HardState::default(), 0)]
+                }
                 _ => Vec::new(),
             },
         };
@@ -229,18 +197,11 @@ impl Driver {
     fn random_start(&mut self, region: RegionId, old: HardState, above: u64) -> LogEffect {
         let peer = PeerId(self.next_peer);
         self.next_peer += 1;
-        let truncated = Position {
-            index: above + 5 + self.prng.below(5),
-            term: old.term + 5,
-        };
+        let truncated = Position { index: above + 5 + self.prng.below(5), term: old.term + 5 };
         LogEffect::Start {
             region,
             peer,
-            hard_state: HardState {
-                term: truncated.term,
-                vote: 0,
-                commit: truncated.index,
-            },
+            hard_state: HardState { term: truncated.term, vote: 0, commit: truncated.index },
             truncated,
             entries: self.random_entries(truncated.term),
         }
@@ -248,9 +209,7 @@ impl Driver {
 
     fn applied(&self, region: RegionId, peer: PeerId) -> u64 {
         let engine = self.engine.peers.get(&region);
-        engine
-            .filter(|(owner, _)| *owner == peer)
-            .map_or(0, |e| e.1)
+        engine.filter(|(owner, _)| *owner == peer).map_or(0, |e| e.1)
     }
 
     /// The engine flushes some prefix of what is durable in the log.
@@ -264,32 +223,22 @@ impl Driver {
             peers.insert(region, (twin.peer, applied));
         }
         let last_event = self.acknowledged.lifecycle.last_key_value();
-        self.engine = EngineState {
-            peers,
-            last_event: last_event.map_or(self.engine.last_event, |(&event, _)| event),
-        };
+        self.engine = EngineState { peers, last_event: last_event.map_or(self.engine.last_event, |(&event, _)| event) };
         self.report_flush();
     }
 
     fn safe_index(&self, region: RegionId, peer: PeerId, last: u64) -> u64 {
         let replaced = self.appended.iter().filter_map(|record| match record {
-            Record::Entries {
-                region: r,
-                peer: p,
-                first_index,
-                ..
-            } if (*r, *p) == (region, peer) => Some(first_index - 1),
+            Record::Entries { region: r, peer: p, first_index, .. } if (*r, *p) == (region, peer) => {
+                Some(first_index - 1)
+            }
             _ => None,
         });
         replaced.fold(last, u64::min)
     }
 
     pub fn report_flush(&mut self) {
-        let applied = self
-            .engine
-            .peers
-            .iter()
-            .map(|(&region, &(peer, index))| (region, peer, index));
+        let applied = self.engine.peers.iter().map(|(&region, &(peer, index))| (region, peer, index));
         self.log.flushed(applied, self.engine.last_event);
     }
 
@@ -387,12 +336,7 @@ impl Driver {
 
 fn one_by_one(record: &Record) -> Vec<Record> {
     match record {
-        Record::Entries {
-            region,
-            peer,
-            first_index,
-            entries,
-        } if !entries.is_empty() => (*first_index..)
+        Record::Entries { region, peer, first_index, entries } if !entries.is_empty() => (*first_index..)
             .zip(entries)
             .map(|(first_index, entry)| Record::Entries {
                 region: *region,
@@ -409,12 +353,7 @@ pub fn open(
     disk: &FaultyDisk,
     engine: &EngineState,
 ) -> Result<(RaftLog<FaultyDisk>, Recovered), shard::log::OpenError> {
-    block_on(RaftLog::open_on(
-        disk.clone(),
-        SHARD,
-        small_config(),
-        engine,
-    ))
+    block_on(RaftLog::open_on(disk.clone(), SHARD, small_config(), engine))
 }
 
 /// A commit that is expected to need no waiting.

@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::{PeerId, RegionId};
-use shard::log::{
-    Disk, EngineState, HardState, Lifecycle, LogEffect, LogEntry, Position, RaftLog, Record,
-    Recovered,
-};
+use shard::log::{Disk, EngineState, HardState, Lifecycle, LogEffect, LogEntry, Position, RaftLog, Record, Recovered};
 
 use super::block_on;
 
@@ -23,10 +20,7 @@ pub struct TwinPeer {
 impl TwinPeer {
     pub fn last(&self) -> Position {
         let last = self.entries.last_key_value();
-        last.map_or(self.truncated, |(&index, entry)| Position {
-            index,
-            term: entry.term,
-        })
+        last.map_or(self.truncated, |(&index, entry)| Position { index, term: entry.term })
     }
 }
 
@@ -41,10 +35,7 @@ impl Twin {
     fn peer(&mut self, region: RegionId, peer: PeerId) -> &mut TwinPeer {
         let slot = self.peers.entry(region).or_default();
         if slot.peer < peer {
-            *slot = TwinPeer {
-                peer,
-                ..TwinPeer::default()
-            };
+            *slot = TwinPeer { peer, ..TwinPeer::default() };
         }
         assert_eq!(slot.peer, peer, "the tests append no stale records");
         slot
@@ -52,23 +43,13 @@ impl Twin {
 
     pub fn apply(&mut self, record: &Record) {
         match record {
-            Record::HardState {
-                region,
-                peer,
-                state,
-            } => {
+            Record::HardState { region, peer, state } => {
                 self.peer(*region, *peer).hard_state = Some(*state);
             }
-            Record::Entries {
-                region,
-                peer,
-                first_index,
-                entries,
-            } => {
+            Record::Entries { region, peer, first_index, entries } => {
                 let slot = self.peer(*region, *peer);
                 slot.entries.split_off(first_index);
-                slot.entries
-                    .extend((*first_index..).zip(entries.iter().cloned()));
+                slot.entries.extend((*first_index..).zip(entries.iter().cloned()));
             }
             Record::Truncated { region, peer, at } => {
                 let slot = self.peer(*region, *peer);
@@ -77,46 +58,27 @@ impl Twin {
                     slot.entries = slot.entries.split_off(&(at.index + 1));
                 }
             }
-            Record::Damaged {
-                region,
-                peer,
-                damaged,
-            } => {
+            Record::Damaged { region, peer, damaged } => {
                 self.peer(*region, *peer).damaged = *damaged;
             }
             Record::Lifecycle(lifecycle) => {
                 self.lifecycle.insert(lifecycle.event, lifecycle.clone());
-                lifecycle
-                    .effects
-                    .iter()
-                    .for_each(|effect| self.affect(effect));
+                lifecycle.effects.iter().for_each(|effect| self.affect(effect));
             }
         }
     }
 
     fn affect(&mut self, effect: &LogEffect) {
         match effect {
-            LogEffect::Start {
-                region,
-                peer,
-                hard_state,
-                truncated,
-                entries,
-            } => {
+            LogEffect::Start { region, peer, hard_state, truncated, entries } => {
                 let slot = self.peer(*region, *peer);
                 // The tests start a living peer again only with a hard state that is not older.
                 slot.hard_state = Some(*hard_state);
                 slot.truncated = *truncated;
-                slot.entries = (truncated.index + 1..)
-                    .zip(entries.iter().cloned())
-                    .collect();
+                slot.entries = (truncated.index + 1..).zip(entries.iter().cloned()).collect();
             }
             LogEffect::End { region, peer } => {
-                if self
-                    .peers
-                    .get(region)
-                    .is_some_and(|slot| slot.peer <= *peer)
-                {
+                if self.peers.get(region).is_some_and(|slot| slot.peer <= *peer) {
                     self.peers.remove(region);
                 }
             }
@@ -126,29 +88,17 @@ impl Twin {
     /// Says how what was recovered differs from this twin, if it does.
     pub fn difference(&self, recovered: &Recovered, engine: &EngineState) -> Option<String> {
         if !self.peers.keys().eq(recovered.peers.keys()) {
-            return Some(format!(
-                "regions {:?}, recovered {:?}",
-                self.peers.keys(),
-                recovered.peers.keys()
-            ));
+            return Some(format!("regions {:?}, recovered {:?}", self.peers.keys(), recovered.peers.keys()));
         }
         for (region, twin) in &self.peers {
             let found = &recovered.peers[region];
             let engine = engine.peers.get(region);
-            let applied = engine
-                .filter(|(peer, _)| *peer == twin.peer)
-                .map_or(0, |e| e.1);
+            let applied = engine.filter(|(peer, _)| *peer == twin.peer).map_or(0, |e| e.1);
             let last = twin.last().index.max(applied);
-            let hard_state = twin.hard_state.map(|state| HardState {
-                commit: state.commit.max(applied).min(last),
-                ..state
-            });
+            let hard_state =
+                twin.hard_state.map(|state| HardState { commit: state.commit.max(applied).min(last), ..state });
             let first = twin.truncated.index.max(applied) + 1;
-            let entries: Vec<LogEntry> = twin
-                .entries
-                .range(first..)
-                .map(|(_, e)| e.clone())
-                .collect();
+            let entries: Vec<LogEntry> = twin.entries.range(first..).map(|(_, e)| e.clone()).collect();
             let same = found.peer == twin.peer
                 && found.hard_state == hard_state
                 && found.first_index == first
@@ -157,21 +107,12 @@ impl Twin {
                 && found.truncated.index >= twin.truncated.index
                 && found.truncated.index < first;
             if !same {
-                return Some(format!(
-                    "{region:?}: {twin:?}, applied {applied}, recovered {found:?}"
-                ));
+                return Some(format!("{region:?}: {twin:?}, applied {applied}, recovered {found:?}"));
             }
         }
-        let events: Vec<&Lifecycle> = self
-            .lifecycle
-            .range(engine.last_event + 1..)
-            .map(|(_, l)| l)
-            .collect();
+        let events: Vec<&Lifecycle> = self.lifecycle.range(engine.last_event + 1..).map(|(_, l)| l).collect();
         if !events.iter().copied().eq(&recovered.lifecycle) {
-            return Some(format!(
-                "events {events:?}, recovered {:?}",
-                recovered.lifecycle
-            ));
+            return Some(format!("events {events:?}, recovered {:?}", recovered.lifecycle));
         }
         None
     }
@@ -181,14 +122,8 @@ impl Twin {
         for (&region, twin) in &self.peers {
             let summary = log.peer(region).expect("the region is in the log");
             assert_eq!(summary.last, twin.last(), "{region:?}");
-            assert_eq!(
-                log.term(region, summary.last.index),
-                Some(summary.last.term)
-            );
-            assert_eq!(
-                log.term(region, summary.truncated.index),
-                Some(summary.truncated.term)
-            );
+            assert_eq!(log.term(region, summary.last.index), Some(summary.last.term));
+            assert_eq!(log.term(region, summary.truncated.index), Some(summary.truncated.term));
             let (low, high) = (summary.truncated.index + 1, summary.last.index + 1);
             for max_bytes in [usize::MAX, 1] {
                 let read = block_on(log.entries(region, low, high, max_bytes)).expect("readable");

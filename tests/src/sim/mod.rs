@@ -3,8 +3,8 @@
 //! A run is a function of its seed. It ends after at least [`Plan::operations`] operations and [`Plan::duration`] of
 //! virtual time, with a check of every key. Panics name what is wrong; the seed replays it.
 
-mod world;
 mod workload;
+mod world;
 
 use std::time::Duration;
 

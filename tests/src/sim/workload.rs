@@ -70,12 +70,14 @@ impl History {
         for (key, (sure, maybe)) in self.counters.borrow().iter() {
             let held = found.get(key).map_or(0, |value| number(value));
             if held < *sure || held > sure + maybe {
-                return Err(format!("counter {key:?} is {held}, but {sure} raises were acknowledged and {maybe} are in doubt"));
+                return Err(format!(
+                    "counter {key:?} is {held}, but {sure} raises were acknowledged and {maybe} are in doubt"
+                ));
             }
         }
-        let strangers = found.keys().filter(|key| {
-            !self.keys.borrow().contains_key(**key) && !self.counters.borrow().contains_key(**key)
-        });
+        let strangers = found
+            .keys()
+            .filter(|key| !self.keys.borrow().contains_key(**key) && !self.counters.borrow().contains_key(**key));
         match strangers.count() {
             0 => Ok(()),
             strangers => Err(format!("{strangers} keys that nobody wrote")),

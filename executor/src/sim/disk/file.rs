@@ -45,21 +45,13 @@ pub(super) struct File {
 impl File {
     /// A file of zeros.
     pub(super) fn zeroed(len: u64) -> File {
-        File {
-            len,
-            ..File::default()
-        }
+        File { len, ..File::default() }
     }
 
     /// A file that holds `bytes`, all of them durable.
     pub(super) fn holding(bytes: &[u8]) -> File {
         let pages: Pages = (0..).zip(bytes.chunks(PAGE).map(page)).collect();
-        File {
-            len: bytes.len() as u64,
-            current: pages.clone(),
-            durable: pages,
-            ..File::default()
-        }
+        File { len: bytes.len() as u64, current: pages.clone(), durable: pages, ..File::default() }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -102,14 +94,7 @@ impl File {
         let pages = bytes.chunks(PAGE).map(page).collect();
         let first = offset / PAGE as u64;
         self.writes_total += 1;
-        self.under_way.insert(
-            self.writes_total,
-            Write {
-                first,
-                pages,
-                is_orphan: false,
-            },
-        );
+        self.under_way.insert(self.writes_total, Write { first, pages, is_orphan: false });
         self.writes_total
     }
 
@@ -122,9 +107,7 @@ impl File {
         self.completed_total += 1;
         if durable {
             write.apply(&mut self.durable);
-            self.unsynced
-                .iter_mut()
-                .for_each(|(_, older)| older.yield_to(&write));
+            self.unsynced.iter_mut().for_each(|(_, older)| older.yield_to(&write));
             return;
         }
         self.unsynced.push_back((self.completed_total, write));
@@ -149,8 +132,7 @@ impl File {
                 left.push_back((order, write));
             } else {
                 write.apply(&mut self.durable);
-                left.iter_mut()
-                    .for_each(|(_, older)| older.yield_to(&write));
+                left.iter_mut().for_each(|(_, older)| older.yield_to(&write));
             }
         }
         self.unsynced = left;
@@ -174,11 +156,7 @@ impl File {
     /// What is left after the power failed.
     pub(super) fn after_crash(&self, prng: &mut Prng) -> File {
         let mut pages = self.durable.clone();
-        let writes = self
-            .unsynced
-            .iter()
-            .map(|(_, write)| write)
-            .chain(self.under_way.values());
+        let writes = self.unsynced.iter().map(|(_, write)| write).chain(self.under_way.values());
         for write in writes {
             match prng.below(3) {
                 0 => {}
@@ -186,19 +164,14 @@ impl File {
                 _ => write.apply_torn(&mut pages, prng),
             }
         }
-        File {
-            len: self.len,
-            current: pages.clone(),
-            durable: pages,
-            ..File::default()
-        }
+        File { len: self.len, current: pages.clone(), durable: pages, ..File::default() }
     }
 
     /// A hash of the durable bytes.
     pub(super) fn mark(&self) -> u64 {
-        self.durable.iter().fold(self.len, |mark, (number, page)| {
-            hash::fold_bytes(hash::fold(mark, *number), page.as_slice())
-        })
+        self.durable
+            .iter()
+            .fold(self.len, |mark, (number, page)| hash::fold_bytes(hash::fold(mark, *number), page.as_slice()))
     }
 }
 

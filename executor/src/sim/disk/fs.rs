@@ -65,11 +65,7 @@ pub(crate) async fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     core.world.note_bytes(bytes);
     let birth = {
         let mut disk = core.node.disk.borrow_mut();
-        disk.check_room(
-            &path,
-            bytes.len() as u64,
-            core.world.config.disk_capacity_bytes,
-        )?;
+        disk.check_room(&path, bytes.len() as u64, core.world.config.disk_capacity_bytes)?;
         disk.counters.count_write(bytes.len());
         disk.begin_birth(&path, Rc::new(RefCell::new(File::holding(bytes))), true)
     };
@@ -114,11 +110,8 @@ pub(crate) async fn read_dir(path: &Path) -> io::Result<Vec<String>> {
     let path = clean(path);
     begin(move |disk| {
         disk.check_folder(&path)?;
-        let here = disk
-            .below(&path)
-            .filter(|(name, _)| name.parent() == Some(&path));
-        let names =
-            here.filter_map(|(name, _)| Some(name.file_name()?.to_string_lossy().into_owned()));
+        let here = disk.below(&path).filter(|(name, _)| name.parent() == Some(&path));
+        let names = here.filter_map(|(name, _)| Some(name.file_name()?.to_string_lossy().into_owned()));
         let mut names: Vec<String> = names.collect();
         names.sort_unstable();
         Ok(names)
@@ -155,18 +148,10 @@ pub(crate) async fn lock_dir(path: &Path) -> io::Result<SimDirLock> {
         if !disk.names.contains_key(&file) {
             disk.change(&file, Some(Entry::File(Rc::default())));
         }
-        if disk.locks.insert(folder) {
-            Ok(())
-        } else {
-            Err(ErrorKind::WouldBlock.into())
-        }
+        if disk.locks.insert(folder) { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
     })
     .await?;
-    Ok(SimDirLock {
-        node: core.node.clone(),
-        run: core.run,
-        path,
-    })
+    Ok(SimDirLock { node: core.node.clone(), run: core.run, path })
 }
 
 impl Drop for SimDirLock {
@@ -184,11 +169,7 @@ impl Drop for SimDirLock {
 pub(crate) async fn disk_space(_path: &Path) -> io::Result<(u64, u64)> {
     let capacity = context::with(|core| core.world.config.disk_capacity_bytes);
     begin(move |disk| {
-        let free = if disk.is_full {
-            0
-        } else {
-            capacity.saturating_sub(disk.used_bytes())
-        };
+        let free = if disk.is_full { 0 } else { capacity.saturating_sub(disk.used_bytes()) };
         Ok((capacity, free))
     })
     .await
@@ -200,12 +181,7 @@ impl Disk {
             return Ok(());
         }
         let known = self.names.contains_key(path);
-        Err(if known {
-            ErrorKind::NotADirectory
-        } else {
-            ErrorKind::NotFound
-        }
-        .into())
+        Err(if known { ErrorKind::NotADirectory } else { ErrorKind::NotFound }.into())
     }
 }
 

@@ -46,10 +46,7 @@ pub struct SimDisk {
 
 impl SimDisk {
     pub(in crate::sim) fn new(world: &Rc<World>, node: Rc<Node>) -> SimDisk {
-        SimDisk {
-            world: world.clone(),
-            node,
-        }
+        SimDisk { world: world.clone(), node }
     }
 
     /// All files with their lengths, sorted by path.
@@ -64,12 +61,7 @@ impl SimDisk {
 
     /// What a program would read; `None` if there is no such file.
     pub fn bytes(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
-        let file = self
-            .node
-            .disk
-            .borrow()
-            .file(&super::clean(path.as_ref()))
-            .ok()?;
+        let file = self.node.disk.borrow().file(&super::clean(path.as_ref())).ok()?;
         let file = file.borrow();
         Some(file.read(0, file.len() as usize))
     }
@@ -77,13 +69,7 @@ impl SimDisk {
     /// What would be left if the power failed now and every write that is not durable were lost; `None` if the name
     /// itself is not durable.
     pub fn durable_bytes(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
-        match self
-            .node
-            .disk
-            .borrow()
-            .durable_names
-            .get(&super::clean(path.as_ref()))?
-        {
+        match self.node.disk.borrow().durable_names.get(&super::clean(path.as_ref()))? {
             Entry::File(file) => Some(file.borrow().read_durable()),
             Entry::Folder => None,
         }
@@ -100,8 +86,7 @@ impl SimDisk {
         let file = self.node.disk.borrow().file(&super::clean(path.as_ref()));
         self.world.note(Note::Disk, offset);
         self.world.note_bytes(bytes);
-        file.map(|file| file.borrow_mut().corrupt(offset, bytes))
-            .is_ok()
+        file.map(|file| file.borrow_mut().corrupt(offset, bytes)).is_ok()
     }
 
     /// What the disk did so far.

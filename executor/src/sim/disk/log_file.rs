@@ -29,20 +29,14 @@ impl SimLogFile {
     /// # Errors
     /// `AlreadyExists`, `NotFound` for its folder, `StorageFull`, or `InvalidInput` for a length that is no multiple
     /// of 4096.
-    pub(crate) async fn create(
-        path: &Path,
-        len_bytes: u64,
-        sync: LogSync,
-    ) -> io::Result<SimLogFile> {
+    pub(crate) async fn create(path: &Path, len_bytes: u64, sync: LogSync) -> io::Result<SimLogFile> {
         let core = context::current();
         let path = clean(path);
         let file = Rc::new(RefCell::new(File::zeroed(len_bytes)));
         let birth = {
             let mut disk = core.node.disk.borrow_mut();
             disk.check_room(&path, len_bytes, core.world.config.disk_capacity_bytes)?;
-            if disk.names.contains_key(&path)
-                || disk.births.values().any(|birth| birth.path == path)
-            {
+            if disk.names.contains_key(&path) || disk.births.values().any(|birth| birth.path == path) {
                 return Err(ErrorKind::AlreadyExists.into());
             }
             if !len_bytes.is_multiple_of(PAGE as u64) {
@@ -66,12 +60,7 @@ impl SimLogFile {
     }
 
     fn on(core: &Core, file: FileRef, sync: LogSync) -> SimLogFile {
-        SimLogFile {
-            world: core.world.clone(),
-            node: core.node.clone(),
-            file,
-            sync,
-        }
+        SimLogFile { world: core.world.clone(), node: core.node.clone(), file, sync }
     }
 
     /// The usable length.
@@ -97,9 +86,7 @@ impl SimLogFile {
         offset: u64,
         bytes: AlignedBuf,
     ) -> impl Future<Output = io::Result<AlignedBuf>> + 'static {
-        let begun = self
-            .check(offset, bytes.len())
-            .map(|()| self.begin_write(offset, &bytes, false));
+        let begun = self.check(offset, bytes.len()).map(|()| self.begin_write(offset, &bytes, false));
         async move {
             begun?.await?;
             Ok(bytes)
@@ -115,9 +102,7 @@ impl SimLogFile {
         offset: u64,
         bytes: AlignedBuf,
     ) -> impl Future<Output = io::Result<AlignedBuf>> + 'static {
-        let begun = self
-            .check(offset, bytes.len())
-            .map(|()| self.begin_write(offset, &bytes, true));
+        let begun = self.check(offset, bytes.len()).map(|()| self.begin_write(offset, &bytes, true));
         async move {
             begun?.await?;
             Ok(bytes)
@@ -130,10 +115,7 @@ impl SimLogFile {
         context::with(|core| {
             add(&core.metrics.log_writes_total, 1);
             add(&core.metrics.log_bytes_total, bytes.len() as u64);
-            add(
-                &core.metrics.log_durable_total,
-                u64::from(synced || self.sync == LogSync::Dsync),
-            );
+            add(&core.metrics.log_durable_total, u64::from(synced || self.sync == LogSync::Dsync));
         });
         world.note(Note::Write, offset);
         world.note_bytes(bytes.as_slice());
@@ -180,11 +162,7 @@ impl SimLogFile {
     ///
     /// # Errors
     /// `InvalidInput` if the range is not aligned or reaches beyond the file.
-    pub(crate) fn read_at(
-        &self,
-        offset: u64,
-        len: usize,
-    ) -> impl Future<Output = io::Result<AlignedBuf>> + 'static {
+    pub(crate) fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = io::Result<AlignedBuf>> + 'static {
         let mut bytes = AlignedBuf::zeroed(len);
         let checked = self.check(offset, bytes.len());
         let (promise, answer) = promise();

@@ -16,8 +16,9 @@ use super::answer::{Promise, promise};
 use super::config::nanos;
 use super::context;
 use super::node::Node;
+use super::process::Ending;
 use super::timer::Event;
-use super::world::{Ending, Note, World};
+use super::world::{Note, World};
 use base::Prng;
 use file::File;
 use std::cell::RefCell;
@@ -118,12 +119,7 @@ impl Disk {
             Entry::File(file) => file.borrow().len(),
             Entry::Folder => 0,
         });
-        lens.sum::<u64>()
-            + self
-                .births
-                .values()
-                .map(|birth| birth.file.borrow().len())
-                .sum::<u64>()
+        lens.sum::<u64>() + self.births.values().map(|birth| birth.file.borrow().len()).sum::<u64>()
     }
 
     /// Refuses a file of `len` bytes if the disk is full or would be, or if its folder is missing.
@@ -143,14 +139,7 @@ impl Disk {
     fn begin_birth(&mut self, path: &Path, file: FileRef, is_atomic: bool) -> u64 {
         self.births_total += 1;
         let path = path.to_owned();
-        self.births.insert(
-            self.births_total,
-            Birth {
-                path,
-                file,
-                is_atomic,
-            },
-        );
+        self.births.insert(self.births_total, Birth { path, file, is_atomic });
         self.births_total
     }
 
@@ -185,11 +174,7 @@ impl Disk {
     /// file behind, another is cut short.
     fn interrupt_births(&mut self, prng: &mut Prng) {
         for birth in std::mem::take(&mut self.births).into_values() {
-            let Birth {
-                mut path,
-                file,
-                is_atomic,
-            } = birth;
+            let Birth { mut path, file, is_atomic } = birth;
             let whole = file.borrow().len();
             let fate = prng.below(3);
             if fate == 0 || !path.parent().is_some_and(|folder| self.is_folder(folder)) {
@@ -229,9 +214,7 @@ fn clean(path: &Path) -> PathBuf {
 }
 
 /// Has the current node's disk do something after a while, and sync what names it changed before it answers.
-fn begin<T: 'static>(
-    work: impl FnOnce(&mut Disk) -> io::Result<T> + 'static,
-) -> impl Future<Output = io::Result<T>> {
+fn begin<T: 'static>(work: impl FnOnce(&mut Disk) -> io::Result<T> + 'static) -> impl Future<Output = io::Result<T>> {
     let core = context::current();
     let (world, node) = (&core.world, core.node.clone());
     let (promise, answer) = promise();
@@ -292,22 +275,13 @@ impl World {
 
     /// Draws how long a sync takes.
     fn sync_delay(&self, node: &Node) -> u64 {
-        let drawn = self
-            .config
-            .disk_sync
-            .draw(&mut self.chance.disk.borrow_mut());
+        let drawn = self.config.disk_sync.draw(&mut self.chance.disk.borrow_mut());
         drawn + nanos(node.disk.borrow().slow)
     }
 
     /// Lets the disk finish something later. It does so though nobody waits, unless the power fails before.
     fn disk_later(&self, node: &Node, after: u64, done: impl FnOnce(&Rc<World>) + 'static) {
-        self.after(
-            after,
-            Event::Disk {
-                node: node.index,
-                done: Box::new(done),
-            },
-        );
+        self.after(after, Event::Disk { node: node.index, done: Box::new(done) });
     }
 
     /// Brings the disk to what the end of its process leaves of it. Operations under way are not ended by this.

@@ -84,17 +84,13 @@ impl World {
 
     /// Draws how long a segment takes, in nanoseconds.
     pub(super) fn latency(&self, net: &Net, from: usize, to: usize) -> u64 {
-        self.link(net, from, to)
-            .draw(&mut self.chance.net.borrow_mut())
+        self.link(net, from, to).draw(&mut self.chance.net.borrow_mut())
     }
 
     /// Starts the clock of a sender whose segments do not get through, unless it runs.
     pub(super) fn expect_way(&self, net: &mut Net, end: EndKey) {
         if let Some(blockade) = net.conn(end).and_then(|conn| conn.begin_stuck(end.side)) {
-            self.after(
-                nanos(self.config.retransmit_timeout),
-                Event::Stuck(end, blockade),
-            );
+            self.after(nanos(self.config.retransmit_timeout), Event::Stuck(end, blockade));
         }
     }
 }
@@ -107,11 +103,7 @@ fn senders_between(net: &Net, a: usize, b: usize) -> Vec<EndKey> {
         let [first, second] = [conn.ends[0].node, conn.ends[1].node];
         if (first, second) == (a, b) || (first, second) == (b, a) {
             let generation = place.generation;
-            ends.extend([0, 1].map(|side| EndKey {
-                slot,
-                generation,
-                side,
-            }));
+            ends.extend([0, 1].map(|side| EndKey { slot, generation, side }));
         }
     }
     ends

@@ -57,10 +57,7 @@ impl Node {
 impl Net {
     /// Removes all listeners of a node.
     pub(super) fn take_listeners(&mut self, node: usize) -> Vec<Listener> {
-        self.listeners
-            .extract_if((node, 0)..=(node, u16::MAX), |_, _| true)
-            .map(|(_, listener)| listener)
-            .collect()
+        self.listeners.extract_if((node, 0)..=(node, u16::MAX), |_, _| true).map(|(_, listener)| listener).collect()
     }
 }
 
@@ -85,18 +82,9 @@ impl SimListener {
             return Err(ErrorKind::AddrInUse.into());
         }
         world.note(Note::Bind, (node.index as u64) << 16 | u64::from(port));
-        let listener = Listener {
-            ip,
-            backlog: VecDeque::new(),
-            wakers: Vec::new(),
-        };
+        let listener = Listener { ip, backlog: VecDeque::new(), wakers: Vec::new() };
         net.listeners.insert((node.index, port), listener);
-        Ok(SimListener {
-            world: world.clone(),
-            node: node.index,
-            run: core.run,
-            address: SocketAddr::new(ip, port),
-        })
+        Ok(SimListener { world: world.clone(), node: node.index, run: core.run, address: SocketAddr::new(ip, port) })
     }
 
     /// Where it listens, with the port that was picked.
@@ -117,11 +105,7 @@ impl SimListener {
             match listener.backlog.pop_front() {
                 Some(end) => Poll::Ready(end),
                 None => {
-                    if !listener
-                        .wakers
-                        .iter()
-                        .any(|waker| waker.will_wake(cx.waker()))
-                    {
+                    if !listener.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
                         listener.wakers.push(cx.waker().clone());
                     }
                     Poll::Pending
@@ -156,19 +140,11 @@ impl World {
             return Some(from.index);
         }
         let nodes = self.nodes.borrow();
-        nodes
-            .iter()
-            .find(|node| node.ip == address.ip())
-            .map(|node| node.index)
+        nodes.iter().find(|node| node.ip == address.ip()).map(|node| node.index)
     }
 
     /// A connection attempt from `from` reaches the node `to`.
-    pub(super) fn knock(
-        self: &Rc<Self>,
-        from: &Node,
-        to: usize,
-        address: SocketAddr,
-    ) -> io::Result<Knock> {
+    pub(super) fn knock(self: &Rc<Self>, from: &Node, to: usize, address: SocketAddr) -> io::Result<Knock> {
         let mut net = self.net.borrow_mut();
         if net.is_cut(from.index, to) {
             return Ok(Knock::Lost);
@@ -182,16 +158,9 @@ impl World {
             }
             _ => return Ok(Knock::Refused),
         }
-        let ip = if address.ip().is_loopback() {
-            address.ip()
-        } else {
-            from.ip
-        };
+        let ip = if address.ip().is_loopback() { address.ip() } else { from.ip };
         let local = SocketAddr::new(ip, from.free_port(&net)?);
-        let end = net.add(Conn::new([
-            End::new(from.index, local),
-            End::new(to, address),
-        ]));
+        let end = net.add(Conn::new([End::new(from.index, local), End::new(to, address)]));
         let mut wakers = Vec::new();
         if let Some(listener) = net.listeners.get_mut(&(to, address.port())) {
             listener.backlog.push_back(end.other());

@@ -4,6 +4,7 @@ mod conn;
 mod link;
 mod listener;
 mod stream;
+mod traffic;
 
 pub(crate) use listener::SimListener;
 pub(crate) use stream::{SimHandoff, SimStream};
@@ -23,10 +24,7 @@ pub(super) struct EndKey {
 
 impl EndKey {
     fn other(self) -> EndKey {
-        EndKey {
-            side: 1 - self.side,
-            ..self
-        }
+        EndKey { side: 1 - self.side, ..self }
     }
 
     /// What the event hash is told: all but the generation.
@@ -60,27 +58,17 @@ impl Net {
         });
         let place = &mut self.places[slot as usize];
         place.conn = Some(conn);
-        EndKey {
-            slot,
-            generation: place.generation,
-            side: 0,
-        }
+        EndKey { slot, generation: place.generation, side: 0 }
     }
 
     fn conn(&mut self, end: EndKey) -> Option<&mut Conn> {
         let place = &mut self.places[end.slot as usize];
-        if place.generation == end.generation {
-            place.conn.as_mut()
-        } else {
-            None
-        }
+        if place.generation == end.generation { place.conn.as_mut() } else { None }
     }
 
     /// Forgets the connection once neither end is open.
     fn release(&mut self, end: EndKey) {
-        let gone = self
-            .conn(end)
-            .is_some_and(|conn| conn.ends.iter().all(|end| !end.open));
+        let gone = self.conn(end).is_some_and(|conn| conn.ends.iter().all(|end| !end.open));
         if gone {
             let place = &mut self.places[end.slot as usize];
             place.conn = None;
@@ -96,14 +84,7 @@ impl Net {
             for (side, end) in (0..).zip(place.conn.iter().flat_map(|conn| &conn.ends)) {
                 let generation = place.generation;
                 if end.open {
-                    ends.push((
-                        EndKey {
-                            slot,
-                            generation,
-                            side,
-                        },
-                        end.node,
-                    ));
+                    ends.push((EndKey { slot, generation, side }, end.node));
                 }
             }
         }

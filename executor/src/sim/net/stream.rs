@@ -30,10 +30,7 @@ pub(crate) struct SimHandoff {
 
 impl SimStream {
     pub(super) fn new(world: &Rc<World>, end: EndKey) -> SimStream {
-        SimStream {
-            world: world.clone(),
-            end: Some(end),
-        }
+        SimStream { world: world.clone(), end: Some(end) }
     }
 
     /// Connects from the current node.
@@ -48,9 +45,7 @@ impl SimStream {
             delay(world, nanos(world.config.link.latency)).await;
             return Err(ErrorKind::HostUnreachable.into());
         };
-        let deadline = world
-            .now()
-            .saturating_add(nanos(world.config.connect_timeout));
+        let deadline = world.now().saturating_add(nanos(world.config.connect_timeout));
         let mut retry = CONNECT_RETRY_NS;
         loop {
             delay(world, world.way(node.index, to)).await;
@@ -102,17 +97,12 @@ impl SimStream {
 
     /// Gives the end up to be taken by another core of the same node.
     pub(crate) fn into_handoff(mut self) -> SimHandoff {
-        SimHandoff {
-            end: self.end.take(),
-        }
+        SimHandoff { end: self.end.take() }
     }
 
     /// Takes what another core of this node gave up.
     pub(crate) fn from_handoff(mut handoff: SimHandoff) -> SimStream {
-        SimStream {
-            world: context::current().world.clone(),
-            end: handoff.end.take(),
-        }
+        SimStream { world: context::current().world.clone(), end: handoff.end.take() }
     }
 }
 
@@ -124,21 +114,13 @@ impl World {
 }
 
 impl AsyncRead for SimStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.world.read(self.key()?, cx, buf)
     }
 }
 
 impl AsyncWrite for SimStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.world.write(self.key()?, cx, &[IoSlice::new(bytes)])
     }
 

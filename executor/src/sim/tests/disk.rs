@@ -15,20 +15,12 @@ fn filled(byte: u8, len: usize) -> AlignedBuf {
 }
 
 async fn create(sync: LogSync) -> SimLogFile {
-    fs::create_dir_all(Path::new("/data"))
-        .await
-        .expect("there is room");
-    SimLogFile::create(Path::new(LOG), 16 * PAGE as u64, sync)
-        .await
-        .expect("there is room")
+    fs::create_dir_all(Path::new("/data")).await.expect("there is room");
+    SimLogFile::create(Path::new(LOG), 16 * PAGE as u64, sync).await.expect("there is room")
 }
 
 /// Runs `work` on a new node until it stands still, fails the power, and shows the disk.
-fn after_power_loss<F: Future<Output = ()> + 'static>(
-    seed: u64,
-    run: Duration,
-    work: impl FnOnce() -> F,
-) -> SimDisk {
+fn after_power_loss<F: Future<Output = ()> + 'static>(seed: u64, run: Duration, work: impl FnOnce() -> F) -> SimDisk {
     let (sim, nodes) = world(seed, SimConfig::default(), 1);
     sim.spawn_on(nodes[0], work());
     sim.run_for(run);
@@ -39,9 +31,7 @@ fn after_power_loss<F: Future<Output = ()> + 'static>(
 fn log_after(seed: u64, sync: LogSync, synced: bool) -> Vec<u8> {
     let disk = after_power_loss(seed, SECOND, || async move {
         let file = create(sync).await;
-        file.write_at(0, filled(1, PAGE * 2))
-            .await
-            .expect("written");
+        file.write_at(0, filled(1, PAGE * 2)).await.expect("written");
         if synced {
             file.sync().await.expect("synced");
         }
@@ -52,16 +42,8 @@ fn log_after(seed: u64, sync: LogSync, synced: bool) -> Vec<u8> {
 #[test]
 fn synced_writes_survive_every_power_loss() {
     for seed in 0..50 {
-        assert!(
-            log_after(seed, LogSync::Fdatasync, true)
-                .iter()
-                .all(|byte| *byte == 1)
-        );
-        assert!(
-            log_after(seed, LogSync::Dsync, false)
-                .iter()
-                .all(|byte| *byte == 1)
-        );
+        assert!(log_after(seed, LogSync::Fdatasync, true).iter().all(|byte| *byte == 1));
+        assert!(log_after(seed, LogSync::Dsync, false).iter().all(|byte| *byte == 1));
     }
 }
 
@@ -71,16 +53,8 @@ fn unsynced_writes_are_lost_kept_or_torn() {
     for seed in 0..300 {
         let bytes = log_after(seed, LogSync::Fdatasync, false);
         let sectors: Vec<u8> = bytes.chunks(512).map(|sector| sector[0]).collect();
-        assert!(
-            bytes
-                .chunks(512)
-                .zip(&sectors)
-                .all(|(sector, first)| sector.iter().all(|byte| byte == first))
-        );
-        let pages: Vec<BTreeSet<u8>> = sectors
-            .chunks(8)
-            .map(|page| page.iter().copied().collect())
-            .collect();
+        assert!(bytes.chunks(512).zip(&sectors).all(|(sector, first)| sector.iter().all(|byte| byte == first)));
+        let pages: Vec<BTreeSet<u8>> = sectors.chunks(8).map(|page| page.iter().copied().collect()).collect();
         match sectors.iter().filter(|sector| **sector == 1).count() {
             0 => lost += 1,
             16 => kept += 1,
@@ -88,10 +62,7 @@ fn unsynced_writes_are_lost_kept_or_torn() {
             _ => by_sector += 1,
         }
     }
-    assert!(
-        lost > 50 && kept > 50 && by_sector > 10 && by_page > 10,
-        "{lost} {kept} {by_sector} {by_page}"
-    );
+    assert!(lost > 50 && kept > 50 && by_sector > 10 && by_page > 10, "{lost} {kept} {by_sector} {by_page}");
 }
 
 #[test]
@@ -101,15 +72,11 @@ fn each_unsynced_write_has_its_own_fate() {
         let disk = after_power_loss(seed, SECOND, || async {
             let file = create(LogSync::Fdatasync).await;
             for page in 0..3 {
-                file.write_at(page * PAGE as u64, filled(1, PAGE))
-                    .await
-                    .expect("written");
+                file.write_at(page * PAGE as u64, filled(1, PAGE)).await.expect("written");
             }
         });
         let bytes = disk.bytes(LOG).expect("it is there");
-        let fate: Vec<bool> = (0..3)
-            .map(|page| bytes[page * PAGE..][..PAGE].iter().all(|byte| *byte == 1))
-            .collect();
+        let fate: Vec<bool> = (0..3).map(|page| bytes[page * PAGE..][..PAGE].iter().all(|byte| *byte == 1)).collect();
         fates.insert(fate);
     }
     assert_eq!(fates.len(), 8, "later writes survive without earlier ones");
@@ -138,15 +105,9 @@ fn a_durable_write_is_a_write_and_a_sync() {
     for seed in 0..30 {
         let disk = after_power_loss(seed, SECOND, || async {
             let file = create(LogSync::Fdatasync).await;
-            file.write_durable(0, filled(1, PAGE))
-                .await
-                .expect("written and synced");
+            file.write_durable(0, filled(1, PAGE)).await.expect("written and synced");
         });
-        assert!(
-            disk.bytes(LOG).expect("it is there")[..PAGE]
-                .iter()
-                .all(|byte| *byte == 1)
-        );
+        assert!(disk.bytes(LOG).expect("it is there")[..PAGE].iter().all(|byte| *byte == 1));
     }
 }
 
@@ -179,18 +140,12 @@ fn a_killed_process_keeps_what_it_has_written() {
         sim.spawn_on(nodes[0], async {
             let file = create(LogSync::Fdatasync).await;
             drop(file.write_at(0, filled(1, PAGE)));
-            fs::write_atomic(Path::new("/data/id"), b"7")
-                .await
-                .expect("written");
+            fs::write_atomic(Path::new("/data/id"), b"7").await.expect("written");
         });
         let disk = sim.disk(nodes[0]);
         assert!(sim.run_until(SECOND, || disk.counters().writes_total == 2));
         sim.kill_process(nodes[0]);
-        assert!(
-            disk.bytes(LOG).expect("it is there")[..PAGE]
-                .iter()
-                .all(|byte| *byte == 1)
-        );
+        assert!(disk.bytes(LOG).expect("it is there")[..PAGE].iter().all(|byte| *byte == 1));
         let id = disk.bytes("/data/id");
         kept += u32::from(id.is_some());
         assert!(id.is_none_or(|bytes| bytes == b"7"), "all or nothing");
@@ -212,22 +167,12 @@ fn a_failed_sync_makes_nothing_durable_and_neither_does_a_later_one() {
             assert!(file.sync().await.is_err());
             assert!(fs::write_atomic(Path::new("/data/id"), b"7").await.is_err());
             failing.fail_syncs(false);
-            file.sync()
-                .await
-                .expect("the kernel has forgotten the error");
-            file.write_at(PAGE as u64, filled(2, PAGE))
-                .await
-                .expect("written");
+            file.sync().await.expect("the kernel has forgotten the error");
+            file.write_at(PAGE as u64, filled(2, PAGE)).await.expect("written");
             file.sync().await.expect("synced");
         });
         sim.run_for(SECOND);
-        assert_eq!(
-            (
-                disk.counters().sync_failures_total,
-                disk.unsynced_writes(LOG)
-            ),
-            (2, 1)
-        );
+        assert_eq!((disk.counters().sync_failures_total, disk.unsynced_writes(LOG)), (2, 1));
         sim.kill(nodes[0]);
         let bytes = disk.bytes(LOG).expect("it is there");
         assert!(bytes[PAGE..2 * PAGE].iter().all(|byte| *byte == 2));
@@ -245,9 +190,7 @@ fn a_durable_write_over_an_orphan_is_never_undone() {
         let failing = disk.clone();
         sim.spawn_on(nodes[0], async move {
             let file = create(LogSync::Fdatasync).await;
-            file.write_at(0, filled(1, 2 * PAGE))
-                .await
-                .expect("written");
+            file.write_at(0, filled(1, 2 * PAGE)).await.expect("written");
             failing.fail_syncs(true);
             assert!(file.sync().await.is_err());
             failing.fail_syncs(false);
@@ -256,11 +199,7 @@ fn a_durable_write_over_an_orphan_is_never_undone() {
         });
         sim.run_for(SECOND);
         sim.kill(nodes[0]);
-        assert!(
-            disk.bytes(LOG).expect("it is there")[..PAGE]
-                .iter()
-                .all(|byte| *byte == 2)
-        );
+        assert!(disk.bytes(LOG).expect("it is there")[..PAGE].iter().all(|byte| *byte == 2));
     }
 }
 
@@ -276,26 +215,13 @@ fn a_full_disk_refuses_new_files_and_takes_writes_to_old_ones() {
             filling.set_full(true);
             let full = Some(ErrorKind::StorageFull);
             let path = Path::new("/data/other");
-            assert_eq!(
-                SimLogFile::create(path, 4096, LogSync::Dsync)
-                    .await
-                    .err()
-                    .map(|e| e.kind()),
-                full
-            );
-            assert_eq!(
-                fs::write_atomic(path, b"x").await.err().map(|e| e.kind()),
-                full
-            );
+            assert_eq!(SimLogFile::create(path, 4096, LogSync::Dsync).await.err().map(|e| e.kind()), full);
+            assert_eq!(fs::write_atomic(path, b"x").await.err().map(|e| e.kind()), full);
             assert_eq!(fs::create_dir_all(path).await.err().map(|e| e.kind()), full);
             assert_eq!(fs::disk_space(path).await.expect("known").1, 0);
-            file.write_at(0, filled(1, PAGE))
-                .await
-                .expect("it was allocated before");
+            file.write_at(0, filled(1, PAGE)).await.expect("it was allocated before");
             filling.set_full(false);
-            fs::write_atomic(path, b"x")
-                .await
-                .expect("there is room again");
+            fs::write_atomic(path, b"x").await.expect("there is room again");
         },
         SECOND,
     );
@@ -304,30 +230,19 @@ fn a_full_disk_refuses_new_files_and_takes_writes_to_old_ones() {
 
 #[test]
 fn capacity_is_counted_and_given_back() {
-    let config = SimConfig {
-        disk_capacity_bytes: 100_000,
-        ..SimConfig::default()
-    };
+    let config = SimConfig { disk_capacity_bytes: 100_000, ..SimConfig::default() };
     let (sim, nodes) = world(1, config, 1);
     let done = sim.block_on(
         nodes[0],
         async {
             let file = create(LogSync::Dsync).await;
-            assert_eq!(
-                fs::disk_space(Path::new("/")).await.expect("known"),
-                (100_000, 100_000 - 16 * 4096)
-            );
+            assert_eq!(fs::disk_space(Path::new("/")).await.expect("known"), (100_000, 100_000 - 16 * 4096));
             let other = Path::new("/data/other");
             let refused = SimLogFile::create(other, 16 * 4096, LogSync::Dsync).await;
-            assert_eq!(
-                refused.err().map(|error| error.kind()),
-                Some(ErrorKind::StorageFull)
-            );
+            assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::StorageFull));
             drop(file);
             fs::remove_file(Path::new(LOG)).await.expect("there");
-            SimLogFile::create(other, 16 * 4096, LogSync::Dsync)
-                .await
-                .expect("fits now");
+            SimLogFile::create(other, 16 * 4096, LogSync::Dsync).await.expect("fits now");
         },
         SECOND,
     );
@@ -362,33 +277,17 @@ fn names_become_durable_in_order_and_atomic_writes_are_old_or_new() {
         let (sim, nodes) = world(seed, SimConfig::default(), 1);
         let disk = sim.disk(nodes[0]);
         sim.spawn_on(nodes[0], async {
-            fs::create_dir_all(Path::new("/data/a"))
-                .await
-                .expect("room");
-            fs::write_atomic(Path::new("/data/a/id"), b"old")
-                .await
-                .expect("room");
-            fs::create_dir_all(Path::new("/data/b"))
-                .await
-                .expect("room");
-            fs::remove_file(Path::new("/data/a/id"))
-                .await
-                .expect("there");
-            fs::create_dir_all(Path::new("/data/c"))
-                .await
-                .expect("room");
-            fs::write_atomic(Path::new("/data/a/new"), b"new")
-                .await
-                .expect("room");
+            fs::create_dir_all(Path::new("/data/a")).await.expect("room");
+            fs::write_atomic(Path::new("/data/a/id"), b"old").await.expect("room");
+            fs::create_dir_all(Path::new("/data/b")).await.expect("room");
+            fs::remove_file(Path::new("/data/a/id")).await.expect("there");
+            fs::create_dir_all(Path::new("/data/c")).await.expect("room");
+            fs::write_atomic(Path::new("/data/a/new"), b"new").await.expect("room");
         });
         let stop = Duration::from_micros(200 + seed * 15);
         sim.run_for(stop);
         sim.kill(nodes[0]);
-        let files: Vec<String> = disk
-            .files()
-            .iter()
-            .map(|(path, _)| path.display().to_string())
-            .collect();
+        let files: Vec<String> = disk.files().iter().map(|(path, _)| path.display().to_string()).collect();
         if let Some(new) = disk.bytes("/data/a/new") {
             assert_eq!(new, b"new");
         }
@@ -397,22 +296,9 @@ fn names_become_durable_in_order_and_atomic_writes_are_old_or_new() {
         }
         outcomes.insert(files);
     }
-    let has = |names: &[&str]| {
-        outcomes.contains(
-            &names
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect::<Vec<_>>(),
-        )
-    };
-    assert!(
-        has(&[]) && has(&["/data/a/id"]) && has(&["/data/a/new"]),
-        "{outcomes:?}"
-    );
-    assert!(
-        has(&["/data/a/id.tmp"]),
-        "a temporary file may be left: {outcomes:?}"
-    );
+    let has = |names: &[&str]| outcomes.contains(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    assert!(has(&[]) && has(&["/data/a/id"]) && has(&["/data/a/new"]), "{outcomes:?}");
+    assert!(has(&["/data/a/id.tmp"]), "a temporary file may be left: {outcomes:?}");
 }
 
 #[test]
@@ -423,9 +309,7 @@ fn a_name_that_shows_is_durable_only_when_its_operation_has_returned() {
         let disk = sim.disk(nodes[0]);
         let (returned, bumped) = counter();
         sim.spawn_on(nodes[0], async move {
-            fs::write_atomic(Path::new("/id"), b"old")
-                .await
-                .expect("room");
+            fs::write_atomic(Path::new("/id"), b"old").await.expect("room");
             fs::remove_file(Path::new("/id")).await.expect("there");
             bump(&bumped);
         });
@@ -446,19 +330,12 @@ fn a_log_file_that_was_being_created_may_be_missing_short_or_whole() {
     let mut lens = BTreeSet::new();
     for seed in 0..100 {
         let disk = after_power_loss(seed, Duration::from_micros(400 + 20 * seed), || async {
-            fs::write_atomic(Path::new("/first"), b"")
-                .await
-                .expect("room");
-            SimLogFile::create(Path::new("/log"), 8 * 4096, LogSync::Fdatasync)
-                .await
-                .expect("room");
+            fs::write_atomic(Path::new("/first"), b"").await.expect("room");
+            SimLogFile::create(Path::new("/log"), 8 * 4096, LogSync::Fdatasync).await.expect("room");
         });
         lens.insert(disk.bytes("/log").map(|bytes| bytes.len()));
     }
-    assert!(
-        lens.contains(&None) && lens.contains(&Some(8 * 4096)) && lens.len() > 4,
-        "{lens:?}"
-    );
+    assert!(lens.contains(&None) && lens.contains(&Some(8 * 4096)) && lens.len() > 4, "{lens:?}");
 }
 
 #[test]
@@ -471,54 +348,25 @@ fn folders_list_lock_and_go() {
             for name in ["/data/b/x", "/data/a", "/data/b-c"] {
                 fs::create_dir_all(Path::new(name)).await.expect("room");
             }
-            fs::write_atomic(Path::new("/data/b/f"), b"1")
-                .await
-                .expect("room");
+            fs::write_atomic(Path::new("/data/b/f"), b"1").await.expect("room");
             assert_eq!(fs::read_dir(root).await.expect("there"), ["a", "b", "b-c"]);
-            assert_eq!(
-                fs::read_dir(Path::new("/data/b")).await.expect("there"),
-                ["f", "x"]
-            );
-            assert!(
-                fs::exists(Path::new("/data/./b/../a"))
-                    .await
-                    .expect("known")
-            );
+            assert_eq!(fs::read_dir(Path::new("/data/b")).await.expect("there"), ["f", "x"]);
+            assert!(fs::exists(Path::new("/data/./b/../a")).await.expect("known"));
             let lock = fs::lock_dir(Path::new("/data/a")).await.expect("free");
             let again = fs::lock_dir(Path::new("/data/a")).await;
-            assert_eq!(
-                again.err().map(|error| error.kind()),
-                Some(ErrorKind::WouldBlock)
-            );
+            assert_eq!(again.err().map(|error| error.kind()), Some(ErrorKind::WouldBlock));
             drop(lock);
-            drop(
-                fs::lock_dir(Path::new("/data/a"))
-                    .await
-                    .expect("free again"),
-            );
-            fs::remove_dir_all(Path::new("/data/b"))
-                .await
-                .expect("there");
+            drop(fs::lock_dir(Path::new("/data/a")).await.expect("free again"));
+            fs::remove_dir_all(Path::new("/data/b")).await.expect("there");
             assert_eq!(fs::read_dir(root).await.expect("there"), ["a", "b-c"]);
             let gone = fs::read(Path::new("/data/b/f")).await;
-            assert_eq!(
-                gone.err().map(|error| error.kind()),
-                Some(ErrorKind::NotFound)
-            );
-            let twice = SimLogFile::create(Path::new("/data/l"), 4096, LogSync::Dsync)
-                .await
-                .expect("room");
+            assert_eq!(gone.err().map(|error| error.kind()), Some(ErrorKind::NotFound));
+            let twice = SimLogFile::create(Path::new("/data/l"), 4096, LogSync::Dsync).await.expect("room");
             let again = SimLogFile::create(Path::new("/data/l"), 4096, LogSync::Dsync).await;
-            assert_eq!(
-                again.err().map(|error| error.kind()),
-                Some(ErrorKind::AlreadyExists)
-            );
+            assert_eq!(again.err().map(|error| error.kind()), Some(ErrorKind::AlreadyExists));
             for (offset, len) in [(1, 4096), (4096, 4096), (0, 8192), (u64::MAX, 1)] {
                 let refused = twice.write_at(offset, AlignedBuf::zeroed(len)).await;
-                assert_eq!(
-                    refused.err().map(|error| error.kind()),
-                    Some(ErrorKind::InvalidInput)
-                );
+                assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
             }
         },
         SECOND,
@@ -535,11 +383,7 @@ fn locks_end_with_their_process() {
             std::future::pending::<()>().await;
         });
         sim.run_for(SECOND);
-        if kill {
-            sim.kill(nodes[0])
-        } else {
-            sim.kill_process(nodes[0])
-        }
+        if kill { sim.kill(nodes[0]) } else { sim.kill_process(nodes[0]) }
     }
 }
 

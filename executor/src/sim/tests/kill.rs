@@ -16,9 +16,7 @@ fn a_kill_drops_tasks_in_their_context_and_runs_nothing_of_the_node_again() {
             let _guard = OnDrop(move || {
                 assert!(now() > Instant(0), "the clock can be read");
                 drops.borrow_mut().push((core, crate::sim::core()));
-                drop(spawn_local(Class::Raft, async {
-                    unreachable!("nothing starts on a dead node")
-                }));
+                drop(spawn_local(Class::Raft, async { unreachable!("nothing starts on a dead node") }));
                 drop(blocking(Class::Scan, || unreachable!("nor on its helpers")));
             });
             loop {
@@ -33,10 +31,7 @@ fn a_kill_drops_tasks_in_their_context_and_runs_nothing_of_the_node_again() {
     sim.kill(nodes[0]);
     assert!(!crate::sim::active());
     assert!(!sim.running(nodes[0]));
-    assert_eq!(
-        *seen.borrow(),
-        [(CoreId(0), CoreId(0)), (CoreId(1), CoreId(1))]
-    );
+    assert_eq!(*seen.borrow(), [(CoreId(0), CoreId(0)), (CoreId(1), CoreId(1))]);
     let before = ticks.get();
     sim.run_for(SECOND);
     assert_eq!(ticks.get(), before);

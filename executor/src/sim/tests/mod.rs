@@ -1,6 +1,7 @@
 //! Every fault that the simulator offers, and that a seed replays.
 
 mod disk;
+mod facade;
 mod kill;
 mod network;
 mod replay;
@@ -30,9 +31,7 @@ async fn sleep(duration: Duration) {
 /// A world of `count` nodes: 10.0.0.1 and so on.
 fn world(seed: u64, config: SimConfig, count: u8) -> (Sim, Vec<SimNode>) {
     let sim = Sim::new(seed, config);
-    let nodes = (1..=count)
-        .map(|id| sim.add_node(&format!("n{id}"), [10, 0, 0, id].into()))
-        .collect();
+    let nodes = (1..=count).map(|id| sim.add_node(&format!("n{id}"), [10, 0, 0, id].into())).collect();
     (sim, nodes)
 }
 

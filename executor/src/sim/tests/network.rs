@@ -9,9 +9,7 @@ const SERVER: &str = "10.0.0.1:7000";
 
 /// Echoes every connection until its end.
 async fn serve_echo() {
-    let listener = SimListener::bind(address(SERVER))
-        .await
-        .expect("the port is free");
+    let listener = SimListener::bind(address(SERVER)).await.expect("the port is free");
     while let Ok((mut stream, _)) = listener.accept().await {
         drop(spawn_local(Class::Foreground, async move {
             let mut buf = vec![0; 4000];
@@ -32,19 +30,14 @@ fn echo_world(seed: u64, config: SimConfig, count: u8) -> (Sim, Vec<SimNode>) {
 }
 
 async fn connect() -> SimStream {
-    SimStream::connect(address(SERVER))
-        .await
-        .expect("the server listens")
+    SimStream::connect(address(SERVER)).await.expect("the server listens")
 }
 
 /// Sends one byte and waits for it to come back.
 async fn ping(stream: &mut SimStream) -> Result<u8, ErrorKind> {
     stream.write_all(&[7]).await.map_err(|error| error.kind())?;
     let mut byte = [0];
-    stream
-        .read_exact(&mut byte)
-        .await
-        .map_err(|error| error.kind())?;
+    stream.read_exact(&mut byte).await.map_err(|error| error.kind())?;
     Ok(byte[0])
 }
 
@@ -60,7 +53,7 @@ fn bytes_arrive_whole_and_in_order_through_any_chunks_and_windows() {
         let echoed = sim.block_on(
             nodes[1],
             async move {
-                let sent: Vec<u8> = (0..60_000u32).map(|at| (at * 31 >> 3) as u8).collect();
+                let sent: Vec<u8> = (0..60_000u32).map(|at| ((at * 31) >> 3) as u8).collect();
                 let (mut read, mut write) = tokio::io::split(connect().await);
                 let bytes = sent.clone();
                 let writer = spawn_local(Class::Foreground, async move {
@@ -68,9 +61,7 @@ fn bytes_arrive_whole_and_in_order_through_any_chunks_and_windows() {
                     write.shutdown().await.expect("half-closed");
                 });
                 let mut back = Vec::new();
-                read.read_to_end(&mut back)
-                    .await
-                    .expect("the echo ends when we do");
+                read.read_to_end(&mut back).await.expect("the echo ends when we do");
                 writer.await;
                 back == sent
             },
@@ -88,10 +79,7 @@ fn addresses_are_those_of_the_nodes_and_port_0_picks_a_free_one() {
         async {
             let stream = connect().await;
             stream.set_nodelay(true).expect("nothing to set");
-            (
-                stream.local_addr().expect("open"),
-                stream.peer_addr().expect("open"),
-            )
+            (stream.local_addr().expect("open"), stream.peer_addr().expect("open"))
         },
         SECOND,
     );
@@ -102,17 +90,9 @@ fn addresses_are_those_of_the_nodes_and_port_0_picks_a_free_one() {
         nodes[0],
         async {
             let first = SimListener::bind(address("0.0.0.0:0")).await.expect("free");
-            let second = SimListener::bind(address("10.0.0.1:0"))
-                .await
-                .expect("free");
-            let taken = SimListener::bind(address(SERVER))
-                .await
-                .map(drop)
-                .map_err(|error| error.kind());
-            let foreign = SimListener::bind(address("10.0.0.2:1"))
-                .await
-                .map(drop)
-                .map_err(|error| error.kind());
+            let second = SimListener::bind(address("10.0.0.1:0")).await.expect("free");
+            let taken = SimListener::bind(address(SERVER)).await.map(drop).map_err(|error| error.kind());
+            let foreign = SimListener::bind(address("10.0.0.2:1")).await.map(drop).map_err(|error| error.kind());
             let ports = [&first, &second].map(|it| it.local_addr().expect("bound").port());
             (ports, taken, foreign)
         },
@@ -128,22 +108,12 @@ fn addresses_are_those_of_the_nodes_and_port_0_picks_a_free_one() {
 fn connecting_fails_in_its_three_ways() {
     let (sim, nodes) = echo_world(2, SimConfig::default(), 3);
     let attempt = |target: &'static str| {
-        let kind = async move {
-            SimStream::connect(address(target))
-                .await
-                .map(drop)
-                .map_err(|error| error.kind())
-        };
-        sim.block_on(nodes[1], kind, Duration::from_secs(20))
-            .expect("it ends")
+        let kind = async move { SimStream::connect(address(target)).await.map(drop).map_err(|error| error.kind()) };
+        sim.block_on(nodes[1], kind, Duration::from_secs(20)).expect("it ends")
     };
     assert_eq!(attempt(SERVER), Ok(()));
     assert_eq!(attempt("10.0.0.1:7001"), Err(ErrorKind::ConnectionRefused));
-    assert_eq!(
-        attempt("127.0.0.1:7000"),
-        Err(ErrorKind::ConnectionRefused),
-        "loopback is the node itself"
-    );
+    assert_eq!(attempt("127.0.0.1:7000"), Err(ErrorKind::ConnectionRefused), "loopback is the node itself");
     assert_eq!(attempt("10.0.0.9:7000"), Err(ErrorKind::HostUnreachable));
     sim.partition(nodes[0], nodes[1]);
     let begin = sim.now();
@@ -159,9 +129,7 @@ fn connecting_fails_in_its_three_ways() {
 fn a_loopback_listener_is_for_its_own_node() {
     let (sim, nodes) = world(2, SimConfig::default(), 2);
     sim.spawn_on(nodes[0], async {
-        let listener = SimListener::bind(address("127.0.0.1:9"))
-            .await
-            .expect("free");
+        let listener = SimListener::bind(address("127.0.0.1:9")).await.expect("free");
         loop {
             drop(listener.accept().await);
         }
@@ -204,9 +172,7 @@ fn a_partition_holds_bytes_until_it_heals() {
 #[test]
 fn a_one_way_partition_blocks_one_way() {
     let (sim, nodes) = echo_world(4, SimConfig::default(), 2);
-    let stream = sim
-        .block_on(nodes[1], connect(), SECOND)
-        .expect("connected");
+    let stream = sim.block_on(nodes[1], connect(), SECOND).expect("connected");
     let (sent, received) = tokio::io::split(stream);
     let got = Rc::new(RefCell::new(Vec::new()));
     let (mut reader, seen) = (sent, got.clone());
@@ -247,10 +213,7 @@ fn a_long_partition_ends_the_senders_connection_and_later_the_peers() {
     sim.run_for(Duration::from_secs(14));
     assert!(outcome.get().is_none());
     sim.run_for(Duration::from_secs(3));
-    assert_eq!(
-        outcome.get().map(|(result, _)| result),
-        Some(Err(ErrorKind::TimedOut))
-    );
+    assert_eq!(outcome.get().map(|(result, _)| result), Some(Err(ErrorKind::TimedOut)));
 }
 
 #[test]
@@ -262,9 +225,7 @@ fn a_killed_peer_resets_the_connection_and_a_partitioned_one_is_silent() {
         sim.spawn_on(nodes[1], async move {
             let mut stream = connect().await;
             let mut byte = [0];
-            seen.set(Some(
-                stream.read(&mut byte).await.map_err(|error| error.kind()),
-            ));
+            seen.set(Some(stream.read(&mut byte).await.map_err(|error| error.kind())));
         });
         sim.run_for(millis(10));
         if silent {
@@ -319,10 +280,7 @@ fn a_paused_peer_is_silent_and_answers_afterwards() {
 #[test]
 fn links_reset_connections_at_their_rate() {
     let (sim, nodes) = echo_world(9, SimConfig::default(), 2);
-    let link = Link {
-        reset_rate: 0.05,
-        ..SimConfig::default().link
-    };
+    let link = Link { reset_rate: 0.05, ..SimConfig::default().link };
     sim.set_link(nodes[0], nodes[1], link);
     let resets = sim.block_on(
         nodes[1],
@@ -341,20 +299,13 @@ fn links_reset_connections_at_their_rate() {
         Duration::from_secs(60),
     );
     let resets = resets.expect("it ends");
-    assert!(
-        (50..200).contains(&resets),
-        "{resets} of 1000 round trips at 5% each way"
-    );
+    assert!((50..200).contains(&resets), "{resets} of 1000 round trips at 5% each way");
 }
 
 #[test]
 fn latency_is_what_the_link_says() {
     let (sim, nodes) = echo_world(10, SimConfig::default(), 2);
-    let link = Link {
-        latency: millis(40),
-        jitter: millis(5),
-        reset_rate: 0.0,
-    };
+    let link = Link { latency: millis(40), jitter: millis(5), reset_rate: 0.0 };
     sim.set_link(nodes[0], nodes[1], link);
     let trips = sim.block_on(
         nodes[1],
@@ -377,11 +328,7 @@ fn latency_is_what_the_link_says() {
 
 #[test]
 fn a_full_window_makes_the_writer_wait() {
-    let config = SimConfig {
-        window_bytes: 1000,
-        short_io_one_in: 0,
-        ..SimConfig::default()
-    };
+    let config = SimConfig { window_bytes: 1000, short_io_one_in: 0, ..SimConfig::default() };
     let (sim, nodes) = world(11, config, 2);
     let kept = Rc::new(RefCell::new(None));
     let keep = kept.clone();
@@ -400,17 +347,9 @@ fn a_full_window_makes_the_writer_wait() {
     sim.run_for(SECOND);
     assert_eq!(written.get(), 10);
     let mut stream = kept.take().expect("accepted");
-    let stream = sim.block_on(
-        nodes[0],
-        async move { stream.read_exact(&mut [0; 250]).await.map(|_| stream) },
-        SECOND,
-    );
+    let stream = sim.block_on(nodes[0], async move { stream.read_exact(&mut [0; 250]).await.map(|_| stream) }, SECOND);
     sim.run_for(SECOND);
-    assert_eq!(
-        written.get(),
-        13,
-        "as much again as was read, in writes of 100 and 50 bytes"
-    );
+    assert_eq!(written.get(), 13, "as much again as was read, in writes of 100 and 50 bytes");
     drop(stream);
 }
 
@@ -436,11 +375,7 @@ fn closing_with_unread_bytes_resets_and_without_ends_the_stream() {
             },
             SECOND,
         );
-        let expected = if unread {
-            Err(ErrorKind::ConnectionReset)
-        } else {
-            Ok(0)
-        };
+        let expected = if unread { Err(ErrorKind::ConnectionReset) } else { Ok(0) };
         assert_eq!(end, Some(expected));
     }
 }
@@ -457,15 +392,13 @@ fn a_stream_is_handed_from_core_to_core() {
                 let listener = SimListener::bind(address(SERVER)).await.expect("free");
                 let (mut stream, _) = listener.accept().await.expect("one comes");
                 stream.write_all(b"0").await.expect("sent");
-                place
-                    .lock()
-                    .expect("not poisoned")
-                    .push(stream.into_handoff());
+                place.lock().expect("not poisoned").push(stream.into_handoff());
                 return std::future::pending().await;
             }
             loop {
                 sleep(millis(1)).await;
-                if let Some(handoff) = place.lock().expect("not poisoned").pop() {
+                let handoff = place.lock().expect("not poisoned").pop();
+                if let Some(handoff) = handoff {
                     let mut stream = SimStream::from_handoff(handoff);
                     stream.write_all(b"1").await.expect("sent");
                 }
@@ -475,25 +408,15 @@ fn a_stream_is_handed_from_core_to_core() {
     sim.run_for(millis(1));
     let all = async {
         let mut all = Vec::new();
-        connect()
-            .await
-            .read_to_end(&mut all)
-            .await
-            .expect("closed in the end");
+        connect().await.read_to_end(&mut all).await.expect("closed in the end");
         all
     };
-    assert_eq!(
-        sim.block_on(nodes[1], all, SECOND).as_deref(),
-        Some(&b"01"[..])
-    );
+    assert_eq!(sim.block_on(nodes[1], all, SECOND).as_deref(), Some(&b"01"[..]));
 }
 
 #[test]
 fn a_full_backlog_makes_clients_try_again() {
-    let config = SimConfig {
-        backlog: 2,
-        ..SimConfig::default()
-    };
+    let config = SimConfig { backlog: 2, ..SimConfig::default() };
     let (sim, nodes) = world(14, config, 2);
     sim.spawn_on(nodes[0], async {
         let listener = SimListener::bind(address(SERVER)).await.expect("free");

@@ -1,7 +1,5 @@
 use super::*;
-use crate::sim::{
-    SimListener, SimLogFile, SimStream, blocking, fs, shutdown_signal, spawn_local, with_rng,
-};
+use crate::sim::{SimListener, SimLogFile, SimStream, blocking, fs, shutdown_signal, spawn_local, with_rng};
 use crate::{AlignedBuf, Class, LocalFuture, LogSync};
 use base::{CoreId, Prng};
 use std::io;
@@ -87,10 +85,7 @@ fn run(seed: u64) -> u64 {
     for _ in 0..100 {
         sim.run_for(millis(prng.below(200)));
         let node = nodes[prng.below(3) as usize];
-        let other = nodes[(prng.below(2) as usize
-            + nodes.iter().position(|it| *it == node).expect("known")
-            + 1)
-            % 3];
+        let other = nodes[(prng.below(2) as usize + nodes.iter().position(|it| *it == node).expect("known") + 1) % 3];
         match prng.below(10) {
             0 if sim.running(node) => sim.kill(node),
             1 if sim.running(node) => sim.kill_process(node),
@@ -136,9 +131,7 @@ fn a_trace_tells_of_every_event() {
     };
     let lines = trace(5);
     assert!(lines.len() > 100);
-    for kind in [
-        "Start", "Spawn", "Poll", "Timer", "Disk", "Blocking", "Bind",
-    ] {
+    for kind in ["Start", "Spawn", "Poll", "Timer", "Disk", "Blocking", "Bind"] {
         assert!(lines.iter().any(|line| line.contains(kind)), "{kind}");
     }
     assert_eq!(lines, trace(5));
@@ -153,11 +146,7 @@ fn the_same_seed_replays_in_another_process() {
     }
     let child = |seed: u64| {
         let output = std::process::Command::new(std::env::current_exe().expect("this program"))
-            .args([
-                "sim::tests::replay::the_same_seed_replays_in_another_process",
-                "--exact",
-                "--nocapture",
-            ])
+            .args(["sim::tests::replay::the_same_seed_replays_in_another_process", "--exact", "--nocapture"])
             .env(SEED, seed.to_string())
             .output()
             .expect("the child runs");

@@ -15,10 +15,7 @@ fn a_sleep_lasts_as_long_as_it_says_and_costs_no_real_time() {
         Duration::from_secs(100_000),
     );
     let took = took.expect("the sleep ends");
-    assert!(
-        took >= Duration::from_secs(86_400) && took < Duration::from_secs(86_401),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_secs(86_400) && took < Duration::from_secs(86_401), "{took:?}");
 }
 
 #[test]
@@ -35,10 +32,7 @@ fn a_dropped_sleep_leaves_no_timer() {
     );
     let steps = sim.steps();
     sim.run_for(Duration::from_secs(100));
-    assert!(
-        sim.steps() <= steps + 2,
-        "only the cancelled task's last turn"
-    );
+    assert!(sim.steps() <= steps + 2, "only the cancelled task's last turn");
 }
 
 #[test]
@@ -99,24 +93,15 @@ fn a_paused_node_executes_nothing_while_its_clock_runs() {
     sim.run_for(millis(990));
     assert_eq!(ticks.0.get(), 10, "nothing runs");
     sim.run_for(millis(20));
-    assert!(
-        (11..=13).contains(&ticks.0.get()),
-        "runs again, with one late tick: {}",
-        ticks.0.get()
-    );
-    assert!(
-        shown.get().since(before) >= millis(990),
-        "its clock went on"
-    );
+    assert!((11..=13).contains(&ticks.0.get()), "runs again, with one late tick: {}", ticks.0.get());
+    assert!(shown.get().since(before) >= millis(990), "its clock went on");
 }
 
 #[test]
 fn helpers_of_a_paused_node_pause_too() {
     let (sim, nodes) = world(4, SimConfig::default(), 1);
     let (ran, bumped) = counter();
-    sim.spawn_on(nodes[0], async move {
-        crate::sim::blocking(Class::Scan, move || bump(&bumped)).await
-    });
+    sim.spawn_on(nodes[0], async move { crate::sim::blocking(Class::Scan, move || bump(&bumped)).await });
     sim.run_for(Duration::from_micros(5));
     sim.pause(nodes[0], SECOND);
     sim.run_for(millis(900));
@@ -171,10 +156,7 @@ fn a_busy_loop_is_found() {
 #[test]
 #[should_panic(expected = "busy loop")]
 fn a_busy_loop_is_found_though_polls_take_no_time() {
-    let config = SimConfig {
-        poll_ns: (0, 0),
-        ..SimConfig::default()
-    };
+    let config = SimConfig { poll_ns: (0, 0), ..SimConfig::default() };
     let (sim, nodes) = world(6, config, 1);
     sim.spawn_on(nodes[0], async {
         loop {

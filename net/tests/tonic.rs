@@ -1,0 +1,374 @@
+//! The server against an independent client, on every kind of I/O.
+
+#[path = "common/client.rs"]
+mod client;
+mod common;
+
+use bytes::Bytes;
+use client::{Client, block_on, with};
+use common::{TestServer, kinds};
+use net::ServerConfig;
+use std::time::Duration;
+use tokio_stream::StreamExt;
+use tonic::codec::CompressionEncoding;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Endpoint;
+use tonic::{Code, Request};
+
+/// Runs `test` once per kind of I/O.
+fn on_each(config: ServerConfig, test: impl AsyncFn(&TestServer, Client)) {
+    for io in kinds() {
+        let server = TestServer::start(io, config.clone());
+        block_on(async {
+            let client = Client::connect(server.address).await;
+            test(&server, client).await;
+        });
+    }
+}
+
+#[test]
+fn unary_calls_of_all_sizes_come_back() {
+    on_each(ServerConfig::default(), async |server, client| {
+        for size in [0, 1, 1000, 16_379, 16_384, 100_000, 3 << 20] {
+            let message = Bytes::from(vec![size as u8; size]);
+            assert_eq!(client.call("/test.Test/Echo", message.clone()).await.expect("an answer"), message);
+        }
+        assert_eq!(server.metric("requests_total"), 7);
+        assert_eq!(server.metric("errors_total"), 0);
+        server.wait_for("streams", |open| open == 0);
+        server.wait_for("inbound_bytes", |bytes| bytes == 0);
+        server.wait_for("outbound_bytes", |bytes| bytes == 0);
+    });
+}
+
+#[test]
+fn a_message_of_64_mib_goes_both_ways() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let message = Bytes::from((0..64u32 << 20).map(|i| (i % 251) as u8).collect::<Vec<_>>());
+        let back = client.call("/test.Test/Echo", message.clone()).await.expect("an answer");
+        assert!(back == message);
+        server.wait_for("inbound_bytes", |bytes| bytes == 0);
+        server.wait_for("outbound_bytes", |bytes| bytes == 0);
+    });
+}
+
+#[test]
+fn a_message_over_the_limit_is_refused_and_the_connection_goes_on() {
+    let config = ServerConfig { message_bytes_max: 1 << 20, ..ServerConfig::default() };
+    on_each(config, async |_, client| {
+        let error = client.call("/test.Test/Echo", vec![0; 5 << 20]).await.expect_err("too large");
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        client.call("/test.Test/Echo", vec![0; 1 << 20]).await.expect("within the limit");
+    });
+}
+
+#[test]
+fn statuses_and_their_messages_arrive() {
+    on_each(ServerConfig::default(), async |server, client| {
+        for code in 1..=16 {
+            let mut request = with(&[("code", &code.to_string())], "");
+            let text = "50% größer\nzweite Zeile";
+            request.metadata_mut().insert(
+                "message",
+                MetadataValue::try_from(text.as_bytes()).unwrap_or_else(|_| "plain".parse().expect("ASCII")),
+            );
+            let error = client.unary("/test.Test/Fail", request).await.expect_err("it fails");
+            assert_eq!(error.code() as i32, code);
+            assert!(!error.message().is_empty());
+        }
+        assert_eq!(server.metric("errors_total"), 16);
+    });
+}
+
+#[test]
+fn unknown_services_methods_and_paths_are_unimplemented() {
+    on_each(ServerConfig::default(), async |_, client| {
+        for path in ["/test.Test/None", "/no.Such/Echo", "/test.Test", "/"] {
+            let error = client.call(path, "x").await.expect_err("nobody serves it");
+            assert_eq!(error.code(), Code::Unimplemented, "{path}");
+        }
+        // A large body that nobody reads does not disturb the connection.
+        let error = client.call("/no.Such/Echo", vec![0; 10 << 20]).await.expect_err("nobody serves it");
+        assert_eq!(error.code(), Code::Unimplemented);
+        client.call("/test.Test/Echo", "still here").await.expect("an answer");
+    });
+}
+
+#[test]
+fn metadata_peer_and_deadline_reach_the_handler() {
+    on_each(ServerConfig::default(), async |_, client| {
+        let mut request = with(&[("tikv-forwarded-host", "127.0.0.1:1")], "");
+        request.metadata_mut().insert_bin("trace-bin", MetadataValue::from_bytes(&[0, 255, 7]));
+        request.set_timeout(Duration::from_secs(5));
+        let text = client.unary("/test.Test/Describe", request).await.expect("an answer").into_inner();
+        let host = format!("tikv-forwarded-host={:?}", b"127.0.0.1:1");
+        let expected = format!("{host}\ntrace-bin=[0, 255, 7]\npeer=true\ndeadline=true");
+        assert_eq!(String::from_utf8_lossy(&text), expected);
+    });
+}
+
+#[test]
+fn a_deadline_ends_the_handler_and_answers() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let mut request = with(&[("millis", "60000")], "x");
+        // The header alone, without tonic's own clock, so that the answer is the server's.
+        request.metadata_mut().insert("grpc-timeout", "50m".parse().expect("ASCII"));
+        let error = client.unary("/test.Test/Sleep", request).await.expect_err("too late");
+        assert_eq!(error.code(), Code::DeadlineExceeded);
+        assert_eq!(error.message(), "the deadline passed while the call was handled");
+        assert_eq!(server.seen.dropped(), 1, "the handler was dropped");
+        assert_eq!(server.metric("deadlines_total"), 1);
+
+        let mut stream = with(&[], "x");
+        stream.metadata_mut().insert("grpc-timeout", "50m".parse().expect("ASCII"));
+        let stream = stream.map(|message| tokio_stream::once(message).chain(tokio_stream::pending()));
+        let mut answers = client.bidi("/test.Test/Bidi", stream).await.expect("headers");
+        assert_eq!(answers.message().await.expect("an answer"), Some(Bytes::from("x")));
+        assert_eq!(answers.message().await.expect_err("too late").code(), Code::DeadlineExceeded);
+    });
+}
+
+#[test]
+fn malformed_and_zero_timeouts_are_told() {
+    on_each(ServerConfig::default(), async |server, client| {
+        for (value, code) in [("5x", Code::Internal), ("0m", Code::DeadlineExceeded)] {
+            let request = with(&[("grpc-timeout", value)], "x");
+            let error = client.unary("/test.Test/Echo", request).await.expect_err(value);
+            assert_eq!(error.code(), code, "{value}: {error}");
+        }
+        assert_eq!(server.seen.begun(), 0);
+    });
+}
+
+#[test]
+fn a_cancelled_call_drops_its_handler() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let call = client.unary("/test.Test/Sleep", with(&[("millis", "60000")], "x"));
+        tokio::time::timeout(Duration::from_millis(100), call).await.expect_err("it sleeps");
+        let answers = client.bidi("/test.Test/Bidi", tokio_stream::pending()).await.expect("headers");
+        drop(answers);
+        server.wait_for("cancelled_total", |count| count == 2);
+        assert_eq!(server.seen.dropped(), 2);
+        assert_eq!(server.metric("streams"), 0);
+    });
+}
+
+#[test]
+fn a_lost_connection_drops_its_handlers() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let other = Client::connect(server.address).await;
+        let call = tokio::spawn(async move {
+            let _ = other.unary("/test.Test/Sleep", with(&[("millis", "60000")], "x")).await;
+        });
+        server.wait_for("streams", |open| open == 1);
+        call.abort();
+        let _ = call.await;
+        server.wait_for("connections", |open| open == 1);
+        assert_eq!(server.seen.dropped(), 1);
+        client.call("/test.Test/Echo", "x").await.expect("an answer");
+    });
+}
+
+#[test]
+fn streams_of_each_shape() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let request = with(&[("messages", "1000"), ("bytes", "3000")], "");
+        let mut answers = client.server_stream("/test.Test/Count", request).await.expect("headers");
+        for i in 0..1000u32 {
+            let message = answers.message().await.expect("a message").expect("not the end");
+            assert_eq!(message, vec![i as u8; 3000]);
+        }
+        assert_eq!(answers.message().await.expect("the end"), None);
+
+        let requests: Vec<Bytes> = (0..500usize).map(|i| Bytes::from(vec![1; i])).collect();
+        let sum = client.client_stream("/test.Test/Sum", Request::new(tokio_stream::iter(requests))).await;
+        assert_eq!(sum.expect("an answer"), (0..500).sum::<usize>().to_string());
+
+        let requests: Vec<Bytes> = (0..500usize).map(|i| Bytes::from(vec![2; i * 10])).collect();
+        let mut answers = client.bidi("/test.Test/Bidi", tokio_stream::iter(requests.clone())).await.expect("headers");
+        for request in requests {
+            assert_eq!(answers.message().await.expect("a message"), Some(request));
+        }
+        assert_eq!(answers.message().await.expect("the end"), None);
+        server.wait_for("streams", |open| open == 0);
+    });
+}
+
+#[test]
+fn one_request_then_half_close_gets_one_answer() {
+    // How client-java asks for timestamps.
+    on_each(ServerConfig::default(), async |_, client| {
+        let mut answers =
+            client.bidi("/basalt.Echo/Stream", tokio_stream::once(Bytes::from("tso"))).await.expect("headers");
+        assert_eq!(answers.message().await.expect("a message"), Some(Bytes::from("tso")));
+        assert_eq!(answers.message().await.expect("the end"), None);
+    });
+}
+
+#[test]
+fn a_stream_may_end_with_an_error_after_answers() {
+    on_each(ServerConfig::default(), async |_, client| {
+        let requests = tokio_stream::iter((0..3).map(|_| Bytes::from("x"))).chain(tokio_stream::pending());
+        let mut request = Request::new(requests);
+        request.metadata_mut().insert("end-after", "3".parse().expect("ASCII"));
+        let mut answers = client.bidi("/test.Test/Bidi", request).await.expect("headers");
+        for _ in 0..3 {
+            answers.message().await.expect("a message").expect("not the end");
+        }
+        let error = answers.message().await.expect_err("the handler gave up");
+        assert_eq!((error.code(), error.message()), (Code::Aborted, "enough"));
+    });
+}
+
+#[test]
+fn gzip_is_read_always_and_written_if_asked() {
+    for gzip in [false, true] {
+        on_each(ServerConfig { gzip, ..ServerConfig::default() }, async |server, client| {
+            let plain = client.clone();
+            let mut packed = client;
+            packed.0 = packed.0.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
+            for size in [10, 5_000, 5 << 20] {
+                let message = Bytes::from((0..size).map(|i| (i % 13) as u8).collect::<Vec<_>>());
+                let before = server.metric("sent_bytes_total");
+                assert_eq!(packed.call("/test.Test/Echo", message.clone()).await.expect("an answer"), message);
+                let sent = server.metric("sent_bytes_total") - before;
+                assert_eq!(sent < size as u64 / 2, gzip && size > 1000, "{sent} bytes sent for {size}");
+                assert_eq!(plain.call("/test.Test/Echo", message.clone()).await.expect("an answer"), message);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_gzip_bomb_is_stopped_and_an_unknown_encoding_refused() {
+    let config = ServerConfig { message_bytes_max: 1 << 20, ..ServerConfig::default() };
+    on_each(config, async |server, mut client| {
+        let error =
+            client.unary("/test.Test/Echo", with(&[("grpc-encoding", "snappy")], "x")).await.expect_err("unknown");
+        assert_eq!(error.code(), Code::Unimplemented);
+        let offered = error.metadata().get("grpc-accept-encoding").map(|value| value.as_bytes().to_vec());
+        assert_eq!(offered.as_deref(), Some(&b"identity,gzip"[..]));
+        client.0 = client.0.send_compressed(CompressionEncoding::Gzip);
+        let error = client.call("/test.Test/Echo", vec![0; 64 << 20]).await.expect_err("too large");
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        server.wait_for("inbound_bytes", |bytes| bytes == 0);
+    });
+}
+
+#[test]
+fn a_thousand_calls_at_once_share_socket_writes() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let before = server.metric("socket_writes_total");
+        let calls: Vec<_> = (0..5000u32)
+            .map(|i| {
+                let client = client.clone();
+                tokio::spawn(async move { client.call("/test.Test/Echo", i.to_be_bytes().to_vec()).await })
+            })
+            .collect();
+        for (i, call) in calls.into_iter().enumerate() {
+            let answer = call.await.expect("no panic").expect("an answer");
+            assert_eq!(answer, (i as u32).to_be_bytes().to_vec());
+        }
+        let writes = server.metric("socket_writes_total") - before;
+        assert!(writes < 2500, "{writes} writes for 5000 answers");
+        server.wait_for("streams", |open| open == 0);
+    });
+}
+
+#[test]
+fn sleeping_calls_do_not_hold_up_others() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let sleeping: Vec<_> = (0..200)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "300")], "x")).await })
+            })
+            .collect();
+        server.wait_for("streams", |open| open == 200);
+        client.call("/test.Test/Echo", "x").await.expect("an answer");
+        assert!(server.metric("streams") > 0, "the echo was answered before the sleepers");
+        for call in sleeping {
+            call.await.expect("no panic").expect("an answer");
+        }
+    });
+}
+
+#[test]
+fn more_calls_than_the_core_takes_are_refused() {
+    let config = ServerConfig { calls_max: 10, ..ServerConfig::default() };
+    on_each(config, async |server, client| {
+        let sleeping: Vec<_> = (0..10)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "500")], "x")).await })
+            })
+            .collect();
+        server.wait_for("streams", |open| open == 10);
+        let error = client.call("/test.Test/Echo", "x").await.expect_err("one too many");
+        assert_eq!(error.code(), Code::ResourceExhausted);
+        for call in sleeping {
+            call.await.expect("no panic").expect("an answer");
+        }
+        client.call("/test.Test/Echo", "x").await.expect("room again");
+    });
+}
+
+#[test]
+fn more_connections_than_the_core_takes_are_told_to_go_away() {
+    let config = ServerConfig { connections_max: 1, ..ServerConfig::default() };
+    on_each(config, async |server, client| {
+        client.call("/test.Test/Echo", "x").await.expect("an answer");
+        let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
+        let channel = endpoint.connect_lazy();
+        let other = Client(tonic::client::Grpc::new(channel));
+        let error = other.call("/test.Test/Echo", "x").await.expect_err("one too many");
+        assert!(matches!(error.code(), Code::Unavailable | Code::Unknown | Code::ResourceExhausted), "{error}");
+        assert!(server.metric("connections_refused_total") >= 1);
+        client.call("/test.Test/Echo", "x").await.expect("the first goes on");
+    });
+}
+
+#[test]
+fn a_draining_server_finishes_what_it_has() {
+    on_each(ServerConfig::default(), async |server, client| {
+        let sleeping = {
+            let client = client.clone();
+            tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "300")], "x")).await })
+        };
+        server.wait_for("streams", |open| open == 1);
+        server.drain();
+        sleeping.await.expect("no panic").expect("it was begun before");
+        server.wait_for("connections", |open| open == 0);
+    });
+}
+
+#[test]
+fn health_is_answered() {
+    on_each(ServerConfig::default(), async |_, client| {
+        // HealthCheckResponse { status: SERVING }
+        let answer = client.call("/grpc.health.v1.Health/Check", "").await.expect("an answer");
+        assert_eq!(answer, vec![8, 1]);
+        let unknown = client.call("/grpc.health.v1.Health/Check", vec![10, 1, b'x']).await.expect_err("unknown");
+        assert_eq!(unknown.code(), Code::NotFound);
+        let mut watch =
+            client.server_stream("/grpc.health.v1.Health/Watch", Request::new(Bytes::new())).await.expect("headers");
+        assert_eq!(watch.message().await.expect("a message"), Some(Bytes::from(vec![8, 1])));
+    });
+}
+
+#[test]
+fn idle_clients_may_ping_as_they_like() {
+    on_each(ServerConfig::default(), async |server, _| {
+        let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
+        let endpoint = endpoint
+            .http2_keep_alive_interval(Duration::from_millis(5))
+            .keep_alive_timeout(Duration::from_secs(3))
+            .keep_alive_while_idle(true);
+        let client = Client::over(endpoint).await;
+        client.call("/test.Test/Echo", "x").await.expect("an answer");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        client.call("/test.Test/Echo", "x").await.expect("an answer");
+        assert_eq!(server.metric("connections_total"), 2);
+        assert_eq!(server.metric("floods_total"), 0);
+    });
+}
