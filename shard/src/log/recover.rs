@@ -230,9 +230,15 @@ mod tests {
     }
 
     #[test]
-    fn a_block_in_the_wrong_place_does_not_follow() {
-        let wrong: [fn(&mut Seen); 3] =
-            [|seen| seen.header.unit = 3, |seen| seen.file = 9, |seen| seen.header.segment = 9];
+    fn a_block_in_the_wrong_place_or_of_another_history_does_not_follow() {
+        let wrong: [fn(&mut Seen); 6] = [
+            |seen| seen.header.unit = 3,
+            |seen| seen.file = 9,
+            |seen| seen.header.segment = 9,
+            |seen| seen.header.previous ^= 1,
+            |seen| seen.header.incarnation = 0,
+            |seen| seen.header.sequence = 4,
+        ];
         for change in wrong {
             let mut blocks = chain(3, 1);
             change(&mut blocks[2]);
