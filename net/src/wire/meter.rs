@@ -30,11 +30,19 @@ pub(crate) enum Flood {
 struct Purse {
     left: i64,
     burst: i64,
+    /// What time has earned, in 1/4000 units.
+    earning: i64,
 }
 
 impl Purse {
     fn new(burst: u32) -> Purse {
-        Purse { left: i64::from(burst), burst: i64::from(burst) }
+        Purse { left: i64::from(burst), burst: i64::from(burst), earning: 0 }
+    }
+
+    fn elapsed(&mut self, millis: i64) {
+        self.earning += millis * self.burst;
+        self.earn(self.earning / 4000);
+        self.earning %= 4000;
     }
 
     fn earn(&mut self, amount: i64) {
@@ -58,7 +66,7 @@ pub(crate) struct Meter {
     settings_seen: bool,
     control: Purse,
     resets: Purse,
-    refill_millis: u64,
+    unearned: Duration,
 }
 
 impl Meter {
@@ -73,7 +81,7 @@ impl Meter {
             settings_seen: false,
             control: Purse::new(control_burst),
             resets: Purse::new(resets_burst),
-            refill_millis: 0,
+            unearned: Duration::ZERO,
         }
     }
 
@@ -123,13 +131,13 @@ impl Meter {
 
     /// Time went by.
     pub(crate) fn elapsed(&mut self, time: Duration) {
-        self.refill_millis += u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(60_000);
-        let quarters = (self.refill_millis / 100) as i64;
-        if quarters > 0 {
-            self.refill_millis %= 100;
-            for purse in [&mut self.control, &mut self.resets] {
-                purse.earn(quarters * (purse.burst / 40).max(1));
-            }
+        // A purse is full after four seconds. What is less than a millisecond counts later.
+        self.unearned += time.min(Duration::from_secs(4));
+        let millis = self.unearned.as_millis() as i64;
+        if millis > 0 {
+            self.unearned -= Duration::from_millis(millis as u64);
+            self.control.elapsed(millis);
+            self.resets.elapsed(millis);
         }
     }
 
@@ -251,7 +259,7 @@ mod tests {
             meter.answered(1);
         }
         let again = (0..100).take_while(|_| meter.follow(&frame(3, 0, 4)).is_ok()).count();
-        assert_eq!(again, 49, "the purse has its old size, one was owed");
+        assert_eq!(again, 50, "the purse has its old size");
     }
 
     #[test]

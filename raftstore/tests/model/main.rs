@@ -238,7 +238,9 @@ impl Run {
                 return self.check_answers();
             }
         }
-        panic!("the group does not come to rest");
+        let states: Vec<String> =
+            self.cluster.nodes.iter().map(|(id, node)| harness::text::state(*id, node.peer.as_ref())).collect();
+        panic!("the group does not come to rest: {states:#?}");
     }
 
     /// Proposes once more to whoever leads.

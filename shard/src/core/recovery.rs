@@ -251,6 +251,7 @@ pub async fn open<E: Engine>(
         outlet,
         last_event: Cell::new(last_event.max(last_logged)),
         closing: Cell::new(false),
+        finished: Cell::new(false),
         seed,
     });
     Ok(Opened { shard, claims, damage, replayed, log })

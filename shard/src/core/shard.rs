@@ -123,12 +123,20 @@ pub struct Shard<E: Engine> {
     pub(crate) outlet: Rc<dyn Outlet>,
     pub(crate) last_event: Cell<u64>,
     pub(crate) closing: Cell<bool>,
+    /// True after the last turn.
+    pub(crate) finished: Cell<bool>,
     pub(crate) seed: u64,
 }
 
 impl<E: Engine> Shard<E> {
     /// Puts `input` into the next turn.
+    ///
+    /// After the last turn it is dropped, and with it the place of its answer: whoever waits there learns that the shard
+    /// is closed.
     pub(crate) fn push(&self, input: Input) {
+        if self.finished.get() {
+            return;
+        }
         self.inbox.borrow_mut().push_back(input);
         self.wake.notify();
     }
@@ -176,7 +184,7 @@ impl<E: Engine> Shard<E> {
         atomic: bool,
         deadline: Option<Instant>,
     ) -> Result<Done, RegionError> {
-        let entries = self.cut(changes, atomic)?;
+        let entries = self.cut(RegionId(context.region_id), changes, atomic)?;
         self.wait_for_room(deadline).await?;
         let mut answers = Vec::with_capacity(entries.len());
         for ops in &entries {
@@ -189,7 +197,12 @@ impl<E: Engine> Shard<E> {
         Ok(done)
     }
 
-    fn cut(&self, changes: Vec<Modify>, atomic: bool) -> Result<Vec<Vec<command::WriteOp>>, RegionError> {
+    fn cut(
+        &self,
+        region: RegionId,
+        changes: Vec<Modify>,
+        atomic: bool,
+    ) -> Result<Vec<Vec<command::WriteOp>>, RegionError> {
         let mut entries = vec![Vec::new()];
         let mut bytes = 0;
         for change in changes {
@@ -200,7 +213,7 @@ impl<E: Engine> Shard<E> {
             }
             bytes += size;
             if bytes as u64 > self.config.entry_max_bytes {
-                return Err(RegionError::EntryTooLarge { region: RegionId(0), entry_bytes: bytes as u64 });
+                return Err(RegionError::EntryTooLarge { region, entry_bytes: bytes as u64 });
             }
             if let Some(entry) = entries.last_mut() {
                 entry.push(write_op(change));

@@ -74,6 +74,7 @@ impl<E: Engine> Shard<E> {
                 self.outlet.failed(self.id, failure.to_string());
             }
         }
+        self.finished.set(true);
         for peer in self.peers.borrow_mut().values_mut() {
             peer.fail_waiters(&RegionError::Undetermined);
         }

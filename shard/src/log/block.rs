@@ -191,31 +191,26 @@ pub(crate) fn parse(shard: ShardId, unit: u32, bytes: &[u8]) -> Parsed {
     Parsed::Block(header)
 }
 
-/// A whole block found in a segment's bytes.
-#[derive(Clone, Debug)]
-pub(crate) struct Found {
-    pub(crate) header: Header,
-    /// Its records; `None` if the payload is none that [`escape`] makes.
-    pub(crate) records: Option<Bytes>,
+/// The records of a block that [`parse`] found at the front of `bytes`, as a copy; `None` if its escapes are none that
+/// [`escape`] makes.
+pub(crate) fn records(header: &Header, bytes: &[u8]) -> Option<Bytes> {
+    let payload = bytes.get(HEADER..HEADER + body_len(header.length, header.escapes))?;
+    unescape(Bytes::copy_from_slice(payload), header.length, header.escapes)
 }
 
-/// Calls `found` with each whole block in `bytes`, which begin at `first_unit` of a segment.
+/// Calls `found` with each whole block in `bytes`, which are all of a segment.
 ///
 /// # Errors
 /// The version of a block that this code is too old for.
-pub(crate) fn scan(shard: ShardId, first_unit: u32, bytes: &[u8], mut found: impl FnMut(Found)) -> Result<(), u16> {
-    let mut at = 0;
-    while at < bytes.len() {
-        let unit = first_unit + (at / UNIT) as u32;
-        match parse(shard, unit, &bytes[at..]) {
-            Parsed::Nothing => at += UNIT,
+pub(crate) fn scan(shard: ShardId, bytes: &[u8], mut found: impl FnMut(Header)) -> Result<(), u16> {
+    let mut unit = 0;
+    while let Some(rest) = bytes.get(unit as usize * UNIT..).filter(|rest| !rest.is_empty()) {
+        match parse(shard, unit, rest) {
+            Parsed::Nothing => unit += 1,
             Parsed::Newer(version) => return Err(version),
             Parsed::Block(header) => {
-                let payload = at + HEADER..at + HEADER + body_len(header.length, header.escapes);
-                let payload = Bytes::copy_from_slice(&bytes[payload]);
-                let records = unescape(payload, header.length, header.escapes);
-                found(Found { header, records });
-                at += header.units() as usize * UNIT;
+                found(header);
+                unit += header.units();
             }
         }
     }
@@ -257,9 +252,13 @@ mod tests {
         (header, out)
     }
 
-    fn found(shard: u32, first_unit: u32, bytes: &[u8]) -> Vec<Found> {
+    /// Blocks found in `bytes`, which stand at `first_unit` of a segment, with their records.
+    fn found(shard: u32, first_unit: usize, bytes: &[u8]) -> Vec<(Header, Option<Bytes>)> {
+        let mut segment = vec![0; first_unit * UNIT];
+        segment.extend_from_slice(bytes);
         let mut all = Vec::new();
-        scan(ShardId(shard), first_unit, bytes, |block| all.push(block)).expect("known version");
+        let found = |header: Header| all.push((header, records(&header, &segment[header.unit as usize * UNIT..])));
+        scan(ShardId(shard), &segment, found).expect("known version");
         all
     }
 
@@ -271,8 +270,8 @@ mod tests {
             let [one] = &found(3, 2, &bytes)[..] else {
                 panic!("one block of {size}");
             };
-            assert_eq!(one.header, header);
-            assert_eq!(one.records.as_deref(), Some(&records[..]));
+            assert_eq!(one.0, header);
+            assert_eq!(one.1.as_deref(), Some(&records[..]));
             assert!(found(3, 1, &bytes).is_empty(), "another place");
             assert!(found(2, 2, &bytes).is_empty(), "another shard");
         }
@@ -312,7 +311,7 @@ mod tests {
         let [whole] = &found(3, 2, &bytes)[..] else {
             panic!("the outer block alone");
         };
-        assert_eq!(whole.records.as_deref(), Some(&records[..]));
+        assert_eq!(whole.1.as_deref(), Some(&records[..]));
         let mut torn = bytes;
         torn[..UNIT].fill(0);
         assert!(found(3, 2, &torn).is_empty());

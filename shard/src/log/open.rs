@@ -10,7 +10,7 @@ use base::{PeerId, RegionId, ShardId};
 use bytes::Bytes;
 use executor::AlignedBuf;
 
-use super::block::{self, Flags, Found, UNIT};
+use super::block::{self, Flags, Header, Parsed, UNIT};
 use super::disk::file_number;
 use super::record::{self, HardState, Lifecycle, LogEffect, LogEntry, Position, Record};
 use super::recover::{self, Linked, Seen};
@@ -256,8 +256,8 @@ async fn scan<D: Disk>(disk: &D, shard: ShardId) -> Result<Scanned<D::File>, Ope
         let file = Rc::new(disk.open(&name).await?);
         let bytes = read_all(&*file).await?;
         let at = scanned.files.len();
-        let found = |found: Found| scanned.blocks.push(Seen { file: at, header: found.header });
-        block::scan(shard, 0, bytes.as_slice(), found).map_err(|version| OpenError::NewerFormat {
+        let found = |header: Header| scanned.blocks.push(Seen { file: at, header });
+        block::scan(shard, bytes.as_slice(), found).map_err(|version| OpenError::NewerFormat {
             file: name.clone(),
             version,
             known: block::VERSION,
@@ -296,8 +296,9 @@ impl<F: DiskFile> Scanned<F> {
         let start = header.unit as usize * UNIT;
         let bytes = &bytes[start..start + header.units() as usize * UNIT];
         let malformed = || OpenError::Malformed { segment: header.segment, unit: header.unit };
-        let mut records = None;
-        let _ = block::scan(shard, header.unit, bytes, |found| records = found.records);
+        // Read a second time if the log is long: so it is checked a second time, too.
+        let same = block::parse(shard, header.unit, bytes) == Parsed::Block(*header);
+        let records = block::records(header, bytes).filter(|_| same);
         let at = At { segment: header.segment, unit: header.unit };
         for framed in record::decode_all(records.ok_or_else(malformed)?) {
             replay.take(framed.map_err(|_| malformed())?, at);

@@ -209,14 +209,8 @@ impl<D: Disk> RaftLog<D> {
                 let block::Parsed::Block(header) = block::parse(self.shard, unit, &bytes.as_slice()[at..]) else {
                     break;
                 };
-                let end = at + header.units() as usize * UNIT;
-                if header.segment != segment {
-                    break;
-                }
-                let mut records = None;
-                let slice = &bytes.as_slice()[at..end];
-                let _ = block::scan(self.shard, unit, slice, |found| records = found.records);
-                let Some(records) = records else { break };
+                let records = block::records(&header, &bytes.as_slice()[at..]);
+                let Some(records) = records.filter(|_| header.segment == segment) else { break };
                 blocks.push(records);
                 unit += header.units();
             }

@@ -147,6 +147,12 @@ impl<E: Engine> Request<E> {
         let answer = match handler(self, message).await {
             Ok(answer) => answer,
             Err(Refusal::Region(RegionError::Moving(region))) => return Answered::Moving(region),
+            // It has left for another core since it was looked up here; nothing was proposed.
+            Err(Refusal::Region(RegionError::RegionNotFound(region)))
+                if self.service.host.route(region) != self.service.host.core =>
+            {
+                return Answered::Moving(region);
+            }
             Err(Refusal::Region(error)) => {
                 super::ledger::count(&self.service.metrics.region_errors);
                 A::region(region_error(error))
