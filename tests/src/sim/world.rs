@@ -202,7 +202,7 @@ impl World {
             // It stopped by itself, which it may when the engine or the log fails.
             self.restart_node();
         }
-        match self.prng.below(11) {
+        match self.prng.below(10) {
             0..=2 => {
                 self.sim.kill(self.node);
                 self.down_for_a_while();
@@ -239,14 +239,6 @@ impl World {
                 self.sim.disk(self.node).slow(slow);
                 self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
                 self.sim.disk(self.node).slow(Duration::ZERO);
-            }
-            9 => {
-                // A failed sync ends the node; what it had not acknowledged may be gone.
-                self.sim.disk(self.node).fail_syncs(true);
-                self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
-                self.sim.disk(self.node).fail_syncs(false);
-                self.sim.kill(self.node);
-                self.restart_node();
             }
             _ => {
                 self.sim.partition(self.client, self.node);
