@@ -36,17 +36,21 @@ struct Content {
 }
 
 impl Content {
-    fn visible(&self) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
+    fn read(&self, from: usize, len: usize) -> Vec<u8> {
+        let mut bytes = self.durable[from..from + len].to_vec();
         for (at, written) in &self.unsynced {
-            bytes[*at..at + written.len()].copy_from_slice(written);
+            let (low, high) = ((*at).max(from), (at + written.len()).min(from + len));
+            if low < high {
+                bytes[low - from..high - from].copy_from_slice(&written[low - at..high - at]);
+            }
         }
         bytes
     }
 
     fn sync(&mut self) {
-        self.durable = self.visible();
-        self.unsynced.clear();
+        for (at, written) in self.unsynced.drain(..) {
+            self.durable[at..at + written.len()].copy_from_slice(&written);
+        }
     }
 }
 
@@ -184,7 +188,9 @@ impl FaultyDisk {
 
     /// What a reader of the file sees.
     pub fn content(&self, name: &str) -> Vec<u8> {
-        self.0.borrow().files[name].visible()
+        let state = self.0.borrow();
+        let file = &state.files[name];
+        file.read(0, file.durable.len())
     }
 
     /// Changes durable bytes behind everybody's back.
@@ -311,10 +317,9 @@ impl DiskFile for FaultyFile {
 
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<AlignedBuf> {
         self.disk.pause().await;
-        let content = self.disk.content(&self.name);
         let mut buffer = AlignedBuf::zeroed(len);
-        let offset = offset as usize;
-        buffer.as_mut_slice()[..len].copy_from_slice(&content[offset..offset + len]);
+        let content = self.disk.0.borrow().files[&self.name].read(offset as usize, len);
+        buffer.as_mut_slice()[..len].copy_from_slice(&content);
         self.disk.pause().await;
         Ok(buffer)
     }
