@@ -201,6 +201,18 @@ fn a_failed_sync_is_the_end() {
 }
 
 #[test]
+fn what_a_failed_sync_left_readable_is_written_again_before_the_log_goes_on() {
+    for seed in 1..20 {
+        let mut driver = torn(seed);
+        driver.disk.fail_next_sync();
+        driver.log.commit_now().expect_err("the sync fails");
+        // The process ends, the machine does not: the block is read back, but no sync makes it durable any more.
+        driver.restart(None);
+        driver.restart(Some(Survival::None));
+    }
+}
+
+#[test]
 fn a_commit_that_is_dropped_half_way_fails_the_log() {
     for polls in 0..12 {
         let driver = torn(polls);

@@ -81,7 +81,7 @@ impl Sim {
     }
 
     /// Fails the node's power: its tasks are dropped, its connections reset, its bytes that are not durable are lost,
-    /// kept or torn by the seed. Nothing happens if it does not run.
+    /// kept or torn by the seed. A node without a process loses the bytes all the same.
     pub fn kill(&self, node: SimNode) {
         self.world.end_process(&self.node(node), Ending::PowerLoss);
     }

@@ -127,6 +127,11 @@ impl World {
     /// Ends a node's process: its tasks are dropped in their own context, and nothing of it runs afterwards.
     pub(super) fn end_process(self: &Rc<Self>, node: &Rc<Node>, ending: Ending) {
         let Some(process) = node.process.take() else {
+            if ending == Ending::PowerLoss {
+                // The machine is there without a process, too.
+                self.note(Note::End, (node.index as u64) << 8 | ending as u64);
+                self.end_disk(node, ending);
+            }
             return;
         };
         self.note(Note::End, (node.index as u64) << 8 | ending as u64);

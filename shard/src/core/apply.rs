@@ -58,6 +58,18 @@ pub(crate) fn apply_entry(meta: &mut PeerMeta, entry: &Entry, batch: &mut impl W
     }
 }
 
+/// Whether `entry` splits its region.
+///
+/// # Panics
+/// As [`apply_entry`].
+pub(crate) fn is_split(entry: &Entry) -> bool {
+    use proto::raft_cmdpb::AdminCmdType::BatchSplit;
+    match Command::decode(entry).expect("a committed entry is a command that a peer proposed") {
+        Command::Admin(admin) => admin.request.cmd_type() == BatchSplit,
+        Command::Empty | Command::Write(_) => false,
+    }
+}
+
 fn check_write(meta: &PeerMeta, header: &Header, ops: &[WriteOp]) -> Result<(), RegionError> {
     if check_epoch(&header.epoch, &meta.region, CommandKind::Data).is_err() {
         return Err(epoch_not_match(meta, vec![(*meta.region).clone()]));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::planted::PlantedFault;
+
 /// How a shard splits, flushes and holds back.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
@@ -40,6 +42,14 @@ pub struct ShardConfig {
     pub tick: Duration,
     /// Settings of raft itself, in ticks.
     pub raft: raftstore::RaftConfig,
+    /// A fault to make, for tests that must find it.
+    pub planted: Option<PlantedFault>,
+}
+
+impl ShardConfig {
+    pub(crate) fn is_planted(&self, fault: PlantedFault) -> bool {
+        self.planted == Some(fault)
+    }
 }
 
 impl Default for ShardConfig {
@@ -61,6 +71,7 @@ impl Default for ShardConfig {
             versioned_raw_keys: false,
             tick: Duration::from_millis(100),
             raft: raftstore::RaftConfig::default(),
+            planted: None,
         }
     }
 }

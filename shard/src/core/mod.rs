@@ -9,6 +9,7 @@ mod mail;
 mod meta;
 pub mod moves;
 mod peer;
+mod planted;
 pub mod records;
 mod recovery;
 mod shard;
@@ -23,6 +24,7 @@ pub use mail::{
     ShardDescription, reply,
 };
 pub use peer::{Done, hex};
+pub use planted::PlantedFault;
 pub use recovery::{OpenError, Opened, open};
 pub use shard::{Outlet, RegionRead, Shard, ShardMetrics};
 pub use split::Measured;

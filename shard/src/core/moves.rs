@@ -41,7 +41,7 @@ type Entries = Vec<(Cf, Bytes, Bytes)>;
 /// Moves `ticket.region` away from a shard of this core. When this returns, the move is over on both sides.
 ///
 /// # Errors
-/// See [`MoveError`]. The region serves at the source again, unless the process is ending.
+/// See [`MoveError`]. The region serves at the source again, unless the target is ending, and the process with it.
 pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -> Result<(), MoveError> {
     let source = host.shard(ticket.source).ok_or(RegionError::RegionNotFound(ticket.region))?;
     let (reply, answer) = oneshot::channel();
@@ -49,7 +49,10 @@ pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -
     let mut home = answer.await.map_err(|_| MoveError::Closing)??;
     home.move_number = ticket.move_number;
     if let Err(error) = hand_over(host, &source, ticket, home).await {
-        source.push(Input::Unfreeze(ticket.region));
+        // Without an answer the target may own the region by a durable record: then nothing may be written here.
+        if !matches!(error, MoveError::Closing) {
+            source.push(Input::Unfreeze(ticket.region));
+        }
         return Err(error);
     }
     // What was split off here must be durable before the log forgets the region's entries.

@@ -17,11 +17,12 @@ use proto::raft_serverpb;
 use raftstore::eraftpb::{Entry, HardState};
 use raftstore::{InitError, LogPosition, PeerInit};
 
-use super::apply::{Outcome, apply_entry, apply_split};
+use super::apply::{Outcome, apply_entry, apply_split, is_split};
 use super::config::ShardConfig;
 use super::directory::{Claim, Placement};
 use super::meta::PeerMeta;
 use super::peer::{PeerState, Phase};
+use super::planted::PlantedFault;
 use super::records::{
     ApplyingRecord, EndRecord, HomeRecord, PeerExtra, SHARD_STATE_KEY, ShardState, SplitRecord, peer_extra_key,
 };
@@ -165,6 +166,13 @@ impl Recovering {
         }
         Recovering { meta, entries, hard_state, damaged }
     }
+
+    /// `index`, or the one before the first split up to it. A split whose record is not in the log is not replayed:
+    /// raft commits it again, and the turn writes its record before the children exist anywhere.
+    fn before_split(&self, index: u64) -> u64 {
+        let split = self.entries.iter().take_while(|entry| entry.index <= index).find(|entry| is_split(entry));
+        split.map_or(index, |entry| entry.index - 1)
+    }
 }
 
 struct Replay<'a, E: Engine> {
@@ -178,6 +186,7 @@ struct Replay<'a, E: Engine> {
     replayed: u64,
     batch: E::Batch,
     damaged: bool,
+    planted: Option<PlantedFault>,
 }
 
 /// Opens shard `id` of `store` on `engine`, its log in `log_dir` and files of snapshots in `snap_dir`.
@@ -210,6 +219,13 @@ pub async fn open<E: Engine>(
         .await
         .map_err(|error| OpenError::Log { shard: id, why: error.to_string() })?;
     let Recovered { peers: mut logged, lifecycle, last_event: last_logged, damage, .. } = recovered;
+    if config.planted == Some(PlantedFault::ForgetTail) {
+        for peer in logged.values_mut() {
+            peer.entries.pop();
+            let last = peer.first_index + peer.entries.len() as u64 - 1;
+            peer.hard_state.iter_mut().for_each(|state| state.commit = state.commit.min(last));
+        }
+    }
     let peers = metas
         .into_iter()
         .map(|meta| {
@@ -228,6 +244,7 @@ pub async fn open<E: Engine>(
         replayed: 0,
         batch: engine.batch(),
         damaged: damage.is_some(),
+        planted: config.planted,
     };
     replay.run(lifecycle).await?;
     let Replay { peers, last_event, replayed, .. } = replay;
@@ -344,11 +361,14 @@ impl<E: Engine> Replay<'_, E> {
             if event.event <= self.last_event {
                 continue;
             }
+            if self.planted == Some(PlantedFault::ForgetSplit) && event.kind == LifecycleKind::Split {
+                continue;
+            }
             self.replay_event(event).await?;
         }
         let regions: Vec<RegionId> = self.peers.keys().copied().collect();
         for region in regions {
-            let committed = self.peers.get(&region).map_or(0, |peer| peer.hard_state.commit);
+            let committed = self.peers.get(&region).map_or(0, |peer| peer.before_split(peer.hard_state.commit));
             self.replay_through(region, committed).await?;
         }
         self.write().await

@@ -14,6 +14,7 @@ use super::apply::{Outcome, apply_entry, apply_split};
 use super::error::RegionError;
 use super::meta::{INITIAL_INDEX, PeerMeta};
 use super::peer::{Done, PeerState, Phase, Waiter};
+use super::planted::PlantedFault;
 use super::records::{EndRecord, HomeRecord, SHARD_STATE_KEY, ShardState, SplitRecord};
 use super::shard::{Body, Input, Shard, add};
 use super::split::{Measured, measure};
@@ -221,6 +222,10 @@ impl<E: Engine> Shard<E> {
                 RegionError::NotLeader { region, leader: None }
             }
             Some(peer) => {
+                if self.config.is_planted(PlantedFault::MoveUnfrozen) {
+                    let _ = reply.send(Ok(Box::new(home_record(peer))));
+                    return;
+                }
                 peer.phase = Phase::Frozen;
                 turn.freezing.push(Freezing { region, reply });
                 return;
@@ -233,26 +238,44 @@ impl<E: Engine> Shard<E> {
     async fn settle(self: &Rc<Self>, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
         loop {
             self.collect_effects(turn);
-            for record in turn.records.drain(..) {
-                log.append(record).map_err(log_failed)?;
+            if self.config.is_planted(PlantedFault::AnswerBeforeLog) {
+                self.persisted(turn);
+                let unlogged = std::mem::take(&mut turn.records);
+                self.collect_effects(turn);
+                self.apply(turn, log).await?;
+                turn.records.splice(..0, unlogged);
             }
-            if log.pending_bytes() > 0 {
-                self.commit(log).await?;
-                turn.log_written = executor::now();
-                turn.oldest_unflushed.get_or_insert(turn.log_written);
-            }
-            for (region, number) in std::mem::take(&mut turn.persisted) {
-                if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
-                    peer.raft.handle(RaftInput::Persisted { number });
-                    turn.dirty.insert(region);
-                }
-            }
+            self.write_log(turn, log).await?;
+            self.persisted(turn);
             if turn.dirty.is_empty() && turn.committed.is_empty() {
                 return Ok(());
             }
             self.collect_effects(turn);
-            self.apply(turn).await?;
+            self.apply(turn, log).await?;
         }
+    }
+
+    /// Tells the peers whose records were written.
+    fn persisted(&self, turn: &mut Turn) {
+        for (region, number) in std::mem::take(&mut turn.persisted) {
+            if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
+                peer.raft.handle(RaftInput::Persisted { number });
+                turn.dirty.insert(region);
+            }
+        }
+    }
+
+    /// Makes the turn's records durable.
+    async fn write_log(&self, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+        for record in turn.records.drain(..) {
+            log.append(record).map_err(log_failed)?;
+        }
+        if log.pending_bytes() > 0 {
+            self.commit(log).await?;
+            turn.log_written = executor::now();
+            turn.oldest_unflushed.get_or_insert(turn.log_written);
+        }
+        Ok(())
     }
 
     fn collect_effects(&self, turn: &mut Turn) {
@@ -292,6 +315,7 @@ impl<E: Engine> Shard<E> {
                 peer.term = role.term;
                 peer.leader = leader;
                 peer.readable &= !changed;
+                peer.readable |= self.config.is_planted(PlantedFault::ReadTooEarly);
             }
             // Peers on other nodes come with replication.
             _ => {}
@@ -299,18 +323,18 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Applies what was committed: batches of at most `entry_cut_bytes`, each with the apply states of its peers.
-    async fn apply(self: &Rc<Self>, turn: &mut Turn) -> Result<(), ShardFailure> {
+    async fn apply(self: &Rc<Self>, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
         let mut pass = Pass::new(self.engine.batch(), turn.log_written);
         for (region, entries) in std::mem::take(&mut turn.committed) {
             let mut entries = entries.into_iter().peekable();
             while entries.peek().is_some() {
                 self.apply_some(region, &mut entries, &mut pass, turn);
                 if pass.batch.data_bytes() >= self.config.entry_cut_bytes {
-                    self.write_pass(&mut pass, turn).await?;
+                    self.write_pass(&mut pass, turn, log).await?;
                 }
             }
         }
-        self.write_pass(&mut pass, turn).await
+        self.write_pass(&mut pass, turn, log).await
     }
 
     /// Applies entries of one region until the batch is full or they end.
@@ -374,7 +398,18 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Writes the pass's batch, answers those who waited for it, and wakes the children of its splits.
-    async fn write_pass(self: &Rc<Self>, pass: &mut Pass<E::Batch>, turn: &mut Turn) -> Result<(), ShardFailure> {
+    ///
+    /// The engine may flush at any write. So the records of splits are durable before the batch that has their
+    /// children: an engine that knows a peer of which the log knows nothing is a log that has lost something.
+    async fn write_pass(
+        self: &Rc<Self>,
+        pass: &mut Pass<E::Batch>,
+        turn: &mut Turn,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
+        if !pass.splits.is_empty() && !self.config.is_planted(PlantedFault::SplitBeforeRecord) {
+            self.write_log(turn, log).await?;
+        }
         for region in &pass.touched {
             if let Some(peer) = self.peers.borrow().get(region) {
                 peer.meta.put_applied(&mut pass.batch);
@@ -639,7 +674,9 @@ impl<E: Engine> Shard<E> {
         let applied = self.flush_marks();
         let (shard, engine, last_event) = (self.clone(), self.engine.clone(), self.last_event.get());
         executor::spawn_local(Class::Background, async move {
-            let result = executor::blocking(Class::Background, move || engine.flush()).await;
+            let skip = shard.config.is_planted(PlantedFault::FlushUnfinished);
+            let work = move || if skip { Ok(()) } else { engine.flush() };
+            let result = executor::blocking(Class::Background, work).await;
             let result = result.map_err(|error| error.to_string());
             shard.push(Input::Flushed { applied, last_event, result });
         });

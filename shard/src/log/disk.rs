@@ -36,8 +36,6 @@ pub trait Disk {
     fn create(&self, name: &str, len: u64) -> impl Future<Output = io::Result<Self::File>>;
     /// Opens a file.
     fn open(&self, name: &str) -> impl Future<Output = io::Result<Self::File>>;
-    /// Makes durable whatever a process before this one wrote to a file and this one can read.
-    fn sync_before(&self, name: &str) -> impl Future<Output = io::Result<()>>;
     /// Removes a file.
     fn remove(&self, name: &str) -> impl Future<Output = io::Result<()>>;
     /// The time.
@@ -59,6 +57,14 @@ pub trait DiskFile {
 pub struct Files {
     folder: PathBuf,
     sync: LogSync,
+    no_sync: bool,
+}
+
+/// A segment file of [`Files`].
+#[derive(Debug)]
+pub struct Segment {
+    file: LogFile,
+    no_sync: bool,
 }
 
 /// How long durable writes took in the probe, on average.
@@ -78,13 +84,18 @@ impl SyncProbe {
 }
 
 impl Files {
-    /// The files in `folder`, which is made if it is missing.
+    /// The files in `folder`, which is made if it is missing. `no_sync` is a planted fault: nothing is synced.
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub async fn new(folder: &Path, sync: LogSync) -> io::Result<Files> {
+    pub async fn new(folder: &Path, sync: LogSync, no_sync: bool) -> io::Result<Files> {
         executor::fs::create_dir_all(folder).await?;
-        Ok(Files { folder: folder.to_owned(), sync })
+        let sync = if no_sync { LogSync::Fdatasync } else { sync };
+        Ok(Files { folder: folder.to_owned(), sync, no_sync })
+    }
+
+    fn segment(&self, file: LogFile) -> Segment {
+        Segment { file, no_sync: self.no_sync }
     }
 
     /// Times a few durable writes of 4 KiB each way, in a scratch file in `folder`.
@@ -115,23 +126,18 @@ async fn time(file: &LogFile) -> io::Result<Duration> {
 }
 
 impl Disk for Files {
-    type File = LogFile;
+    type File = Segment;
 
     async fn list(&self) -> io::Result<Vec<String>> {
         executor::fs::read_dir(&self.folder).await
     }
 
-    async fn create(&self, name: &str, len: u64) -> io::Result<LogFile> {
-        LogFile::create(&self.folder.join(name), len, self.sync).await
+    async fn create(&self, name: &str, len: u64) -> io::Result<Segment> {
+        LogFile::create(&self.folder.join(name), len, self.sync).await.map(|file| self.segment(file))
     }
 
-    async fn open(&self, name: &str) -> io::Result<LogFile> {
-        LogFile::open(&self.folder.join(name), self.sync).await
-    }
-
-    async fn sync_before(&self, name: &str) -> io::Result<()> {
-        let file = LogFile::open(&self.folder.join(name), LogSync::Fdatasync).await?;
-        file.sync().await
+    async fn open(&self, name: &str) -> io::Result<Segment> {
+        LogFile::open(&self.folder.join(name), self.sync).await.map(|file| self.segment(file))
     }
 
     async fn remove(&self, name: &str) -> io::Result<()> {
@@ -143,16 +149,20 @@ impl Disk for Files {
     }
 }
 
-impl DiskFile for LogFile {
+impl DiskFile for Segment {
     fn len_bytes(&self) -> u64 {
-        LogFile::len_bytes(self)
+        self.file.len_bytes()
     }
 
     async fn write_durable(&self, offset: u64, buffer: AlignedBuf) -> io::Result<AlignedBuf> {
-        LogFile::write_durable(self, offset, buffer).await
+        if self.no_sync {
+            self.file.write_at(offset, buffer).await
+        } else {
+            self.file.write_durable(offset, buffer).await
+        }
     }
 
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<AlignedBuf> {
-        LogFile::read_at(self, offset, len).await
+        self.file.read_at(offset, len).await
     }
 }

@@ -67,6 +67,8 @@ pub struct LogConfig {
     pub seal_after: Duration,
     /// Runs in memory above which [`RaftLog::flushed`] forgets where flushed entries lie; 48 bytes each.
     pub index_runs_max: u64,
+    /// Leaves the syncs out, for tests that must find what is lost then.
+    pub planted_no_sync: bool,
 }
 
 impl Default for LogConfig {
@@ -79,6 +81,7 @@ impl Default for LogConfig {
             spare_segments: 2,
             seal_after: Duration::from_millis(10),
             index_runs_max: 1 << 18,
+            planted_no_sync: false,
         }
     }
 }

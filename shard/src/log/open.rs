@@ -131,7 +131,7 @@ impl RaftLog<Files> {
             Some(sync) => sync,
             None => Files::probe(dir).await?.choice(),
         };
-        let files = Files::new(dir, sync).await?;
+        let files = Files::new(dir, sync, config.planted_no_sync).await?;
         RaftLog::open_on(files, shard, config, engine).await
     }
 }
@@ -176,18 +176,11 @@ impl<D: Disk> RaftLog<D> {
         Ok((log, recovered))
     }
 
-    /// Continues a whole log: what can be read is made durable, then the new incarnation's first block.
+    /// Continues a whole log: what can be read and has no witness is made durable, then the new incarnation's first
+    /// block.
     async fn begin(&self, linked: &Linked) -> Result<(), OpenError> {
-        let unsure = linked
-            .chain
-            .iter()
-            .filter(|seen| seen.header.sequence > linked.last_durable)
-            .map(|seen| seen.header.segment);
-        let mut unsure: Vec<u64> = unsure.collect();
-        unsure.dedup();
-        for segment in unsure {
-            let name = self.state.borrow().segments[&segment].name.clone();
-            self.disk.sync_before(&name).await?;
+        for seen in linked.chain.iter().filter(|seen| seen.header.sequence > linked.last_durable) {
+            self.write_again(&seen.header).await?;
         }
         {
             let mut state = self.state.borrow_mut();
@@ -204,6 +197,17 @@ impl<D: Disk> RaftLog<D> {
             }
         }
         self.write_out(Some(Flags::OPEN), Reserve::Take).await?;
+        Ok(())
+    }
+
+    /// Writes a block once more where it is. A sync would not do: if the process before us had one fail, the kernel took
+    /// the pages for clean from then on, and a later sync succeeds without them (Rebello et al., "Can applications
+    /// recover from fsync failures?", ATC 2020).
+    async fn write_again(&self, header: &Header) -> Result<(), OpenError> {
+        let file = Rc::clone(&self.state.borrow().segments[&header.segment].file);
+        let offset = u64::from(header.unit) * UNIT as u64;
+        let bytes = file.read_at(offset, header.units() as usize * UNIT).await?;
+        file.write_durable(offset, bytes).await?;
         Ok(())
     }
 

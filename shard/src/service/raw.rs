@@ -13,7 +13,7 @@ use proto::shallow::tag;
 use super::errors::region_error;
 use super::ledger::Ledger;
 use super::{TikvService, command};
-use crate::core::{Answered, ApiMode, RegionError, RegionRead, Shard, SplitError, split_at};
+use crate::core::{Answered, ApiMode, PlantedFault, RegionError, RegionRead, Shard, SplitError, split_at};
 use crate::engine::{Engine, RegionView, Tier};
 
 /// Longest key, as the client sends it (`storage.max-key-size` of TiKV).
@@ -604,7 +604,9 @@ impl<E: Engine> Request<E> {
         message: kv::RawCasRequest,
     ) -> Outcome<kv::RawCasResponse> {
         let service = self.service.clone();
-        let _latched = service.latches.lock([&message.key[..]]).await;
+        let unlatched = self.shard(&context)?.config.is_planted(PlantedFault::NoLatches);
+        let latched = (!unlatched).then_some(&message.key[..]);
+        let _latched = service.latches.lock(latched).await;
         let (_, read) = self.view(&context)?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key.clone();

@@ -31,14 +31,32 @@ pub enum Survival {
 #[derive(Clone, Default)]
 struct Content {
     durable: Vec<u8>,
-    /// Written, not synced: offset and bytes.
-    unsynced: Vec<(usize, Vec<u8>)>,
+    unsynced: Vec<Unsynced>,
+}
+
+/// A write that is not durable.
+#[derive(Clone)]
+struct Unsynced {
+    at: usize,
+    bytes: Vec<u8>,
+    /// A failed sync covered it, so no later one does.
+    orphan: bool,
+}
+
+impl Unsynced {
+    /// A newer write is durable: where both wrote, this one has nothing to say any more.
+    fn yield_to(&mut self, newer: &Unsynced) {
+        let (low, high) = (self.at.max(newer.at), (self.at + self.bytes.len()).min(newer.at + newer.bytes.len()));
+        if low < high {
+            self.bytes[low - self.at..high - self.at].copy_from_slice(&newer.bytes[low - newer.at..high - newer.at]);
+        }
+    }
 }
 
 impl Content {
     fn read(&self, from: usize, len: usize) -> Vec<u8> {
         let mut bytes = self.durable[from..from + len].to_vec();
-        for (at, written) in &self.unsynced {
+        for Unsynced { at, bytes: written, .. } in &self.unsynced {
             let (low, high) = ((*at).max(from), (at + written.len()).min(from + len));
             if low < high {
                 bytes[low - from..high - from].copy_from_slice(&written[low - at..high - at]);
@@ -48,9 +66,16 @@ impl Content {
     }
 
     fn sync(&mut self) {
-        for (at, written) in self.unsynced.drain(..) {
-            self.durable[at..at + written.len()].copy_from_slice(&written);
+        let mut orphans: Vec<Unsynced> = Vec::new();
+        for write in self.unsynced.drain(..) {
+            if write.orphan {
+                orphans.push(write);
+                continue;
+            }
+            self.durable[write.at..write.at + write.bytes.len()].copy_from_slice(&write.bytes);
+            orphans.iter_mut().for_each(|orphan| orphan.yield_to(&write));
         }
+        self.unsynced = orphans;
     }
 }
 
@@ -154,7 +179,7 @@ impl FaultyDisk {
         let mut state = self.0.borrow().clone();
         let mut prng = Prng::new(seed);
         for file in state.files.values_mut() {
-            for (at, written) in std::mem::take(&mut file.unsynced) {
+            for Unsynced { at, bytes: written, .. } in std::mem::take(&mut file.unsynced) {
                 let sector_bytes = if survival == Survival::RandomUnits { 4096 } else { SECTOR };
                 for (i, sector) in written.chunks(sector_bytes).enumerate() {
                     let survives = match survival {
@@ -260,14 +285,6 @@ impl Disk for FaultyDisk {
         self.open_file(name)
     }
 
-    async fn sync_before(&self, name: &str) -> io::Result<()> {
-        self.pause().await;
-        let mut state = self.0.borrow_mut();
-        state.operate()?;
-        state.files.get_mut(name).expect("an open file").sync();
-        Ok(())
-    }
-
     async fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.operate()?;
@@ -296,7 +313,7 @@ impl DiskFile for FaultyFile {
             if !was_dead {
                 // Also if power is lost right now: some of it may have reached the disk.
                 let bytes = buffer.as_slice().to_vec();
-                file.unsynced.push((offset as usize, bytes));
+                file.unsynced.push(Unsynced { at: offset as usize, bytes, orphan: false });
             }
             operated?;
         }
@@ -306,6 +323,8 @@ impl DiskFile for FaultyFile {
         state.writes += 1;
         state.bytes_written += buffer.len() as u64;
         if state.fail_sync_at == Some(state.writes) {
+            let file = state.files.get_mut(&self.name).expect("an open file");
+            file.unsynced.iter_mut().for_each(|write| write.orphan = true);
             return Err(io::Error::other("the sync failed"));
         }
         let file = state.files.get_mut(&self.name).expect("an open file");

@@ -8,6 +8,8 @@ mod world;
 
 use std::time::Duration;
 
+use shard::core::PlantedFault;
+
 pub use world::World;
 
 /// How long and how hard a run is.
@@ -19,11 +21,13 @@ pub struct Plan {
     pub duration: Duration,
     /// Faults at least.
     pub faults: u64,
+    /// A mistake that the node makes on purpose, which the run must find.
+    pub planted: Option<PlantedFault>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3 }
+        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3, planted: None }
     }
 }
 

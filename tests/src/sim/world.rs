@@ -11,7 +11,7 @@ use std::time::Duration;
 use base::{Prng, ShardId};
 use executor::sim::{Link, Sim, SimConfig, SimNode};
 use executor::{Io, IoKind};
-use shard::core::{ApiMode, ShardConfig};
+use shard::core::{ApiMode, PlantedFault, ShardConfig};
 use shard::engine::twin::{TwinDisk, TwinEngine, TwinFaults};
 use shard::node::{EngineSource, Node, NodeConfig, run_core};
 
@@ -99,7 +99,9 @@ impl World {
             twins.seed = prng.next_u64();
             twins.faults = faults;
         });
-        let config = node_config(&mut prng);
+        let mut config = node_config(&mut prng);
+        config.shard.planted = plan.planted;
+        config.log.planted_no_sync = plan.planted == Some(PlantedFault::NoSync);
         World { seed, plan, prng, sim, pd, node, client, twins, config, faults: 0, restarts: 0 }
     }
 
@@ -202,7 +204,7 @@ impl World {
             // It stopped by itself, which it may when the engine or the log fails.
             self.restart_node();
         }
-        match self.prng.below(10) {
+        match self.prng.below(11) {
             0..=2 => {
                 self.sim.kill(self.node);
                 self.down_for_a_while();
@@ -239,6 +241,19 @@ impl World {
                 self.sim.disk(self.node).slow(slow);
                 self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
                 self.sim.disk(self.node).slow(Duration::ZERO);
+            }
+            9 => {
+                // A failed sync ends the node; what it had not acknowledged may be gone. Half of the time only the
+                // process ends: then what was written can be read again, and is still not durable.
+                self.sim.disk(self.node).fail_syncs(true);
+                self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
+                self.sim.disk(self.node).fail_syncs(false);
+                if self.prng.one_in(2) {
+                    self.sim.kill(self.node)
+                } else {
+                    self.sim.kill_process(self.node)
+                }
+                self.restart_node();
             }
             _ => {
                 self.sim.partition(self.client, self.node);
