@@ -150,7 +150,7 @@ impl Client {
     async fn attempt<T, F>(
         &self,
         key: &[u8],
-        send: impl Fn(tikvpb::TikvClient<net::Channel>, kvrpcpb::Context) -> F,
+        send: impl Fn(tikvpb::TikvClient<net::Channel>, kvrpcpb::Context, metapb::Region) -> F,
     ) -> Fate<T>
     where
         F: Future<Output = Result<(Option<errorpb::Error>, T), Status>>,
@@ -170,7 +170,7 @@ impl Client {
                             peer: Some(place.leader),
                             ..Default::default()
                         };
-                        match send(client, context).await {
+                        match send(client, context, place.region.clone()).await {
                             Ok((None, answer)) => return Fate::Done(answer),
                             Ok((Some(error), _)) => {
                                 if self.learn(key, &place, &error) {
@@ -202,7 +202,7 @@ impl Client {
 
     /// Sets `key`. A write of which an earlier attempt is in doubt is reported as done once a later one is.
     pub async fn put(&self, key: &Bytes, value: &Bytes) -> Fate<()> {
-        self.attempt(key, |client, context| {
+        self.attempt(key, |client, context, _| {
             let request = kvrpcpb::RawPutRequest {
                 context: Some(context),
                 key: key.clone(),
@@ -220,7 +220,7 @@ impl Client {
 
     /// Removes `key`.
     pub async fn delete(&self, key: &Bytes) -> Fate<()> {
-        self.attempt(key, |client, context| {
+        self.attempt(key, |client, context, _| {
             let request = kvrpcpb::RawDeleteRequest { context: Some(context), key: key.clone(), ..Default::default() };
             async move {
                 let answer = client.raw_delete(call(ATTEMPT), &request).await?;
@@ -233,7 +233,7 @@ impl Client {
 
     /// Reads `key`.
     pub async fn get(&self, key: &Bytes) -> Fate<Option<Bytes>> {
-        self.attempt(key, |client, context| {
+        self.attempt(key, |client, context, _| {
             let request = kvrpcpb::RawGetRequest { context: Some(context), key: key.clone(), ..Default::default() };
             async move {
                 let answer = client.raw_get(call(ATTEMPT), &request).await?;
@@ -284,42 +284,99 @@ impl Client {
 
     /// All pairs from `start` on, over all regions.
     pub async fn scan_all(&self, start: &Bytes) -> Fate<Vec<(Bytes, Bytes)>> {
+        self.scan(start, &Bytes::new()).await
+    }
+
+    /// All pairs from `start` to below `end`; no end if that is empty.
+    pub async fn scan(&self, start: &Bytes, end: &Bytes) -> Fate<Vec<(Bytes, Bytes)>> {
+        const LIMIT: usize = 1000;
         let mut at = start.clone();
         let mut pairs = Vec::new();
         loop {
             let found = self
-                .attempt(&at.clone(), |client, context| {
+                .attempt(&at.clone(), |client, context, region| {
+                    let upper = lower_end(&region.end_key, end);
                     let request = kvrpcpb::RawScanRequest {
                         context: Some(context),
                         start_key: at.clone(),
-                        limit: 1000,
+                        end_key: upper.clone(),
+                        limit: LIMIT as u32,
                         ..Default::default()
                     };
                     async move {
                         let answer = client.raw_scan(call(ATTEMPT), &request).await?;
-                        Ok((answer.region_error, answer.kvs))
+                        Ok((answer.region_error, (answer.kvs, upper)))
                     }
                 })
                 .await;
-            let found = match found {
+            let (found, upper) = match found {
                 Fate::Done(found) => found,
                 Fate::Refused(why) => return Fate::Refused(why),
                 Fate::Unknown(why) => return Fate::Unknown(why),
             };
-            let full = found.len() == 1000;
+            let full = found.len() == LIMIT;
             pairs.extend(found.into_iter().map(|pair| (pair.key, pair.value)));
-            at = if full {
+            if full {
                 let mut after = pairs.last().map(|(key, _)| key.to_vec()).unwrap_or_default();
                 after.push(0);
-                after.into()
+                at = after.into();
+            } else if upper == *end {
+                return Fate::Done(pairs);
             } else {
-                match self.locate(&at).await {
-                    Ok(place) if place.region.end_key.is_empty() => return Fate::Done(pairs),
-                    Ok(place) => place.region.end_key,
-                    Err(status) => return Fate::Refused(status.message),
-                }
-            };
+                at = upper;
+            }
         }
+    }
+
+    /// Removes what is from `start` to below `end`, region by region. Unknown if only a part was surely done.
+    pub async fn delete_range(&self, start: &Bytes, end: &Bytes) -> Fate<()> {
+        let mut at = start.clone();
+        while at < *end {
+            let done = self
+                .attempt(&at.clone(), |client, context, region| {
+                    let upper = lower_end(&region.end_key, end);
+                    let request = kvrpcpb::RawDeleteRangeRequest {
+                        context: Some(context),
+                        start_key: at.clone(),
+                        end_key: upper.clone(),
+                        ..Default::default()
+                    };
+                    async move {
+                        let answer = client.raw_delete_range(call(ATTEMPT), &request).await?;
+                        assert_eq!(answer.error, "", "a valid range has no error of its own");
+                        Ok((answer.region_error, upper))
+                    }
+                })
+                .await;
+            match done {
+                Fate::Done(upper) => at = upper,
+                Fate::Refused(why) if at == *start => return Fate::Refused(why),
+                Fate::Refused(why) | Fate::Unknown(why) => return Fate::Unknown(why),
+            }
+        }
+        Fate::Done(())
+    }
+
+    /// A timestamp of the placement driver: milliseconds since the epoch, shifted by 18 bits, and a counter.
+    ///
+    /// # Errors
+    /// What it said, or that it said nothing.
+    pub async fn timestamp(&self) -> Result<u64, Status> {
+        self.learn_cluster().await?;
+        let (requests, mut answers) = self.pd.tso(call(ATTEMPT)).await?;
+        requests.send(&pdpb::TsoRequest { header: self.header(), count: 1, ..Default::default() }).await?;
+        let answer = answers.next().await?.and_then(|answer| answer.timestamp);
+        let timestamp = answer.ok_or_else(|| Status::unavailable("no timestamp"))?;
+        Ok((timestamp.physical as u64) << 18 | timestamp.logical as u64)
+    }
+}
+
+/// The lower one of two ends of ranges, of which an empty one is no end.
+fn lower_end(a: &Bytes, b: &Bytes) -> Bytes {
+    match (a.is_empty(), b.is_empty()) {
+        (true, _) => b.clone(),
+        (_, true) => a.clone(),
+        _ => a.min(b).clone(),
     }
 }
 

@@ -1,9 +1,11 @@
 //! The simulator in CI: seeds that once found a bug, a window that moves with the commit, and the proof that a seed is
 //! the same run in every process.
 
+use std::panic::catch_unwind;
 use std::process::Command;
 
 use basalt_tests::sim::{Plan, run};
+use shard::core::PlantedFault;
 
 /// Seeds that found a bug once; each line says which.
 const REGRESSIONS: [u64; 2] = [
@@ -30,6 +32,18 @@ fn a_window_of_seeds_derived_from_the_commit_passes() {
     for seed in first..first + WINDOW {
         let report = run(seed, Plan::default());
         assert!(report.operations >= 2000 && report.faults >= 3, "{report:?}");
+    }
+}
+
+/// Those that a few seeds find; `sim --count 100 --planted ReadTooEarly` takes about sixty, and what
+/// `SplitBeforeRecord` breaks needs a crash between two steps, which the model test of recovery tries one by one.
+#[test]
+fn mistakes_that_are_planted_are_found() {
+    use PlantedFault::{AnswerBeforeLog, FlushUnfinished, ForgetSplit, ForgetTail, MoveUnfrozen, NoLatches, NoSync};
+    for planted in [AnswerBeforeLog, FlushUnfinished, ForgetSplit, ForgetTail, MoveUnfrozen, NoLatches, NoSync] {
+        let plan = Plan { planted: Some(planted), ..Plan::default() };
+        let finder = (1..=10).find(|seed| catch_unwind(|| run(*seed, plan)).is_err());
+        assert!(finder.is_some(), "no seed up to 10 finds {planted:?}");
     }
 }
 

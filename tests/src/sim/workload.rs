@@ -1,7 +1,8 @@
 //! What clients do in a run, and what the cluster must then hold.
 //!
-//! Each worker owns its keys: it knows what it wrote last, and which writes are in doubt. All workers share counters
-//! that they raise by compare-and-swap.
+//! Each worker owns its keys: it knows what it wrote last, and which writes are in doubt. Some of them lie apart, where
+//! it scans and deletes whole ranges. All workers share counters that they raise by compare-and-swap. Two clocks take
+//! timestamps and compare each with all that were given out before it was asked for.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,8 @@ use crate::client::{Client, Fate};
 
 const KEYS_PER_WORKER: u64 = 150;
 const COUNTERS: u64 = 3;
+/// Keys of a worker that lie apart from those of the others.
+const APART: u64 = 60;
 
 /// What one key may hold.
 #[derive(Clone, Debug, Default)]
@@ -40,8 +43,11 @@ pub(super) struct History {
     pub(super) acknowledged: Cell<u64>,
     /// Writes in doubt.
     pub(super) unknown: Cell<u64>,
-    /// Workers that have stopped.
+    /// Workers and clocks that have stopped.
     pub(super) workers_done: Cell<u64>,
+    /// Timestamps that were taken, and the highest of them.
+    pub(super) timestamps: Cell<u64>,
+    highest_timestamp: Cell<u64>,
     keys: RefCell<BTreeMap<Bytes, Expected>>,
     /// Per counter: raises that were acknowledged, and those in doubt.
     counters: RefCell<BTreeMap<Bytes, (u64, u64)>>,
@@ -117,7 +123,14 @@ impl Worker {
 
     fn key(&mut self) -> Bytes {
         // Workers' keys are interleaved, so that every region sees all workers.
-        format!("key-{:05}-{}", self.prng.below(KEYS_PER_WORKER), self.number).into()
+        match self.prng.one_in(4) {
+            true => self.apart(),
+            false => format!("key-{:05}-{}", self.prng.below(KEYS_PER_WORKER), self.number).into(),
+        }
+    }
+
+    fn apart(&mut self) -> Bytes {
+        format!("own-{}-{:03}", self.number, self.prng.below(APART)).into()
     }
 
     fn value(&mut self) -> Bytes {
@@ -127,18 +140,20 @@ impl Worker {
     }
 
     async fn operation(&mut self, client: &Client) {
-        match self.prng.below(10) {
-            0..=4 => {
+        match self.prng.below(30) {
+            0..=14 => {
                 let (key, value) = (self.key(), self.value());
                 let fate = client.put(&key, &value).await;
                 self.wrote(key, Some(value), fate);
             }
-            5 => {
+            15..=17 => {
                 let key = self.key();
                 let fate = client.delete(&key).await;
                 self.wrote(key, None, fate);
             }
-            6 => self.raise(client).await,
+            18..=20 => self.raise(client).await,
+            21 => self.scan(client).await,
+            22 if self.prng.one_in(4) => self.delete_range(client).await,
             _ => self.read(client).await,
         }
     }
@@ -167,6 +182,37 @@ impl Worker {
         }
     }
 
+    fn range(&mut self) -> (Bytes, Bytes) {
+        let (a, b) = (self.apart(), self.apart());
+        if a <= b { (a, b) } else { (b, a) }
+    }
+
+    async fn scan(&mut self, client: &Client) {
+        let (start, end) = self.range();
+        if start == end {
+            return;
+        }
+        let Fate::Done(pairs) = client.scan(&start, &end).await else { return };
+        assert!(pairs.windows(2).all(|pair| pair[0].0 < pair[1].0), "a scan is in order: {pairs:?}");
+        let mut found: BTreeMap<Bytes, Bytes> = pairs.into_iter().collect();
+        for (key, expected) in self.history.keys.borrow().range(start.clone()..end.clone()) {
+            let held = found.remove(key);
+            assert!(expected.allows(&held), "{key:?} scans as {held:?}, expected {expected:?}");
+        }
+        assert!(found.is_empty(), "keys from {start:?} to {end:?} that nobody wrote: {found:?}");
+    }
+
+    async fn delete_range(&mut self, client: &Client) {
+        let (start, end) = self.range();
+        let fate = client.delete_range(&start, &end).await;
+        for number in 0..APART {
+            let key: Bytes = format!("own-{}-{number:03}", self.number).into();
+            if start <= key && key < end {
+                self.wrote(key, None, fate.clone());
+            }
+        }
+    }
+
     /// Raises a shared counter by one.
     async fn raise(&mut self, client: &Client) {
         let key: Bytes = format!("key-{:05}-counter", self.prng.below(COUNTERS) * 50).into();
@@ -192,4 +238,19 @@ impl Worker {
             }
         }
     }
+}
+
+/// Takes timestamps, each of which must be above all that were given out before it was asked for.
+pub(super) async fn clock(pd: String, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>) {
+    let (client, mut prng) = (Client::new(&pd), Prng::new(seed));
+    while !stop.get() {
+        let before = history.highest_timestamp.get();
+        if let Ok(timestamp) = client.timestamp().await {
+            assert!(timestamp > before, "timestamp {timestamp} was given out after {before}");
+            history.highest_timestamp.set(timestamp.max(history.highest_timestamp.get()));
+            count(&history.timestamps);
+        }
+        executor::sleep(Duration::from_millis(prng.range(1, 200))).await;
+    }
+    count(&history.workers_done);
 }

@@ -15,7 +15,7 @@ use shard::core::{ApiMode, PlantedFault, ShardConfig};
 use shard::engine::twin::{TwinDisk, TwinEngine, TwinFaults};
 use shard::node::{EngineSource, Node, NodeConfig, run_core};
 
-use super::workload::{History, Worker};
+use super::workload::{self, History, Worker};
 use super::{Plan, Report};
 use crate::client::{Client, Fate};
 
@@ -24,6 +24,7 @@ const NODE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
 const PD_PORT: u16 = 2379;
 const WORKERS: u64 = 4;
+const CLOCKS: u64 = 2;
 /// How long the cluster may take to serve again after all faults are over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -123,6 +124,11 @@ impl World {
             let worker = Worker::new(number, self.prng.next_u64(), history.clone(), stop.clone());
             self.sim.spawn_on(self.client, worker.run(format!("{PD_IP}:{PD_PORT}")));
         }
+        for _ in 0..CLOCKS {
+            let seed = self.prng.next_u64();
+            let clock = workload::clock(format!("{PD_IP}:{PD_PORT}"), seed, history.clone(), stop.clone());
+            self.sim.spawn_on(self.client, clock);
+        }
         let started = self.sim.now();
         loop {
             let calm = Duration::from_millis(self.prng.range(200, 6000));
@@ -145,8 +151,9 @@ impl World {
         stop.set(true);
         self.heal();
         let done = history.clone();
-        let finished = self.sim.run_until(RECOVERY_LIMIT, || done.workers_done.get() == WORKERS);
+        let finished = self.sim.run_until(RECOVERY_LIMIT, || done.workers_done.get() == WORKERS + CLOCKS);
         assert!(finished, "seed {}: workers hang after all faults are over", self.seed);
+        assert!(history.timestamps.get() > 0, "seed {}: no timestamp was ever given out", self.seed);
         let regions = self.verify(&history);
         Report {
             seed: self.seed,
@@ -227,7 +234,16 @@ impl World {
                 self.sim.pause(self.node, pause);
             }
             6 => {
-                self.sim.kill(self.pd);
+                match self.prng.below(3) {
+                    0 => self.sim.kill(self.pd),
+                    1 => self.sim.kill_process(self.pd),
+                    _ => {
+                        self.sim.disk(self.pd).fail_syncs(true);
+                        self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
+                        self.sim.disk(self.pd).fail_syncs(false);
+                        self.sim.kill(self.pd);
+                    }
+                }
                 self.down_for_a_while();
                 self.start_pd();
             }
