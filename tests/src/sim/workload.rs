@@ -114,8 +114,8 @@ impl Worker {
         while !self.stop.get() {
             self.operation(&client).await;
             count(&self.history.operations);
-            if self.prng.one_in(4) {
-                executor::sleep(Duration::from_millis(self.prng.range(1, 60))).await;
+            if self.prng.one_in(2) {
+                executor::sleep(Duration::from_millis(self.prng.range(1, 100))).await;
             }
         }
         count(&self.history.workers_done);
