@@ -328,7 +328,15 @@ async fn end_tasks(core: &Rc<Core>) {
     }
 }
 
+/// Lets the other tasks of the core run.
 async fn give_way() {
+    if context::backend() == IoKind::Uring {
+        // Waking ourselves would not do: glommio stays with a task queue for as long as that has something to run, and
+        // the others are in other queues. We saw each core spin for `uring::PREEMPT`, ten seconds, at its start and
+        // again at its end. This timer fires once the queues have run empty.
+        uring::timer(Duration::ZERO).await;
+        return;
+    }
     let mut gave = false;
     poll_fn(|cx| {
         if std::mem::replace(&mut gave, true) {
