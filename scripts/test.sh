@@ -26,6 +26,7 @@ step "unit, script and model tests" cargo test --release --workspace --exclude b
 step "suites" cargo test --release -p proto -p raftstore -p shard --test facts --test rpc --test shallow --test commands \
   --test model --test scripts --test log_crash --test log_damage --test log_model --test log_size \
   --test engine_differential --test engine_twin
+step "pd suites" cargo test --release -p pd --test '*'
 step "wire facts" check_wire
 step "binary" cargo build --release --bin basalt
 step "simulator, wire and process tests" cargo test --release -p basalt-tests
