@@ -115,7 +115,7 @@ impl Worker {
             self.operation(&client).await;
             count(&self.history.operations);
             if self.prng.one_in(2) {
-                executor::sleep(Duration::from_millis(self.prng.range(1, 100))).await;
+                executor::sleep(Duration::from_millis(self.prng.range(1, 200))).await;
             }
         }
         count(&self.history.workers_done);
