@@ -29,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) helpers: Arc<Helpers>,
     pub(crate) helper_cpus: CpuSet,
     pub(crate) log_thread: OnceLock<LogThread>,
+    /// Operations that found the log thread's queue full. The core ends when they are in it.
+    pub(crate) log_unsent: Cell<u64>,
     pub(crate) tasks: Registry,
     /// glommio's task queues, one per class; only on io_uring.
     pub(crate) queues: OnceLock<uring::Queues>,

@@ -33,8 +33,9 @@ pub async fn blocking<T: Send + 'static>(class: Class, work: impl FnOnce() -> T 
     let (fill, filled) = oneshot();
     // In `run_cores` a panic ends the process before it unwinds; under `run_one` it comes back to the caller.
     let mut job: Option<Job> = Some(Box::new(move || fill.fill(catch_unwind(AssertUnwindSafe(work)))));
-    let mut place = WakePlace::default();
-    std::future::poll_fn(|cx| core.helpers.poll_submit(class, core.core, &mut job, || place.waker(cx))).await;
+    let (mut place, mut in_line) = (WakePlace::default(), None);
+    std::future::poll_fn(|cx| core.helpers.poll_submit(class, core.core, &mut job, &mut in_line, || place.waker(cx)))
+        .await;
     place.clear();
     let metrics = &core.metrics;
     add(&metrics.blocking_total[class.index()], 1);
@@ -69,11 +70,38 @@ struct State {
     ended: bool,
 }
 
-struct ClassQueue {
-    /// One per core.
-    cores: Vec<VecDeque<Job>>,
-    /// Tasks that wait for room in their core's queue.
+/// What one core has queued in one class.
+#[derive(Default)]
+struct CoreQueue {
+    jobs: VecDeque<Job>,
+    /// Tasks that wait for room, each once. All are woken when half of the queue is free, and queue up again if that
+    /// does not suffice: waking one for each job that leaves would need to know which of those woken are still there.
     waiting: Vec<Waker>,
+    /// How often those who waited were woken.
+    wakes: u64,
+}
+
+impl CoreQueue {
+    fn pop(&mut self) -> Option<(Job, Vec<Waker>)> {
+        let job = self.jobs.pop_front()?;
+        if self.waiting.is_empty() || self.jobs.len() > QUEUE_MAX / 2 {
+            return Some((job, Vec::new()));
+        }
+        self.wakes += 1;
+        Some((job, std::mem::take(&mut self.waiting)))
+    }
+
+    /// Takes the place in line that a task has, or a new one.
+    fn wait(&mut self, in_line: &mut Option<u64>, waker: Waker) {
+        // Not woken since: the waker in line has been pointed at the task by making this one.
+        if in_line.replace(self.wakes) != Some(self.wakes) {
+            self.waiting.push(waker);
+        }
+    }
+}
+
+struct ClassQueue {
+    cores: Vec<CoreQueue>,
     /// The core to serve next.
     turn: usize,
     queued: usize,
@@ -87,8 +115,7 @@ struct ClassQueue {
 impl ClassQueue {
     fn new(class: Class, cores: usize, helpers: usize) -> ClassQueue {
         ClassQueue {
-            cores: (0..cores).map(|_| VecDeque::new()).collect(),
-            waiting: Vec::new(),
+            cores: (0..cores).map(|_| CoreQueue::default()).collect(),
             turn: 0,
             queued: 0,
             running: 0,
@@ -100,14 +127,14 @@ impl ClassQueue {
         }
     }
 
-    fn pop(&mut self) -> Option<Job> {
+    fn pop(&mut self) -> Option<(Job, Vec<Waker>)> {
         let cores = self.cores.len();
         for step in 0..cores {
             let at = (self.turn + step) % cores;
-            if let Some(job) = self.cores[at].pop_front() {
+            if let Some(popped) = self.cores[at].pop() {
                 self.turn = (at + 1) % cores;
                 self.queued -= 1;
-                return Some(job);
+                return Some(popped);
             }
         }
         None
@@ -129,10 +156,10 @@ impl State {
             })
             .min_by_key(|class| self.queues[class.index()].served)?;
         let queue = &mut self.queues[class.index()];
-        let job = queue.pop()?;
+        let (job, waiting) = queue.pop()?;
         queue.running += 1;
         queue.served += u64::from(1_000_000 / class.shares());
-        Some((class, job, std::mem::take(&mut queue.waiting)))
+        Some((class, job, waiting))
     }
 
     /// A class that was idle does not bring its unused share along.
@@ -217,21 +244,24 @@ impl Helpers {
         }
     }
 
+    /// Queues the job, or gets in line for room; `in_line` is the caller's own note of that.
     fn poll_submit(
         &self,
         class: Class,
         core: CoreId,
         job: &mut Option<Job>,
+        in_line: &mut Option<u64>,
         waker: impl FnOnce() -> Waker,
     ) -> std::task::Poll<()> {
         let mut state = self.lock();
-        if state.queues[class.index()].cores[usize::from(core.0)].len() >= QUEUE_MAX {
-            state.queues[class.index()].waiting.push(waker());
+        let queue = &mut state.queues[class.index()].cores[usize::from(core.0)];
+        if queue.jobs.len() >= QUEUE_MAX {
+            queue.wait(in_line, waker());
             return std::task::Poll::Pending;
         }
         state.wake_class(class);
         let queue = &mut state.queues[class.index()];
-        queue.cores[usize::from(core.0)].push_back(job.take().expect("submitted once"));
+        queue.cores[usize::from(core.0)].jobs.push_back(job.take().expect("submitted once"));
         queue.queued += 1;
         let idle = state.idle > 0;
         drop(state);
@@ -272,7 +302,7 @@ mod tests {
     fn submit(state: &mut State, class: Class, core: usize, job: impl FnOnce() + Send + 'static) {
         state.wake_class(class);
         let queue = &mut state.queues[class.index()];
-        queue.cores[core].push_back(Box::new(job));
+        queue.cores[core].jobs.push_back(Box::new(job));
         queue.queued += 1;
     }
 

@@ -16,7 +16,8 @@ use crate::logio::{LogThread, Op, Work};
 use crate::mailbox::Full;
 use crate::metrics::{add, less};
 use crate::oneshot::{Filled, oneshot};
-use crate::{Class, CoreMetrics, IoKind, context, filesystem, fs, sim, spawn_local};
+use crate::run::keep;
+use crate::{Class, CoreMetrics, IoKind, LogFault, context, filesystem, fs, sim};
 
 /// What makes a write durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,7 +156,11 @@ impl LogFile {
                 if durable || file.sync == LogSync::Dsync {
                     add(&core.metrics.log_durable_total, 1);
                 }
-                let sync = durable && file.sync == LogSync::Fdatasync;
+                let sync = match LogFault::planted() {
+                    LogFault::None => durable && file.sync == LogSync::Fdatasync,
+                    LogFault::NoSync => false,
+                    LogFault::LateSync => durable,
+                };
                 file.start(Work::Write { offset, bytes, sync }, Ok)
             }
             Kind::Sim(file) if durable => LogOp::sim(file.write_durable(offset, bytes)),
@@ -219,12 +224,14 @@ impl RealFile {
         match thread.ops().try_send(op) {
             Ok(()) => LogOp(State::Running(running)),
             Err(Full(op)) => {
-                // A task of its own carries it on, whatever becomes of the caller.
-                let ops = thread.ops().clone();
-                drop(spawn_local(Class::Raft, async move {
+                // A task of its own carries it on, whatever becomes of the caller, and of all other tasks.
+                let (ops, owner) = (thread.ops().clone(), std::rc::Rc::clone(&core));
+                add(&core.log_unsent, 1);
+                keep(&core, async move {
                     let sent = ops.send(op).await.is_ok();
                     assert!(sent, "the log thread lives as long as its core");
-                }));
+                    less(&owner.log_unsent);
+                });
                 LogOp(State::Running(running))
             }
         }
@@ -310,7 +317,8 @@ fn is_aligned(bytes: u64) -> bool {
 
 /// Opens the descriptor ourselves: `O_DIRECT`, and `O_DSYNC` if asked for.
 fn open_file(path: &Path, sync: LogSync, create: bool) -> io::Result<File> {
-    let dsync = if sync == LogSync::Dsync { libc::O_DSYNC } else { 0 };
+    let is_healthy = LogFault::planted() == LogFault::None;
+    let dsync = if sync == LogSync::Dsync && is_healthy { libc::O_DSYNC } else { 0 };
     let open = |flags| OpenOptions::new().read(true).write(true).create_new(create).custom_flags(flags).open(path);
     match open(libc::O_DIRECT | dsync) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::buf::AlignedBuf;
 use crate::mailbox::{MailReceiver, MailSender, mailbox};
 use crate::run::FATAL;
-use crate::{affinity, oneshot};
+use crate::{LogFault, affinity, oneshot};
 
 /// Operations that may wait for the thread; beyond, those who ask wait.
 const QUEUE_MAX: usize = 256;
@@ -76,7 +76,14 @@ impl Drop for LogThread {
 
 fn serve(mut queue: MailReceiver<Op>) {
     while let Some(op) = queue.recv_blocking() {
-        op.fill.fill(perform(&op.file, op.work));
+        let is_late = LogFault::planted() == LogFault::LateSync;
+        match op.work {
+            Work::Write { offset, bytes, sync: true } if is_late => {
+                op.fill.fill(perform(&op.file, Work::Write { offset, bytes, sync: false }));
+                let _ = op.file.sync_data();
+            }
+            work => op.fill.fill(perform(&op.file, work)),
+        }
     }
 }
 

@@ -61,7 +61,17 @@ impl<T> Shared<T> {
         }
         self.queue.push(message)?;
         self.wake_receiver();
+        if self.closed.load(Ordering::Relaxed) {
+            // The receiver went away in between and may have looked before the message was there. (Not the senders:
+            // one of them is pushing.) What waits for an answer to the message must hear that there will be none.
+            self.drain();
+        }
         Ok(())
+    }
+
+    /// Drops what nobody will receive.
+    fn drain(&self) {
+        while self.queue.pop().is_some() {}
     }
 
     fn pop(&self) -> Option<T> {
@@ -267,7 +277,9 @@ impl<T> Drop for MailReceiver<T> {
     fn drop(&mut self) {
         self.shared.close();
         drop(self.shared.receiver.take());
-        while self.shared.queue.pop().is_some() {}
+        // A sender that has not seen the close by now sees it after its push, and drops the message itself.
+        fence(Ordering::SeqCst);
+        self.shared.drain();
     }
 }
 

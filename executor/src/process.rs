@@ -49,6 +49,21 @@ pub fn memory_bytes() -> u64 {
     machine.min(limit.unwrap_or(u64::MAX))
 }
 
+/// Raises the number of files that this process may have open to what the system allows it, and returns that.
+pub fn open_files_max() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the result.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 1024;
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: `raised` is a valid limit, no higher than the process may set.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } {
+        0 => raised.rlim_cur,
+        _ => limit.rlim_cur,
+    }
+}
+
 /// CPUs that this process may use: its affinity mask, which a cgroup's cpuset limits. At least 1.
 pub fn allowed_cpus() -> usize {
     crate::affinity::CpuSet::allowed().cpus().len().max(1)

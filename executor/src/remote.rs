@@ -8,7 +8,7 @@
 
 use std::cell::UnsafeCell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -63,6 +63,17 @@ impl Slot {
     }
 }
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // A task that outlived its core has left its waker here. To drop that elsewhere is what slots are there to avoid.
+        if let Some(waker) = self.waker.get_mut().take()
+            && !self.is_here()
+        {
+            std::mem::forget(waker);
+        }
+    }
+}
+
 impl Wake for Slot {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -98,6 +109,11 @@ impl RemoteQueue {
             && let Some(dispatcher) = &*self.lock()
         {
             dispatcher.wake_by_ref();
+        }
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::Relaxed) {
+            // Closed in between: nobody takes the list any more, and its slots own the queue that owns the list.
+            drop(self.take_all());
         }
     }
 
@@ -143,7 +159,9 @@ impl RemoteQueue {
         let slots = self.take_all();
         context::try_with(|core| add(&core.metrics.remote_wakes_total, slots.len() as u64));
         for slot in slots {
-            slot.queued.store(false, Ordering::Release);
+            // An exchange, not a store: whoever found the slot queued and left it to us has written what the task is
+            // to see, and the task must not look before the next such writer would queue the slot again.
+            slot.queued.swap(false, Ordering::AcqRel);
             if let Some(waker) = slot.swap(None) {
                 waker.wake();
             }
@@ -153,6 +171,7 @@ impl RemoteQueue {
     /// Ends the dispatcher. Only on the owner's thread, when no task of the core waits any more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
         let dispatcher = self.lock().take();
         self.dispatch();
         if let Some(dispatcher) = dispatcher {
@@ -214,5 +233,46 @@ impl WakePlace {
 impl Drop for WakePlace {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{IoChoice, preflight, run_one};
+    use std::future::poll_fn;
+
+    /// A slot owns its core's queue, and the queue the slots in it: one that got in at the last moment would keep both.
+    #[test]
+    fn wakes_while_a_core_ends_leak_nothing() {
+        for io in [IoChoice::Epoll, IoChoice::Uring] {
+            if preflight(io, None).is_err() {
+                continue;
+            }
+            for _ in 0..100 {
+                let stop = Arc::new(AtomicBool::new(false));
+                let stopped = Arc::clone(&stop);
+                let (queue, threads) = run_one(io, move || async move {
+                    let mut place = WakePlace::default();
+                    let waker = poll_fn(|cx| Poll::Ready(place.waker(cx))).await;
+                    let thread = || {
+                        let (waker, stop) = (waker.clone(), Arc::clone(&stopped));
+                        std::thread::spawn(move || {
+                            while !stop.load(Ordering::Relaxed) {
+                                waker.wake_by_ref();
+                            }
+                        })
+                    };
+                    let threads = [thread(), thread()];
+                    crate::yield_now().await;
+                    (Arc::downgrade(&context::current().remote), threads)
+                });
+                stop.store(true, Ordering::Relaxed);
+                for thread in threads {
+                    thread.join().expect("only wakes");
+                }
+                assert_eq!(queue.strong_count(), 0);
+            }
+        }
     }
 }

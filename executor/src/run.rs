@@ -238,6 +238,7 @@ impl Seat {
             helpers: self.helpers,
             helper_cpus: self.helper_cpus,
             log_thread: OnceLock::new(),
+            log_unsent: Cell::new(0),
             tasks: Registry::default(),
             queues: OnceLock::new(),
             panic: Cell::new(None),
@@ -273,9 +274,13 @@ async fn live<T: 'static, F: Future<Output = T> + 'static>(core: &Rc<Core>, main
         give_way().await;
     }
     let result = run_main(core, main).await;
-    end_tasks(core).await;
-    core.remote.close();
     core.rounds.close();
+    end_tasks(core).await;
+    while core.log_unsent.get() > 0 {
+        // Asleep, so that the runtime hears of the room that the log thread makes.
+        time::sleep(Duration::from_millis(1)).await;
+    }
+    core.remote.close();
     while !(dispatcher_done.get() && rounds_done.get()) {
         give_way().await;
     }
@@ -285,8 +290,9 @@ async fn live<T: 'static, F: Future<Output = T> + 'static>(core: &Rc<Core>, main
     }
 }
 
-/// Starts one of the core's own tasks, which are in no register; the flag is set when it has ended.
-fn keep(core: &Rc<Core>, work: impl Future<Output = ()> + 'static) -> Rc<Cell<bool>> {
+/// Starts one of the core's own tasks, which are in no register and so are not dropped with the others; the flag is set
+/// when it has ended.
+pub(crate) fn keep(core: &Rc<Core>, work: impl Future<Output = ()> + 'static) -> Rc<Cell<bool>> {
     let done = Rc::new(Cell::new(false));
     let ended = Rc::clone(&done);
     let task = async move {
@@ -294,7 +300,7 @@ fn keep(core: &Rc<Core>, work: impl Future<Output = ()> + 'static) -> Rc<Cell<bo
         ended.set(true);
     };
     match core.kind {
-        IoKind::Uring => uring::spawn(core, Class::Foreground, task),
+        IoKind::Uring => uring::spawn_own(core, task),
         IoKind::Epoll => epoll::spawn(task),
         IoKind::Sim => unreachable!("the simulator runs its own cores"),
     }
@@ -333,9 +339,8 @@ async fn give_way() {
     if context::backend() == IoKind::Uring {
         // Waking ourselves would not do: glommio stays with a task queue for as long as that has something to run, and
         // the others are in other queues. We saw each core spin for `uring::PREEMPT`, ten seconds, at its start and
-        // again at its end. This timer fires once the queues have run empty.
-        uring::timer(Duration::ZERO).await;
-        return;
+        // again at its end.
+        return uring::Looked::default().await;
     }
     let mut gave = false;
     poll_fn(|cx| {

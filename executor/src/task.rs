@@ -181,23 +181,28 @@ impl<F: Future> Future for Runner<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         // SAFETY: `future` is pinned with the runner: it is only polled in place or dropped in place, never moved.
         let this = unsafe { self.get_unchecked_mut() };
-        if this.core.kind == IoKind::Uring && this.core.rounds.is_over(cx) {
+        if this.core.kind == IoKind::Uring && this.core.rounds.is_over(this.class, cx) {
             return Poll::Pending;
         }
         let control = &this.shared.control;
-        let polled = if control.cancelled.get() {
-            None
-        } else {
-            let future = this.future.as_mut().expect("a task is not polled after its end");
-            // SAFETY: as above.
-            let future = unsafe { Pin::new_unchecked(future) };
-            let began = watchdog::begin();
-            let polled = catch_unwind(AssertUnwindSafe(|| future.poll(cx)));
-            this.core.rounds.spend(watchdog::end(&this.core, this.class, began));
-            Some(polled)
-        };
+        let began = watchdog::begin();
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let polled = if control.cancelled.get() {
+                Poll::Ready(None)
+            } else {
+                let future = this.future.as_mut().expect("a task is not polled after its end");
+                // SAFETY: as above.
+                unsafe { Pin::new_unchecked(future) }.poll(cx).map(Some)
+            };
+            if polled.is_ready() {
+                // Within what is timed and guarded: its drop may take long, or panic, as its polls may.
+                this.future = None;
+            }
+            polled
+        }));
+        this.core.rounds.spend(this.class, watchdog::end(&this.core, this.class, began));
         match polled {
-            Some(Ok(Poll::Pending)) => {
+            Ok(Poll::Pending) => {
                 let waker = control.waker.take().unwrap_or_else(|| cx.waker().clone());
                 if control.cancelled.get() {
                     // Cancelled by itself or by what it called: one more turn.
@@ -206,16 +211,13 @@ impl<F: Future> Future for Runner<F> {
                 control.waker.set(Some(waker));
                 return Poll::Pending;
             }
-            Some(Ok(Poll::Ready(output))) => {
-                this.future = None;
-                this.shared.output.set(Some(output));
-            }
-            Some(Err(payload)) => {
+            Ok(Poll::Ready(Some(output))) => this.shared.output.set(Some(output)),
+            Ok(Poll::Ready(None)) => {}
+            Err(payload) => {
                 // In `run_cores` the process has ended already; here the core ends with the panic.
                 this.future = None;
                 this.core.fail(payload);
             }
-            None => this.future = None,
         }
         this.finish();
         if let Some(waiter) = this.shared.waiter.take() {

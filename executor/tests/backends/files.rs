@@ -2,9 +2,9 @@
 
 use std::io::ErrorKind;
 
-use executor::{ALIGNMENT, AlignedBuf, LogFile, LogSync, fs, metrics};
+use executor::{ALIGNMENT, AlignedBuf, IoChoice, LogFile, LogSync, fs, metrics};
 
-use crate::support::on_both;
+use crate::support::{available, on_both, with_both};
 
 on_both! {
     what_was_written_is_read_after_a_reopen,
@@ -18,6 +18,8 @@ on_both! {
     a_folder_is_locked_once,
     the_disk_has_room,
 }
+
+with_both! { what_was_begun_is_done_though_its_core_ends }
 
 /// A buffer of `units` units, each filled with its own number from `first` on.
 fn filled(first: u8, units: usize) -> AlignedBuf {
@@ -154,4 +156,24 @@ async fn a_folder_is_locked_once() {
 async fn the_disk_has_room() {
     let (capacity, available) = fs::disk_space(std::env::temp_dir()).await.expect("space");
     assert!(capacity > 0 && available <= capacity);
+}
+
+/// More operations than the log thread's queue holds, and nobody waits for any of them.
+fn what_was_begun_is_done_though_its_core_ends(io: IoChoice) {
+    const UNITS: u64 = 600;
+    if !available(io) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("log");
+    let file = path.clone();
+    executor::run_one(io, move || async move {
+        let file = LogFile::create(&file, UNITS * 4096, LogSync::Fdatasync).await.expect("create");
+        for at in 0..UNITS {
+            drop(file.write_at(at * 4096, filled((at % 200) as u8 + 1, 1)));
+        }
+    });
+    let bytes = std::fs::read(&path).expect("read");
+    let missing = bytes.chunks(ALIGNMENT).zip(0..UNITS).filter(|(unit, at)| unit[9] != (at % 200) as u8 + 1).count();
+    assert_eq!(missing, 0, "of {UNITS} writes");
 }

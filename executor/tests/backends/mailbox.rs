@@ -4,9 +4,11 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
+use std::time::Duration;
 
 use executor::{
-    Class, Closed, Full, IoChoice, LocalFuture, MailReceiver, MailSender, blocking, mailbox, spawn_local, yield_now,
+    Class, Closed, Full, IoChoice, LocalFuture, MailReceiver, MailSender, blocking, mailbox, spawn_local, timeout,
+    yield_now,
 };
 
 use crate::support::{on_both, on_cores, with_both};
@@ -24,7 +26,10 @@ on_both! {
     results_of_short_work_reach_short_tasks,
 }
 
-with_both! { four_cores_send_to_each_other }
+with_both! {
+    four_cores_send_to_each_other,
+    a_question_to_a_core_that_leaves_is_never_left_open,
+}
 
 async fn messages_keep_their_order() {
     let (sender, mut receiver) = mailbox(8);
@@ -231,4 +236,40 @@ async fn exchange(senders: Vec<MailSender<u64>>, mut receiver: MailReceiver<u64>
     for task in tasks {
         task.await;
     }
+}
+
+/// One core's questions: each carries the mailbox for its answer.
+type Questions = MailReceiver<MailSender<()>>;
+
+/// Core 1 asks, core 0 goes away without an answer, at any moment: also between the asker's look whether somebody is
+/// there and its send. The asker always hears of it, by the end of the mailbox that it waits at.
+fn a_question_to_a_core_that_leaves_is_never_left_open(io: IoChoice) {
+    const ROUNDS: usize = 3000;
+    let (give, take) = mailbox::<Questions>(1);
+    let (give, take) = (Mutex::new(Some(give)), Mutex::new(Some(take)));
+    on_cores(io, 2, move |core| {
+        if core.0 == 0 {
+            let mut take = take.lock().expect("no panic").take().expect("each core starts once");
+            return Box::pin(async move {
+                while let Some(mut questions) = take.recv().await {
+                    drop(questions.recv().await);
+                }
+            });
+        }
+        let give = give.lock().expect("no panic").take().expect("each core starts once");
+        Box::pin(async move {
+            for _ in 0..ROUNDS {
+                let (sender, questions) = mailbox(4);
+                give.send(questions).await.expect("core 0 takes them all");
+                loop {
+                    let (answer, mut answers) = mailbox(1);
+                    if sender.send(answer).await.is_err() {
+                        break;
+                    }
+                    let answer = timeout(Duration::from_secs(60), answers.recv()).await;
+                    assert_eq!(answer, Ok(None), "the question is dropped, and its answer's mailbox with it");
+                }
+            }
+        })
+    });
 }

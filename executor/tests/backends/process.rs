@@ -3,12 +3,19 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-use executor::{Class, CoresConfig, IoChoice, IoKind, LocalFuture, preflight, run_cores, shutdown_signal, spawn_local};
+use executor::{
+    Class, CoresConfig, IoChoice, IoKind, LocalFuture, blocking, mailbox, now, preflight, run_cores, shutdown_signal,
+    sleep, spawn_local, yield_now,
+};
 
 use crate::support::available;
 
 const PART: &str = "EXECUTOR_TEST_PART";
+
+/// How long cores rest while their processor time is measured.
+const REST: Duration = Duration::from_secs(2);
 
 fn child(part: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this test has a file"));
@@ -38,6 +45,10 @@ fn plays_its_part() {
         "helper panics on epoll" => cores(IoChoice::Epoll, helper_panics),
         "waits for a signal on uring" => cores(IoChoice::Uring, waits),
         "waits for a signal on epoll" => cores(IoChoice::Epoll, waits),
+        "ends after a long turn on uring" => cores(IoChoice::Uring, ends_after_a_long_turn),
+        "ends after a long turn on epoll" => cores(IoChoice::Epoll, ends_after_a_long_turn),
+        "rests on uring" => cores(IoChoice::Uring, rests),
+        "rests on epoll" => cores(IoChoice::Epoll, rests),
         "ignores signals" => cores(IoChoice::Epoll, ignores),
         "has no io_uring" => {
             forbid_uring();
@@ -54,6 +65,7 @@ fn plays_its_part() {
 fn cores(io: IoChoice, main: fn() -> LocalFuture<()>) {
     let config = CoresConfig { cores: 2, io, ..CoresConfig::default() };
     run_cores(config, move |_| main()).expect("the cores start");
+    println!("in all {}", processor_time().as_micros());
 }
 
 fn panics() -> LocalFuture<()> {
@@ -86,6 +98,40 @@ fn waits() -> LocalFuture<()> {
             waiter.await;
         }
         shutdown_signal().await;
+    })
+}
+
+/// Returns while hundreds of tasks wait for the next turn, as this one has been used up.
+fn ends_after_a_long_turn() -> LocalFuture<()> {
+    Box::pin(async {
+        for _ in 0..500 {
+            drop(spawn_local(Class::Background, async {
+                loop {
+                    yield_now().await;
+                }
+            }));
+        }
+        for _ in 0..5 {
+            yield_now().await;
+        }
+        let began = now();
+        while now().since(began) < Duration::from_millis(2) {
+            std::hint::spin_loop();
+        }
+    })
+}
+
+/// Sleeps, with a helper, a log thread and a sleeping mailbox beside it, as an idle node does.
+fn rests() -> LocalFuture<()> {
+    Box::pin(async {
+        let (_sender, mut receiver) = mailbox::<()>(16);
+        drop(spawn_local(Class::Raft, async move { receiver.recv().await }));
+        blocking(Class::Background, || ()).await;
+        let before = processor_time();
+        sleep(REST).await;
+        if executor::core().0 == 0 {
+            println!("at rest {}", (processor_time() - before).as_micros());
+        }
     })
 }
 
@@ -158,6 +204,50 @@ fn a_panic_on_any_core_ends_the_process() {
             for who in ["core", "task", "helper"] {
                 a_panic_ends_the_process(&format!("{who} panics on {name}"));
             }
+        }
+    }
+}
+
+/// Of all threads of this process so far.
+fn processor_time() -> Duration {
+    // SAFETY: all-zero is a valid value of plain numbers.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is a valid place for the result.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) }, 0);
+    let time =
+        |time: libc::timeval| Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64);
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// The number in a line of the child's.
+fn micros(text: &str, label: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.split_once(label)).expect("a line");
+    line.1.trim().parse().expect("a number")
+}
+
+/// The processor time of an end is what it costs, however busy the machine is.
+#[test]
+fn a_core_ends_at_once_though_its_turn_is_over() {
+    for (io, name) in [(IoChoice::Uring, "uring"), (IoChoice::Epoll, "epoll")] {
+        if available(io) {
+            let (status, text) = run(&format!("ends after a long turn on {name}"));
+            assert!(status.success(), "{text}");
+            let used = micros(&text, "in all");
+            assert!(used < 500_000, "two cores took {used} us of processor time to start and end on {name}");
+        }
+    }
+}
+
+/// An idle core wakes ten times a second. The bound, a twentieth of one processor for two cores, leaves room for a machine that
+/// is slow at it.
+#[test]
+fn a_resting_core_takes_no_processor() {
+    for (io, name) in [(IoChoice::Uring, "uring"), (IoChoice::Epoll, "epoll")] {
+        if available(io) {
+            let (status, text) = run(&format!("rests on {name}"));
+            assert!(status.success(), "{text}");
+            let used = micros(&text, "at rest");
+            assert!(used < REST.as_micros() as u64 / 20, "two resting cores took {used} us of {REST:?} on {name}");
         }
     }
 }

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ on_both! {
     a_call_reaches_all_waiters,
     a_call_to_a_waiter_that_left_is_kept,
     a_long_poll_is_a_stall_of_its_class,
+    a_long_drop_is_a_stall_too,
+    a_stall_is_logged_with_its_class_and_length,
     random_numbers_differ_from_draw_to_draw,
 }
 
@@ -32,6 +34,7 @@ with_both! {
     the_end_of_main_drops_what_is_left,
     tasks_started_by_dropped_tasks_end_too,
     a_panic_of_a_task_ends_the_core,
+    a_panic_of_a_drop_ends_the_core,
 }
 
 /// Counts the live values of a test.
@@ -220,19 +223,93 @@ async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Outp
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
+/// Holds the core until it is noticed.
+fn hold() {
+    let began = now();
+    while now().since(began) < executor::STALL + Duration::from_millis(1) {
+        std::hint::spin_loop();
+    }
+}
+
 async fn a_long_poll_is_a_stall_of_its_class() {
-    spawn_local(Class::Scan, async {
-        let began = now();
-        while now().since(began) < executor::STALL + Duration::from_millis(1) {
-            std::hint::spin_loop();
-        }
-    })
-    .await;
+    spawn_local(Class::Scan, async { hold() }).await;
     let metrics = metrics();
     assert!(metrics.stalls_total[Class::Scan.index()].get() >= 1);
     assert!(metrics.stall_nanos_max[Class::Scan.index()].get() >= executor::STALL.as_nanos() as u64);
     assert!(metrics.busy_nanos_total[Class::Scan.index()].get() >= executor::STALL.as_nanos() as u64);
     assert_eq!(metrics.stalls_total[Class::Background.index()].get(), 0, "nothing ran in this class");
+}
+
+struct HoldsWhenDropped;
+
+impl Drop for HoldsWhenDropped {
+    fn drop(&mut self) {
+        hold();
+    }
+}
+
+async fn a_long_drop_is_a_stall_too() {
+    let held = HoldsWhenDropped;
+    let task = spawn_local(Class::Scan, async move {
+        let _held = held;
+        pending::<()>().await;
+    });
+    yield_now().await;
+    yield_now().await;
+    let stalls = || metrics().stalls_total[Class::Scan.index()].get();
+    let before = stalls();
+    task.cancel();
+    executor::timeout(Duration::from_secs(60), until(|| stalls() > before)).await.expect("the drop is counted");
+}
+
+async fn a_stall_is_logged_with_its_class_and_length() {
+    let log = Log::default();
+    let guard = tracing::subscriber::set_default(log.clone());
+    for class in [Class::Raft, Class::Background] {
+        spawn_local(class, async { hold() }).await;
+    }
+    drop(guard);
+    let lines = log.0.lock().expect("no panic").clone();
+    for class in [Class::Raft, Class::Background] {
+        let line = lines.iter().find(|line| line.contains(class.name())).expect("a line for each class");
+        assert!(line.contains("WARN") && line.contains("a task held its core") && line.contains("core=0"), "{line}");
+        let held = line.split_once("held_ms=").expect("its length").1.split(' ').next().expect("a number");
+        assert!(held.parse::<u64>().expect("a number") >= 10, "{line}");
+    }
+}
+
+/// Keeps the events of one thread as lines.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(String);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!(" {field}={value:?}");
+            }
+        }
+        let mut line = Fields(event.metadata().level().to_string());
+        event.record(&mut line);
+        self.0.lock().expect("no panic").push(line.0 + " ");
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 async fn random_numbers_differ_from_draw_to_draw() {
@@ -305,6 +382,31 @@ fn a_panic_of_a_task_ends_the_core(io: IoChoice) {
     let ended = catch_unwind(AssertUnwindSafe(|| {
         executor::run_one(io, || async {
             drop(spawn_local(Class::Raft, async { panic!("on purpose") }));
+            pending::<()>().await;
+        });
+    }));
+    let panic = ended.expect_err("the panic comes through");
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"on purpose"));
+}
+
+fn a_panic_of_a_drop_ends_the_core(io: IoChoice) {
+    struct Panics;
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+    if !available(io) {
+        return;
+    }
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        executor::run_one(io, || async {
+            let panics = Panics;
+            spawn_local(Class::Raft, async move {
+                let _panics = panics;
+                pending::<()>().await
+            })
+            .cancel();
             pending::<()>().await;
         });
     }));

@@ -5,7 +5,7 @@ use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
-use executor::{Class, Elapsed, clocks, now, sleep, sleep_until, spawn_local, timeout, unix_time};
+use executor::{Class, Elapsed, clocks, now, sleep, sleep_until, spawn_local, timeout, unix_time, yield_now};
 
 use crate::support::on_both;
 
@@ -15,6 +15,7 @@ on_both! {
     a_timeout_ends_what_is_not_ready,
     what_is_ready_wins_over_its_timeout,
     clocks_run_on,
+    timers_fire_beside_tasks_that_never_rest,
 }
 
 async fn timers_fire_in_order_and_never_early() {
@@ -59,4 +60,21 @@ async fn clocks_run_on() {
     assert!(clocks_after.boottime > clocks_before.boottime);
     assert!(clocks_after.monotonic_raw > clocks_before.monotonic_raw);
     assert!(unix_time().seconds() > 1_700_000_000);
+}
+
+/// A core with something to run at any time looks at its timers and sockets all the same.
+async fn timers_fire_beside_tasks_that_never_rest() {
+    for class in Class::ALL {
+        drop(spawn_local(class, async {
+            loop {
+                yield_now().await;
+            }
+        }));
+    }
+    let began = now();
+    for _ in 0..20 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // Milliseconds; glommio's own limit of a turn, ten seconds, was what each took when turns did not end.
+    assert!(now().since(began) < Duration::from_secs(60), "20 timers took {:?}", now().since(began));
 }

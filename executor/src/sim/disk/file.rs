@@ -218,9 +218,12 @@ fn zeros() -> Page {
 }
 
 fn page(bytes: &[u8]) -> Page {
-    let mut page = [0; PAGE];
-    page[..bytes.len()].copy_from_slice(bytes);
-    Rc::new(page)
+    // A whole page is copied straight to where it stays.
+    Page::try_from(Rc::<[u8]>::from(bytes)).unwrap_or_else(|part| {
+        let mut page = [0; PAGE];
+        page[..part.len()].copy_from_slice(&part);
+        Rc::new(page)
+    })
 }
 
 fn copy(pages: &Pages, offset: u64, out: &mut [u8]) {

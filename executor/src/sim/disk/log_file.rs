@@ -20,6 +20,8 @@ pub(crate) struct SimLogFile {
     world: Rc<World>,
     node: Rc<Node>,
     file: FileRef,
+    /// Only the end of the process can change a file's length, and that of its handles comes with it.
+    len: u64,
     sync: LogSync,
 }
 
@@ -60,12 +62,13 @@ impl SimLogFile {
     }
 
     fn on(core: &Core, file: FileRef, sync: LogSync) -> SimLogFile {
-        SimLogFile { world: core.world.clone(), node: core.node.clone(), file, sync }
+        let len = file.borrow().len() / PAGE as u64 * PAGE as u64;
+        SimLogFile { world: core.world.clone(), node: core.node.clone(), file, len, sync }
     }
 
     /// The usable length.
     pub(crate) fn len_bytes(&self) -> u64 {
-        self.file.borrow().len() / PAGE as u64 * PAGE as u64
+        self.len
     }
 
     fn check(&self, offset: u64, len: usize) -> io::Result<()> {
