@@ -4,7 +4,7 @@ use executor::Notify;
 use proto::health::health_check_response::ServingStatus;
 use proto::health::{self, HealthCheckRequest, HealthCheckResponse};
 use proto::rpc::{CallContext, Outbound, Service, Status};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -37,11 +37,16 @@ fn answer(status: ServingStatus) -> HealthCheckResponse {
 pub struct Health {
     services: RefCell<BTreeMap<String, Serving>>,
     changed: Notify,
+    is_stopped: Cell<bool>,
 }
 
 impl Default for Health {
     fn default() -> Health {
-        Health { services: RefCell::new(BTreeMap::from([(String::new(), Serving::Yes)])), changed: Notify::new() }
+        Health {
+            services: RefCell::new(BTreeMap::from([(String::new(), Serving::Yes)])),
+            changed: Notify::new(),
+            is_stopped: Cell::new(false),
+        }
     }
 }
 
@@ -59,6 +64,13 @@ impl Health {
     /// Sets the status of a service (`""` for the server as a whole) and tells who watches it.
     pub fn set(&self, service: &str, serving: Serving) {
         self.services.borrow_mut().insert(service.to_owned(), serving);
+        self.changed.notify();
+    }
+
+    /// The server stops: nothing serves any more, and who watches is told so and let go.
+    pub fn stop(&self) {
+        self.services.borrow_mut().values_mut().for_each(|serving| *serving = Serving::No);
+        self.is_stopped.set(true);
         self.changed.notify();
     }
 
@@ -89,6 +101,9 @@ impl health::Health for Health {
                 answers.send(&serving.map_or(unknown, Serving::answer)).await?;
                 told = Some(serving);
                 continue;
+            }
+            if self.is_stopped.get() {
+                return Err(Status::unavailable("the server stops"));
             }
             changed.await;
         }

@@ -4,6 +4,7 @@
 use crate::config::ServerConfig;
 use crate::memory::{BodyCharge, CoreMemory};
 use crate::metrics::{NetMetrics, add};
+use crate::server::{CoreShared, Phase};
 use bytes::{Buf, Bytes, BytesMut};
 use executor::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use proto::rpc::LocalFuture;
@@ -115,6 +116,7 @@ struct Http1<'a, S> {
     stream: S,
     buffer: BytesMut,
     peer: Option<SocketAddr>,
+    core: &'a CoreShared,
     config: &'a ServerConfig,
     memory: &'a Rc<CoreMemory>,
     metrics: &'a NetMetrics,
@@ -126,13 +128,12 @@ pub(crate) async fn serve<S>(
     first: Bytes,
     peer: Option<SocketAddr>,
     handler: Rc<dyn HttpHandler>,
-    config: &ServerConfig,
-    memory: &Rc<CoreMemory>,
+    core: &CoreShared,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let metrics = memory.metrics();
-    let mut http = Http1 { stream, buffer: BytesMut::from(first), peer, config, memory, metrics };
+    let (config, memory, metrics) = (&core.config, &core.memory, &*core.metrics);
+    let mut http = Http1 { stream, buffer: BytesMut::from(first), peer, core, config, memory, metrics };
     add(&metrics.received_bytes_total, http.buffer.len() as u64);
     if let Err(HttpError::Bad(status, why)) = http.serve(handler).await {
         let answer = HttpResponse::text(status, format!("{why}\n"));
@@ -147,7 +148,7 @@ pub(crate) async fn serve<S>(
 pub(crate) async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), patience: Duration) {
     let end = executor::timeout(patience.min(LINGER_TIME), async {
         stream.shutdown().await?;
-        let mut bytes = [0; 4096];
+        let mut bytes = vec![0u8; 4096];
         let mut left = LINGER_BYTES_MAX;
         while left > 0 {
             match stream.read(&mut bytes).await? {
@@ -164,11 +165,13 @@ pub(crate) async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), p
 impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
     async fn serve(&mut self, handler: Rc<dyn HttpHandler>) -> Result<(), HttpError> {
         loop {
-            // The first byte may take as long as a connection may be idle, the rest may not.
+            // The first byte may take as long as a connection may be idle, the rest may not. A server that stops does
+            // not wait for it.
             if self.buffer.is_empty() {
-                match executor::timeout(self.config.http1_idle_timeout, self.read()).await {
-                    Ok(Ok(0)) | Err(_) => return Ok(()),
-                    Ok(read) => read?,
+                let (lifecycle, patience) = (&self.core.lifecycle, self.config.http1_idle_timeout);
+                match executor::timeout(patience, lifecycle.unless(Phase::Draining, self.read())).await {
+                    Ok(Some(Ok(0)) | None) | Err(_) => return Ok(()),
+                    Ok(Some(read)) => read?,
                 };
             }
             let whole = executor::timeout(self.config.half_sent_timeout, self.request());
@@ -180,6 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
             add(&self.metrics.http1_requests_total, 1);
             let (keep_alive, is_head, _charge) = (head.keep_alive, head.is_head, head.charge);
             let answer = handler.handle(head.request).await;
+            let keep_alive = keep_alive && !self.core.is_draining();
             self.answer(&answer, keep_alive, is_head).await?;
             if !keep_alive {
                 return Ok(());

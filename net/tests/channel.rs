@@ -137,11 +137,15 @@ fn streams_push_back_on_a_sender_whose_server_does_not_read() {
             let channel = Channel::new(address, ChannelConfig::default());
             let (inbound, outbound) = channel.stream("/test.Test/Ignore", context(&[], None)).await.expect("a stream");
             let mut sent = 0u64;
+            while sent <= 2 << 20 {
+                let more = executor::timeout(Duration::from_secs(30), send(&outbound, vec![0; 100_000])).await;
+                more.expect("a window's worth").expect("sent");
+                sent += 100_000;
+            }
             while executor::timeout(Duration::from_millis(300), send(&outbound, vec![0; 100_000])).await.is_ok() {
                 sent += 100_000;
                 assert!(sent < 16 << 20, "no push-back");
             }
-            assert!(sent > 2 << 20, "a window's worth: {sent}");
             // Others are not held up.
             assert_eq!(echo(&channel, "x").await, Ok(Bytes::from("x")));
             drop(inbound);
@@ -200,7 +204,38 @@ fn health_can_be_watched() {
         assert_eq!(seen, [3, 1, 2, 0], "unknown service, serving, not serving, unknown");
         let checked = client.check(CallContext::default(), &HealthCheckRequest::default()).await.expect("an answer");
         assert_eq!(checked.status, 1);
+        health.stop();
+        assert_eq!(watch.next().await.expect("a message").expect("not the end").status, 2, "not serving");
+        assert_eq!(watch.next().await.map_err(|status| status.code), Err(Code::Unavailable), "let go");
+        let checked = client.check(CallContext::default(), &HealthCheckRequest::default()).await.expect("an answer");
+        assert_eq!(checked.status, 2);
     });
+}
+
+#[test]
+fn a_channel_that_is_dropped_closes_its_connection_and_is_not_counted_any_more() {
+    for io in kinds() {
+        let server = TestServer::start(io, ServerConfig::default());
+        let address = server.address.to_string();
+        executor::run_one(io, move || async move {
+            let metrics: Rc<net::NetMetrics> = Rc::default();
+            let new = || Channel::with_metrics(address.clone(), ChannelConfig::default(), Rc::clone(&metrics));
+            let (first, second) = (new(), new());
+            for channel in [&first, &second] {
+                echo(channel, "x").await.expect("an answer");
+            }
+            assert_eq!(metrics.connections.get(), 2);
+            drop(first);
+            let closed = async {
+                while metrics.connections.get() != 1 {
+                    executor::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            executor::timeout(Duration::from_secs(30), closed).await.expect("closed");
+            echo(&second, "x").await.expect("the other one goes on");
+        });
+        server.wait_for("connections", |open| open == 0);
+    }
 }
 
 /// A cluster of a server and a client.

@@ -18,22 +18,32 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 const ENHANCE_YOUR_CALM: u32 = 11;
-const SOON: Duration = Duration::from_secs(5);
+/// A limit for what comes soon, on a busy machine too.
+const SOON: Duration = Duration::from_secs(30);
 
 /// Runs `test` once per kind of I/O, then checks that a decent client is served and that nothing is left behind.
 fn on_each(config: ServerConfig, test: impl Fn(&TestServer)) {
     for io in kinds() {
         let server = TestServer::start(io, config.clone());
         test(&server);
-        block_on(async {
-            let client = Client::connect(server.address).await;
-            assert_eq!(client.call("/test.Test/Echo", "decent").await.expect("an answer"), "decent");
-        });
+        block_on(a_decent_client_is_served(&server));
         server.wait_for("connections", |open| open == 0);
         assert_eq!(server.metric("streams"), 0);
         assert_eq!(server.metric("inbound_bytes"), 0);
         assert_eq!(server.metric("outbound_bytes"), 0);
         assert_eq!(server.seen.begun(), server.seen.begun().max(server.seen.dropped()));
+    }
+}
+
+/// On a busy machine a decent client may be slower than the short limits of some tests; then it comes again.
+async fn a_decent_client_is_served(server: &TestServer) {
+    let began = std::time::Instant::now();
+    loop {
+        let client = Client::connect(server.address).await;
+        match client.call("/test.Test/Echo", "decent").await {
+            Ok(answer) => return assert_eq!(answer, "decent"),
+            Err(status) => assert!(began.elapsed() < SOON, "{status}"),
+        }
     }
 }
 
@@ -164,8 +174,12 @@ fn headers_over_the_limit_are_refused() {
             raw.send(&frame(CONTINUATION, flags, 1, part));
         }
         // Either an answer of HTTP, 431, or the end of the connection.
-        let (frames, _) = raw.rest(Duration::from_millis(500));
-        assert!(frames.iter().any(|frame| (frame.kind == HEADERS && frame.stream == 1) || frame.kind == raw::GOAWAY));
+        loop {
+            let frame = raw.frame(SOON).expect("an answer");
+            if (frame.kind == HEADERS && frame.stream == 1) || frame.kind == raw::GOAWAY {
+                break;
+            }
+        }
         assert_eq!(server.seen.begun(), 0);
     });
 }
@@ -249,8 +263,8 @@ fn half_a_message_is_answered_and_the_connection_goes_on() {
         ended.sort_unstable();
         assert_eq!(ended, [1, 3]);
         assert_eq!(server.metric("inbound_bytes"), 0);
-        raw.send(&frame(HEADERS, END_HEADERS, 5, &call("/test.Test/Echo")));
-        raw.send(&frame(DATA, END_STREAM, 5, &message(b"whole")));
+        let whole = frame(DATA, END_STREAM, 5, &message(b"whole"));
+        raw.send(&[frame(HEADERS, END_HEADERS, 5, &call("/test.Test/Echo")), whole].concat());
         while let Ok(frame) = raw.frame(SOON) {
             if frame.kind == DATA && frame.stream == 5 {
                 assert_eq!(frame.payload, message(b"whole"));
@@ -263,25 +277,31 @@ fn half_a_message_is_answered_and_the_connection_goes_on() {
 
 #[test]
 fn who_does_not_read_costs_bounded_memory_and_is_dropped() {
-    let config = ServerConfig { connection_outbound_bytes: 8 << 20, ..quick() };
+    let config = ServerConfig {
+        connection_outbound_bytes: 8 << 20,
+        stalled_write_timeout: Duration::from_secs(2),
+        half_sent_timeout: SOON,
+        ..quick()
+    };
     on_each(config, |server| {
         // A window of 2 GiB, so that only the socket holds the answers back.
         let mut raw = Raw::greeted(server.address, &[(4, 0x7fff_ffff)]);
         raw.send(&frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000u32.to_be_bytes()));
         let mut block = call("/test.Test/Large");
         block.extend(header("bytes", "1048576"));
+        let mut requests = Vec::new();
         for i in 0..1000 {
-            raw.send(&frame(HEADERS, END_HEADERS, 2 * i + 1, &block));
-            raw.send(&frame(DATA, END_STREAM, 2 * i + 1, &message(b"")));
+            requests.extend(frame(HEADERS, END_HEADERS, 2 * i + 1, &block));
+            requests.extend(frame(DATA, END_STREAM, 2 * i + 1, &message(b"")));
         }
-        let mut most = 0;
-        for _ in 0..20 {
-            most = most.max(server.metric("outbound_bytes"));
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert!(most >= 4 << 20, "the answers pile up: {most}");
-        assert!(most < 12 << 20, "bounded: {most}");
-        server.wait_for("stalled_total", |count| count == 1);
+        raw.send(&requests);
+        let most = std::cell::Cell::new(0);
+        server.wait_for("stalled_total", |count| {
+            most.set(most.get().max(server.metric("outbound_bytes")));
+            count == 1
+        });
+        assert!(most.get() >= 4 << 20, "the answers pile up: {}", most.get());
+        assert!(most.get() < 12 << 20, "bounded: {}", most.get());
     });
 }
 
@@ -391,6 +411,68 @@ fn memory_stays_bounded_through_all_of_it() {
         let grown = resident_bytes().saturating_sub(before);
         assert!(grown < 256 << 20, "{grown} bytes");
         drop(clients);
+    });
+}
+
+#[test]
+fn what_messages_inflate_to_is_within_the_budget() {
+    const BUDGET: u64 = 8 << 20;
+    const MESSAGE: usize = 4 << 20;
+    let config = ServerConfig {
+        connection_inbound_bytes: BUDGET,
+        core_inbound_bytes: BUDGET,
+        memory_wait: Duration::from_secs(300),
+        ..ServerConfig::default()
+    };
+    on_each(config, |server| {
+        block_on(async {
+            let mut client = Client::connect(server.address).await;
+            client.0 = client.0.send_compressed(tonic::codec::CompressionEncoding::Gzip);
+            let calls: Vec<_> = (0..30)
+                .map(|_| {
+                    let client = client.clone();
+                    let request = with(&[("millis", "20")], vec![0; MESSAGE]);
+                    tokio::spawn(async move { client.unary("/test.Test/Sleep", request).await })
+                })
+                .collect();
+            let mut most = 0;
+            while !calls.iter().all(tokio::task::JoinHandle::is_finished) {
+                most = most.max(server.metric("inbound_bytes"));
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for call in calls {
+                assert_eq!(call.await.expect("no panic").expect("an answer").into_inner().len(), MESSAGE);
+            }
+            // One message may go beyond, and there are the compressed bytes.
+            assert!(most <= BUDGET + MESSAGE as u64 + (1 << 20), "{most}");
+        });
+    });
+}
+
+#[test]
+fn large_headers_are_charged_while_their_call_lives() {
+    on_each(ServerConfig { core_inbound_bytes: 50_000, ..ServerConfig::default() }, |server| {
+        block_on(async {
+            let client = Client::connect(server.address).await;
+            let long = "y".repeat(20_000);
+            let sleeping: Vec<_> = (0..2)
+                .map(|_| {
+                    let (client, request) = (client.clone(), with(&[("millis", "3600000"), ("x", &long)], ""));
+                    tokio::spawn(async move { client.unary("/test.Test/Sleep", request).await })
+                })
+                .collect();
+            server.wait_for("streams", |open| open == 2);
+            let charged = server.metric("inbound_bytes");
+            assert!((40_000..50_000).contains(&charged), "{charged}");
+            let error = client.unary("/test.Test/Echo", with(&[("x", &long)], "")).await.expect_err("no room");
+            assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+            client.call("/test.Test/Echo", "small").await.expect("stock headers are no matter");
+            for call in &sleeping {
+                call.abort();
+            }
+            server.wait_for("inbound_bytes", |bytes| bytes == 0);
+            client.unary("/test.Test/Echo", with(&[("x", &long)], "")).await.expect("room again");
+        });
     });
 }
 

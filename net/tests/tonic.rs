@@ -110,21 +110,36 @@ fn metadata_peer_and_deadline_reach_the_handler() {
 #[test]
 fn a_deadline_ends_the_handler_and_answers() {
     on_each(ServerConfig::default(), async |server, client| {
-        let mut request = with(&[("millis", "60000")], "x");
-        // The header alone, without tonic's own clock, so that the answer is the server's.
-        request.metadata_mut().insert("grpc-timeout", "50m".parse().expect("ASCII"));
-        let error = client.unary("/test.Test/Sleep", request).await.expect_err("too late");
-        assert_eq!(error.code(), Code::DeadlineExceeded);
-        assert_eq!(error.message(), "the deadline passed while the call was handled");
+        // Without tonic, which has a clock of its own and may be the first to give up.
+        let socket = tokio::net::TcpStream::connect(server.address).await.expect("the server accepts");
+        let (mut http, connection) = h2::client::handshake(socket).await.expect("it speaks HTTP/2");
+        let connection = tokio::spawn(connection);
+        let request = |path: &str, timeout: &str| {
+            http::Request::post(format!("http://test{path}"))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .header("grpc-timeout", timeout)
+                .header("millis", "60000")
+                .body(())
+                .expect("a request")
+        };
+        let message = Bytes::from_static(b"\0\0\0\0\x01x");
+        let (answer, mut body) = http.send_request(request("/test.Test/Sleep", "1S"), false).expect("room");
+        body.send_data(message.clone(), true).expect("sent");
+        let answer = answer.await.expect("headers");
+        assert_eq!(answer.headers()["grpc-status"], "4");
+        assert_eq!(answer.headers()["grpc-message"], "the deadline passed while the call was handled");
+        server.wait_for("deadlines_total", |count| count == 1);
         assert_eq!(server.seen.dropped(), 1, "the handler was dropped");
-        assert_eq!(server.metric("deadlines_total"), 1);
 
-        let mut stream = with(&[], "x");
-        stream.metadata_mut().insert("grpc-timeout", "50m".parse().expect("ASCII"));
-        let stream = stream.map(|message| tokio_stream::once(message).chain(tokio_stream::pending()));
-        let mut answers = client.bidi("/test.Test/Bidi", stream).await.expect("headers");
-        assert_eq!(answers.message().await.expect("an answer"), Some(Bytes::from("x")));
-        assert_eq!(answers.message().await.expect_err("too late").code(), Code::DeadlineExceeded);
+        let (answer, mut body) = http.send_request(request("/test.Test/Bidi", "2S"), false).expect("room");
+        body.send_data(message.clone(), false).expect("sent");
+        let mut answers = answer.await.expect("headers").into_body();
+        assert_eq!(answers.data().await.expect("an answer").expect("whole"), message);
+        let trailers = answers.trailers().await.expect("an end").expect("with trailers");
+        assert_eq!(trailers["grpc-status"], "4");
+        connection.abort();
+        drop(client);
     });
 }
 
@@ -143,8 +158,12 @@ fn malformed_and_zero_timeouts_are_told() {
 #[test]
 fn a_cancelled_call_drops_its_handler() {
     on_each(ServerConfig::default(), async |server, client| {
-        let call = client.unary("/test.Test/Sleep", with(&[("millis", "60000")], "x"));
-        tokio::time::timeout(Duration::from_millis(100), call).await.expect_err("it sleeps");
+        let call = {
+            let client = client.clone();
+            tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "3600000")], "x")).await })
+        };
+        server.wait_for("streams", |_| server.seen.begun() == 1);
+        call.abort();
         let answers = client.bidi("/test.Test/Bidi", tokio_stream::pending()).await.expect("headers");
         drop(answers);
         server.wait_for("cancelled_total", |count| count == 2);
@@ -281,15 +300,14 @@ fn sleeping_calls_do_not_hold_up_others() {
         let sleeping: Vec<_> = (0..200)
             .map(|_| {
                 let client = client.clone();
-                tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "300")], "x")).await })
+                tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "3600000")], "x")).await })
             })
             .collect();
         server.wait_for("streams", |open| open == 200);
         client.call("/test.Test/Echo", "x").await.expect("an answer");
-        assert!(server.metric("streams") > 0, "the echo was answered before the sleepers");
-        for call in sleeping {
-            call.await.expect("no panic").expect("an answer");
-        }
+        assert_eq!(server.metric("streams"), 200, "the others sleep on");
+        sleeping.iter().for_each(tokio::task::JoinHandle::abort);
+        server.wait_for("streams", |open| open == 0);
     });
 }
 
@@ -300,15 +318,14 @@ fn more_calls_than_the_core_takes_are_refused() {
         let sleeping: Vec<_> = (0..10)
             .map(|_| {
                 let client = client.clone();
-                tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "500")], "x")).await })
+                tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "3600000")], "x")).await })
             })
             .collect();
         server.wait_for("streams", |open| open == 10);
         let error = client.call("/test.Test/Echo", "x").await.expect_err("one too many");
         assert_eq!(error.code(), Code::ResourceExhausted);
-        for call in sleeping {
-            call.await.expect("no panic").expect("an answer");
-        }
+        sleeping.iter().for_each(tokio::task::JoinHandle::abort);
+        server.wait_for("streams", |open| open == 0);
         client.call("/test.Test/Echo", "x").await.expect("room again");
     });
 }
@@ -333,7 +350,7 @@ fn a_draining_server_finishes_what_it_has() {
     on_each(ServerConfig::default(), async |server, client| {
         let sleeping = {
             let client = client.clone();
-            tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "300")], "x")).await })
+            tokio::spawn(async move { client.unary("/test.Test/Sleep", with(&[("millis", "2000")], "x")).await })
         };
         server.wait_for("streams", |open| open == 1);
         server.drain();
@@ -362,7 +379,7 @@ fn idle_clients_may_ping_as_they_like() {
         let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
         let endpoint = endpoint
             .http2_keep_alive_interval(Duration::from_millis(5))
-            .keep_alive_timeout(Duration::from_secs(3))
+            .keep_alive_timeout(Duration::from_secs(30))
             .keep_alive_while_idle(true);
         let client = Client::over(endpoint).await;
         client.call("/test.Test/Echo", "x").await.expect("an answer");

@@ -4,7 +4,7 @@ use super::driver::Driver;
 use super::{Channel, Connected};
 use crate::config::{ChannelConfig, ServerConfig};
 use crate::memory::{ConnectionMemory, CoreMemory};
-use crate::metrics::{add, sub};
+use crate::metrics::{NetMetrics, add, sub};
 use crate::wire::wire;
 use base::Instant;
 use bytes::Bytes;
@@ -168,7 +168,6 @@ async fn connect(channel: Weak<super::Inner>, done: Rc<Notify>) {
     let began = executor::now();
     let has_read = driver.await;
     if let Some(channel) = channel.upgrade() {
-        sub(&channel.metrics.connections, 1);
         let mut link = channel.link.borrow_mut();
         let is_current = matches!(&link.state, State::Up(connected) if connected.number == number);
         let was_useless = !has_read && executor::now().since(began) < channel.config.backoff_max;
@@ -189,7 +188,7 @@ async fn handshake(channel: &Rc<super::Inner>) -> Option<(Driver<TcpStream>, u64
             link.failures = 0;
             let number = link.number;
             add(&channel.metrics.connections_total, 1);
-            add(&channel.metrics.connections, 1);
+            driver.counted = Some(Counted::begin(&channel.metrics));
             let open: Rc<Cell<u64>> = Rc::default();
             driver.open = Rc::clone(&open);
             let memory = Rc::clone(&driver.memory);
@@ -200,6 +199,22 @@ async fn handshake(channel: &Rc<super::Inner>) -> Option<(Driver<TcpStream>, u64
             link.failed(status, &channel.config);
             None
         }
+    }
+}
+
+/// Counts a connection as open while it lives, which may be longer than its channel.
+pub(crate) struct Counted(Rc<NetMetrics>);
+
+impl Counted {
+    fn begin(metrics: &Rc<NetMetrics>) -> Counted {
+        add(&metrics.connections, 1);
+        Counted(Rc::clone(metrics))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        sub(&self.0.connections, 1);
     }
 }
 

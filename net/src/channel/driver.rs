@@ -1,5 +1,6 @@
 //! The task of a client's connection: drives h2, writes once per pass, pings a quiet server.
 
+use super::connect::Counted;
 use crate::config::ChannelConfig;
 use crate::memory::{ConnectionMemory, OutMessage};
 use crate::wire::{Activity, Wire, WireHandle};
@@ -11,7 +12,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 /// A connection to a server: a future that ends with it and says whether the server has ever sent anything.
 pub(crate) struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
@@ -20,6 +21,9 @@ pub(crate) struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
     pub(crate) memory: Rc<ConnectionMemory>,
     /// Calls in progress.
     pub(crate) open: Rc<Cell<u64>>,
+    /// Its entry in the gauge of connections.
+    #[allow(dead_code, reason = "kept for its drop")]
+    pub(crate) counted: Option<Counted>,
     config: ChannelConfig,
     pings: Option<PingPong>,
     ping_sent: Option<Instant>,
@@ -29,6 +33,7 @@ pub(crate) struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
     last_read: Instant,
     last_written: Instant,
     was_quiet: bool,
+    had_output: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
@@ -45,6 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             wire,
             memory,
             open: Rc::default(),
+            counted: None,
             config,
             pings,
             ping_sent: None,
@@ -53,6 +59,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             last_read: now,
             last_written: now,
             was_quiet: true,
+            had_output: false,
         }
     }
 
@@ -82,10 +89,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.ping_sent = None;
         }
         self.was_quiet = is_quiet;
-        if activity.has_written || has_framed {
+        let has_output = activity.has_unwritten || self.memory.outbound_bytes() > 0;
+        if activity.has_written || has_framed || (has_output && !self.had_output) {
             self.last_written = now;
         }
-        let has_output = activity.has_unwritten || self.memory.outbound_bytes() > 0;
+        self.had_output = has_output;
         let output = has_output.then(|| self.last_written + self.config.stalled_write_timeout);
         let mut ping = match (self.ping_sent, self.config.keepalive_interval) {
             (Some(sent), _) => Some(sent + self.config.keepalive_timeout),
@@ -96,6 +104,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.ping_sent = Some(now);
             ping = Some(now + self.config.keepalive_timeout);
             if let Some(pings) = &mut self.pings {
+                // h2 sends no other one before the answer to the last one was taken. That it came is seen by the bytes
+                // that are read, so nobody waits for it here.
+                let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
                 // An error means that the answer to the last one is still out.
                 let _ = pings.send_ping(Ping::opaque());
                 cx.waker().wake_by_ref();

@@ -8,6 +8,9 @@ use std::io::Read;
 /// Messages smaller than this are not worth compressing.
 pub(crate) const COMPRESS_BYTES_MIN: usize = 1024;
 
+/// No byte of deflate's stands for more than this many (zlib's technical notes say 1032).
+const DEFLATE_RATIO_MAX: usize = 1032;
+
 /// Why a message could not be inflated.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InflateError {
@@ -17,12 +20,33 @@ pub(crate) enum InflateError {
     Corrupt,
 }
 
-/// Inflates `message`, to at most `bytes_max`. Cost: CPU in proportion to the result.
-pub(crate) fn inflate(message: &[u8], bytes_max: usize) -> Result<Bytes, InflateError> {
-    let mut out = Vec::new();
-    GzDecoder::new(message).take(bytes_max as u64 + 1).read_to_end(&mut out).map_err(|_| InflateError::Corrupt)?;
-    if out.len() > bytes_max {
+/// What `message` says that it inflates to, in bytes: its last four (RFC 1952, section 2.3.1). [`inflate`] holds it to
+/// that, so that memory can be set aside before.
+///
+/// # Errors
+/// [`InflateError`] if that is above `bytes_max`, or more than deflate can make of so few bytes.
+pub(crate) fn inflated_len(message: &[u8], bytes_max: usize) -> Result<usize, InflateError> {
+    let (_, last) = message.split_last_chunk::<4>().ok_or(InflateError::Corrupt)?;
+    let len = u32::from_le_bytes(*last) as usize;
+    if len / DEFLATE_RATIO_MAX > message.len() {
+        return Err(InflateError::Corrupt);
+    }
+    if len > bytes_max {
         return Err(InflateError::TooLarge(bytes_max));
+    }
+    Ok(len)
+}
+
+/// Inflates `message`, to at most `bytes_max`. Cost: CPU in proportion to the result.
+///
+/// # Errors
+/// [`InflateError`] as [`inflated_len`], or if the message is no gzip or inflates to another length than it says.
+pub(crate) fn inflate(message: &[u8], bytes_max: usize) -> Result<Bytes, InflateError> {
+    let len = inflated_len(message, bytes_max)?;
+    let mut out = Vec::with_capacity(len);
+    GzDecoder::new(message).take(len as u64 + 1).read_to_end(&mut out).map_err(|_| InflateError::Corrupt)?;
+    if out.len() != len {
+        return Err(InflateError::Corrupt);
     }
     Ok(Bytes::from(out))
 }
@@ -51,6 +75,23 @@ mod tests {
         let bomb = deflate(&vec![0; 10 << 20]);
         assert!(bomb.len() < 100_000);
         assert_eq!(inflate(&bomb, 1 << 20), Err(InflateError::TooLarge(1 << 20)));
+    }
+
+    #[test]
+    fn a_message_is_held_to_the_length_that_it_says() {
+        let whole = deflate(&vec![0; 100_000]);
+        assert_eq!(inflated_len(&whole, 100_000), Ok(100_000));
+        for said in [0u32, 99_999, 100_001] {
+            let mut lie = whole.to_vec();
+            let at = lie.len() - 4;
+            lie[at..].copy_from_slice(&said.to_le_bytes());
+            assert_eq!(inflate(&lie, 1 << 20), Err(InflateError::Corrupt), "says {said}");
+        }
+        let mut wild = whole.to_vec();
+        let at = wild.len() - 4;
+        wild[at..].copy_from_slice(&(200u32 << 20).to_le_bytes());
+        assert_eq!(inflated_len(&wild, 256 << 20), Err(InflateError::Corrupt), "more than deflate can");
+        assert_eq!(inflate(&deflate(b""), 0), Ok(Bytes::new()));
     }
 
     #[test]

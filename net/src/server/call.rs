@@ -12,7 +12,7 @@ use super::shared::{ConnectionShared, OpenCall};
 use super::writer::{Writer, response};
 use crate::grpc::headers::{self, GRPC_TIMEOUT};
 use crate::grpc::{gzip, timeout};
-use crate::memory::OutMessage;
+use crate::memory::{BodyCharge, OutMessage};
 use crate::metrics::{NetMetrics, add};
 use base::Instant;
 use bytes::Bytes;
@@ -30,7 +30,12 @@ pub(crate) struct Call {
     deadline: Option<Instant>,
     shared: Rc<ConnectionShared>,
     _open: OpenCall,
+    /// For large headers, while the call lives.
+    _head: Option<BodyCharge>,
 }
+
+/// Headers up to this many bytes are not charged: stock clients send a few hundred.
+const HEAD_BYTES_FREE: usize = 1 << 10;
 
 #[allow(clippy::large_enum_variant, reason = "most calls pass through the large stage; a box would cost each of them")]
 enum Stage {
@@ -109,11 +114,15 @@ impl Call {
             add(&shared.metrics().refused_total, 1);
             return Err((writer, Status::resource_exhausted("the server has too many calls in progress")));
         };
+        let Ok(head) = charge_head(&parts.headers, shared) else {
+            add(&shared.metrics().refused_total, 1);
+            return Err((writer, Status::resource_exhausted("the server's memory for requests is used up")));
+        };
         if let Some(deadline) = deadline {
             shared.look_at(deadline);
         }
         let context = CallContext { deadline, metadata: headers::metadata(&parts.headers), peer: shared.peer };
-        let mut reader = Reader::new(body, encoding, shape == Shape::Unary, shared);
+        let mut reader = Reader::new(body, encoding, shape, shared);
         let stage = if shape == Shape::Unary {
             Stage::Collect(Collect {
                 reader: Some(reader),
@@ -131,7 +140,7 @@ impl Call {
             let future = service.stream(method, context, inbound, outbound);
             Stage::Stream { future, writer, progress }
         };
-        Ok(Call { stage, deadline, shared: Rc::clone(shared), _open: open })
+        Ok(Call { stage, deadline, shared: Rc::clone(shared), _open: open, _head: head })
     }
 
     /// Goes on. Ready: the call is over.
@@ -167,7 +176,12 @@ impl Call {
                         writer.open();
                         return self.poll_cancelled(cx);
                     };
-                    writer.finish(result);
+                    // A handler may hear of a reset from its stream of requests before we look.
+                    if writer.poll_gone(cx).is_ready() {
+                        add(&self.shared.metrics().cancelled_total, 1);
+                    } else {
+                        writer.finish(result);
+                    }
                     return Poll::Ready(());
                 }
             }
@@ -286,6 +300,15 @@ fn refuse_as_http(method: &Method, headers: &HeaderMap) -> Option<http::Response
         return Some(response(StatusCode::UNSUPPORTED_MEDIA_TYPE, HeaderMap::new()));
     }
     None
+}
+
+/// Charges the headers of a call, which its context copies, if they are large. The error: there is no room.
+fn charge_head(headers: &HeaderMap, shared: &ConnectionShared) -> Result<Option<BodyCharge>, ()> {
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if bytes <= HEAD_BYTES_FREE {
+        return Ok(None);
+    }
+    BodyCharge::new(&shared.core.memory, bytes).map(Some).ok_or(())
 }
 
 /// When the client stops waiting.

@@ -58,6 +58,11 @@ impl<C> CallSet<C> {
         polled
     }
 
+    /// Has every call polled.
+    pub(crate) fn wake_all(&self) {
+        self.slots.iter().filter(|slot| slot.call.is_some()).for_each(|slot| slot.waker.wake_by_ref());
+    }
+
     /// Shows every call to `visit`; those for which it answers ready are over.
     pub(crate) fn sweep(&mut self, mut visit: impl FnMut(&mut C) -> Poll<()>) {
         for index in 0..self.slots.len() as u32 {

@@ -7,6 +7,7 @@
 use super::call::Call;
 use super::calls::CallSet;
 use super::hub::Hub;
+use super::lifecycle::Phase as ServerPhase;
 use super::shared::{ConnectionShared, CoreShared};
 use crate::acceptor::ConnectionGuard;
 use crate::config::ServerConfig;
@@ -47,6 +48,32 @@ enum Phase<S> {
     Open(h2::server::Connection<Wire<S>, OutMessage>),
 }
 
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// All was said, and the socket is shut down. To close it before the client does would reset the connection if the
+    /// client has sent anything since, and may cost it our last answers.
+    InOrder,
+    /// By an error, an abuse or a limit.
+    Broken,
+}
+
+/// What h2 has for us.
+#[allow(clippy::large_enum_variant, reason = "nearly all that comes is a call; a box would cost each of them")]
+enum Came {
+    /// A call to be begun.
+    Call(Call),
+    /// A request that is answered already.
+    Refused,
+    /// The connection is over.
+    End,
+}
+
+/// Whether a pass has done its share.
+fn is_tired(polled: usize, began: Instant) -> bool {
+    polled >= PASS_CALLS_MAX || executor::now().since(began) >= PASS_TIME_MAX
+}
+
 /// A connection in progress: a future that ends with it.
 pub(crate) struct Connection<S> {
     phase: Phase<S>,
@@ -61,6 +88,9 @@ pub(crate) struct Connection<S> {
     opened: Instant,
     last_read: Instant,
     last_written: Instant,
+    had_output: bool,
+    /// h2 has said all that it had to say.
+    in_order: bool,
     /// When we said goodbye for an abuse.
     farewell: Option<Instant>,
     is_draining: bool,
@@ -98,11 +128,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             opened: now,
             last_read: now,
             last_written: now,
+            had_output: false,
+            in_order: false,
             farewell: None,
             is_draining: false,
             has_settings: false,
             guard,
         }
+    }
+
+    /// The socket, for when the connection has ended.
+    pub(crate) fn wire(&self) -> WireHandle<S> {
+        self.wire.clone()
     }
 
     fn pass(&mut self) -> Poll<()> {
@@ -112,8 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.wire.with_meter(|meter| meter.elapsed(elapsed));
         let waker = self.waker.clone();
         let cx = &mut Context::from_waker(&waker);
-        self.drain();
-        if self.work(now, cx).is_ready() {
+        if self.obey(cx).is_ready() || self.work(now, cx).is_ready() {
             return Poll::Ready(());
         }
         if let Poll::Ready(Err(_)) = self.wire.flush(cx) {
@@ -133,27 +169,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             loop {
                 match self.poll_h2(cx) {
-                    Poll::Ready(Some(call)) => {
-                        polled += 1;
+                    Poll::Ready(Came::Call(call)) => {
                         self.set_busy(true);
                         self.calls.begin(call, Call::poll);
-                        if polled >= PASS_CALLS_MAX {
-                            break;
-                        }
                     }
-                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Ready(Came::Refused) => {}
+                    Poll::Ready(Came::End) => return Poll::Ready(()),
                     Poll::Pending => break,
+                }
+                polled += 1;
+                if is_tired(polled, began) {
+                    break;
                 }
             }
             polled += self.calls.poll_ready(PASS_CALLS_MAX / 4, Call::poll);
             self.account();
-            let is_tired = polled >= PASS_CALLS_MAX || executor::now().since(began) >= PASS_TIME_MAX;
-            if is_tired {
+            if is_tired(polled, began) {
                 // What was answered so far leaves with this pass; the rest has to wait for the next.
                 self.hub.notify();
                 return self.frame(cx);
             }
-            if !self.hub.take_woken() {
+            // More calls may be ready than were polled, though nothing woke since the pass began.
+            if !self.hub.take_woken() && !self.hub.has_ready() {
                 return Poll::Pending;
             }
         }
@@ -162,17 +199,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Lets h2 read and frame, without taking new calls.
     fn frame(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.phase {
-            Phase::Open(h2) => h2.poll_closed(cx).map(|_| ()),
+            Phase::Open(h2) => h2.poll_closed(cx).map(|closed| self.in_order = closed.is_ok()),
             Phase::Handshake(_) => Poll::Pending,
         }
     }
 
-    /// Lets h2 read and frame; the next call that came, if there is room for its answer. `None`: it is over.
-    fn poll_h2(&mut self, cx: &mut Context<'_>) -> Poll<Option<Call>> {
+    /// Lets h2 read and frame; what came, if there is room for its answer.
+    fn poll_h2(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
         if let Phase::Handshake(handshake) = &mut self.phase {
             match Pin::new(handshake).poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(_)) => return Poll::Ready(None),
+                Poll::Ready(Err(_)) => return Poll::Ready(Came::End),
                 Poll::Ready(Ok(mut open)) => {
                     self.pings = open.ping_pong();
                     self.phase = Phase::Open(open);
@@ -182,27 +219,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Phase::Open(h2) = &mut self.phase else {
             return Poll::Pending;
         };
-        loop {
-            if !self.shared.memory.has_outbound_room() {
-                self.shared.memory.wait_for_outbound_room(&self.waker);
-                return h2.poll_closed(cx).map(|_| None);
-            }
-            match h2.poll_accept(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    if let Some(call) = Call::begin(request, respond, &self.shared) {
-                        return Poll::Ready(Some(call));
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) && error.is_library() {
-                        add(&self.shared.metrics().floods_total, 1);
-                    }
-                    return Poll::Ready(None);
-                }
-                Poll::Ready(None) => return Poll::Ready(None),
-            }
+        if !self.shared.memory.has_outbound_room() {
+            self.shared.memory.wait_for_outbound_room(&self.waker);
+            return h2.poll_closed(cx).map(|closed| {
+                self.in_order = closed.is_ok();
+                Came::End
+            });
         }
+        h2.poll_accept(cx).map(|came| match came {
+            Some(Ok((request, respond))) => match Call::begin(request, respond, &self.shared) {
+                Some(call) => Came::Call(call),
+                None => Came::Refused,
+            },
+            Some(Err(error)) => {
+                if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) && error.is_library() {
+                    add(&self.shared.metrics().floods_total, 1);
+                }
+                Came::End
+            }
+            None => {
+                self.in_order = true;
+                Came::End
+            }
+        })
     }
 
     /// Carries what left and what was answered over to the meter and to those who wait for room.
@@ -220,14 +259,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Says goodbye once the server takes no new work.
-    fn drain(&mut self) {
-        if self.shared.core.is_draining.get()
-            && !self.is_draining
-            && let Phase::Open(h2) = &mut self.phase
-        {
-            self.is_draining = true;
-            h2.graceful_shutdown();
+    /// Says goodbye once the server takes no new work. Ready: the connection is to be dropped.
+    fn obey(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let phase = self.shared.core.lifecycle.phase();
+        match &mut self.phase {
+            Phase::Open(h2) if phase == ServerPhase::Draining && !self.is_draining => {
+                self.is_draining = true;
+                h2.graceful_shutdown();
+                // Streams that wait for requests are to learn of it.
+                self.calls.wake_all();
+                Poll::Pending
+            }
+            Phase::Open(h2) if phase == ServerPhase::Closing => {
+                h2.abrupt_shutdown(Reason::NO_ERROR);
+                // As much of the goodbye as the socket takes; the connection ends in any case.
+                let _ = h2.poll_closed(cx);
+                let _ = self.wire.flush(cx);
+                Poll::Ready(())
+            }
+            Phase::Handshake(_) if phase == ServerPhase::Closing => Poll::Ready(()),
+            Phase::Open(_) | Phase::Handshake(_) => Poll::Pending,
         }
     }
 
@@ -237,9 +288,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.last_read = now;
             self.ping_sent = None;
         }
-        if activity.has_written {
+        let has_output = activity.has_unwritten || self.shared.memory.outbound_bytes() > 0;
+        if activity.has_written || (has_output && !self.had_output) {
+            // Patience begins when there is something to wait for.
             self.last_written = now;
         }
+        self.had_output = has_output;
         self.has_settings |= activity.has_settings;
         if activity.flood.is_some() && self.farewell.is_none() {
             add(&self.shared.metrics().floods_total, 1);
@@ -297,6 +351,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.ping_sent = Some(now);
             self.set_busy(self.calls.len() > 0);
             if let Some(pings) = &mut self.pings {
+                // h2 sends no other one before the answer to the last one was taken. That it came is seen by the bytes
+                // that are read, so nobody waits for it here.
+                let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
                 // An error means that the answer to the last one is still out; then this one is not needed.
                 let _ = pings.send_ping(Ping::opaque());
             }
@@ -338,13 +395,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
-    type Output = ();
+    type Output = Ended;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
         self.hub.begin_pass(cx.waker());
         let ended = self.pass();
         self.hub.end_pass();
-        ended
+        ended.map(|()| if self.in_order { Ended::InOrder } else { Ended::Broken })
     }
 }
 

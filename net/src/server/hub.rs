@@ -48,6 +48,11 @@ impl Hub {
         lock(&self.ready).pop_front()
     }
 
+    /// Whether a call is ready.
+    pub(crate) fn has_ready(&self) -> bool {
+        !lock(&self.ready).is_empty()
+    }
+
     /// Schedules the task, or has the running pass go on.
     pub(crate) fn notify(&self) {
         if !self.is_woken.swap(true, Ordering::SeqCst) && !self.is_passing.load(Ordering::SeqCst) {

@@ -4,34 +4,40 @@ mod call;
 mod calls;
 mod connection;
 mod hub;
+mod lifecycle;
 mod reader;
 mod router;
 mod shared;
 mod sniff;
 mod writer;
 
+pub(crate) use lifecycle::Phase;
 pub use router::Router;
+pub(crate) use shared::CoreShared;
 
 use crate::acceptor::{ConnectionGuard, Placed};
 use crate::config::ServerConfig;
 use crate::http1::{self, HttpHandler};
 use crate::memory::CoreMemory;
 use crate::metrics::{NetMetrics, add, sub};
-use connection::Connection;
+use connection::{Connection, Ended};
 use executor::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use executor::net::TcpStream;
-use shared::CoreShared;
+use lifecycle::{Lifecycle, Open};
 use sniff::{Sniffed, sniff};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// SETTINGS without a setting, and GOAWAY with ENHANCE_YOUR_CALM for stream 0: what a connection too many is told.
-const GO_AWAY: [u8; 26] = [
+/// SETTINGS without a setting, and GOAWAY for stream 0: what a connection too many is told, before the reason.
+const GO_AWAY: [u8; 25] = [
     0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
-    0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11, // GOAWAY
+    0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, // GOAWAY
 ];
+/// The reason: none, since the server stops, or ENHANCE_YOUR_CALM, since it has too many.
+const NO_ERROR: u8 = 0;
+const ENHANCE_YOUR_CALM: u8 = 11;
 /// How long one that is refused may take to read that, and how many may do so at a time; others are closed at once.
 const REFUSAL_TIME: Duration = Duration::from_millis(100);
 const REFUSALS_MAX: u64 = 64;
@@ -59,7 +65,7 @@ impl Server {
                 metrics,
                 memory,
                 refusals: Cell::new(0),
-                is_draining: Cell::new(false),
+                lifecycle: Rc::default(),
                 hubs: RefCell::default(),
             }),
             http,
@@ -99,22 +105,33 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let metrics = &self.shared.metrics;
-        if metrics.connections.get() >= self.shared.config.connections_max || self.shared.is_draining.get() {
+        if metrics.connections.get() >= self.shared.config.connections_max || self.shared.is_draining() {
             self.refuse(&mut stream).await;
             return;
         }
-        let _open = OpenConnection::begin(metrics);
-        let config = &self.shared.config;
-        match executor::timeout(config.handshake_timeout, sniff(&mut stream)).await {
-            Ok(Ok(Sniffed::Http2(bytes))) => {
-                Connection::new(stream, bytes, peer, guard, &self.shared).await;
-            }
-            Ok(Ok(Sniffed::Http1(bytes))) => {
-                if let Some(handler) = &self.http {
-                    http1::serve(stream, bytes, peer, Rc::clone(handler), config, &self.shared.memory).await;
+        let _open = OpenConnection::begin(metrics, &self.shared.lifecycle);
+        let (config, lifecycle) = (&self.shared.config, &self.shared.lifecycle);
+        // Who has not said anything yet has no work with us that a stop would have to wait for.
+        let first = lifecycle.unless(Phase::Draining, sniff(&mut stream));
+        match executor::timeout(config.handshake_timeout, first).await {
+            Ok(Some(Ok(Sniffed::Http2(bytes)))) => {
+                let connection = Connection::new(stream, bytes, peer, guard, &self.shared);
+                let wire = connection.wire();
+                let ended = connection.await;
+                if ended == Ended::InOrder
+                    && let Some(mut stream) = wire.into_io()
+                {
+                    let linger = http1::linger(&mut stream, config.stalled_write_timeout);
+                    lifecycle.unless(Phase::Closing, linger).await;
                 }
             }
-            Ok(Ok(Sniffed::Nothing) | Err(_)) => {}
+            Ok(Some(Ok(Sniffed::Http1(bytes)))) => {
+                if let Some(handler) = &self.http {
+                    let serving = http1::serve(stream, bytes, peer, Rc::clone(handler), &self.shared);
+                    lifecycle.unless(Phase::Closing, serving).await;
+                }
+            }
+            Ok(Some(Ok(Sniffed::Nothing) | Err(_)) | None) => {}
             Err(_) => add(&metrics.stalled_total, 1),
         }
     }
@@ -125,7 +142,9 @@ impl Server {
         add(&shared.metrics.connections_refused_total, 1);
         if shared.refusals.get() < REFUSALS_MAX {
             add(&shared.refusals, 1);
-            let said = executor::timeout(REFUSAL_TIME, stream.write_all(&GO_AWAY)).await;
+            let mut goodbye = GO_AWAY.to_vec();
+            goodbye.push(if shared.is_draining() { NO_ERROR } else { ENHANCE_YOUR_CALM });
+            let said = executor::timeout(REFUSAL_TIME, stream.write_all(&goodbye)).await;
             if matches!(said, Ok(Ok(()))) {
                 http1::linger(stream, REFUSAL_TIME).await;
             }
@@ -133,10 +152,25 @@ impl Server {
         }
     }
 
-    /// Stops taking new work: connections are told to go away and end when their calls have; new ones are refused.
+    /// Stops taking new work; returns at once. New connections are refused. Open ones are told to go away (GOAWAY) and
+    /// end when their calls have; those of HTTP/1.1 end after the answer under way. Bidirectional streams, which have no
+    /// end of their own, get UNAVAILABLE from their inbound half once all that came was read.
     pub fn drain(&self) {
-        self.shared.is_draining.set(true);
-        self.shared.notify_all();
+        self.shared.advance(Phase::Draining);
+    }
+
+    /// Stops: [`Server::drain`], then waits until all connections have ended, for at most `limit`. What is left then is
+    /// cut off, its handlers are dropped. Returns how many connections that were.
+    pub async fn stop(&self, limit: Duration) -> u64 {
+        self.drain();
+        let lifecycle = &self.shared.lifecycle;
+        // Whether the limit came first shows in what is open.
+        let _ = executor::timeout(limit, lifecycle.until_idle()).await;
+        let left = lifecycle.open();
+        self.shared.advance(Phase::Closing);
+        // They end as soon as their tasks are polled.
+        lifecycle.until_idle().await;
+        left
     }
 
     /// The counters.
@@ -146,13 +180,13 @@ impl Server {
 }
 
 /// Counts a connection as open while it lives.
-struct OpenConnection(Rc<NetMetrics>);
+struct OpenConnection(Rc<NetMetrics>, #[allow(dead_code, reason = "kept for its drop")] Open);
 
 impl OpenConnection {
-    fn begin(metrics: &Rc<NetMetrics>) -> OpenConnection {
+    fn begin(metrics: &Rc<NetMetrics>, lifecycle: &Rc<Lifecycle>) -> OpenConnection {
         add(&metrics.connections_total, 1);
         add(&metrics.connections, 1);
-        OpenConnection(Rc::clone(metrics))
+        OpenConnection(Rc::clone(metrics), Open::begin(lifecycle))
     }
 }
 

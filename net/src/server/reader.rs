@@ -9,14 +9,14 @@ use base::Instant;
 use bytes::Bytes;
 use executor::Class;
 use h2::RecvStream;
-use proto::rpc::{LocalFuture, RawInbound, Status};
+use proto::rpc::{LocalFuture, RawInbound, Shape, Status};
 use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-/// Messages compressed to more than this are inflated on a helper, since they hold the core too long.
-const INFLATE_HERE_BYTES_MAX: usize = 16 << 10;
+/// Messages that inflate to more than this are inflated on a helper, since they hold the core too long.
+const INFLATE_HERE_BYTES_MAX: usize = 64 << 10;
 
 /// Why a reader is waiting, for the connection's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +60,22 @@ pub(crate) struct Reader {
     deframer: Deframer,
     charge: InboundCharge,
     encoding: Encoding,
-    inflating: Option<LocalFuture<Result<Bytes, InflateError>>>,
+    inflating: Option<Inflating>,
     progress: Watched,
     shared: Rc<ConnectionShared>,
     /// The client owes the rest of the stream, not only the rest of a message.
     owes_end: bool,
+    /// The stream has no end of its own, and is told when the server stops.
+    is_session: bool,
     is_over: bool,
+}
+
+/// A whole message that is still compressed.
+enum Inflating {
+    /// It waits for memory for the bytes that it will have.
+    Waits(Bytes, usize),
+    /// A helper works on it.
+    Runs(LocalFuture<Result<Bytes, InflateError>>),
 }
 
 /// What is kept of a request while it is handled.
@@ -94,7 +104,7 @@ pub(crate) enum ReadError {
 }
 
 impl Reader {
-    pub(crate) fn new(body: RecvStream, encoding: Encoding, owes_end: bool, shared: &Rc<ConnectionShared>) -> Reader {
+    pub(crate) fn new(body: RecvStream, encoding: Encoding, shape: Shape, shared: &Rc<ConnectionShared>) -> Reader {
         Reader {
             body,
             deframer: Deframer::new(shared.config().message_bytes_max),
@@ -103,7 +113,8 @@ impl Reader {
             inflating: None,
             progress: Watched::Own(Progress::new(shared.now.get())),
             shared: Rc::clone(shared),
-            owes_end,
+            owes_end: shape == Shape::Unary,
+            is_session: shape == Shape::Bidi,
             is_over: false,
         }
     }
@@ -133,10 +144,8 @@ impl Reader {
     /// The next message, or `None` at the end of the stream.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, ReadError>> {
         loop {
-            if let Some(inflating) = &mut self.inflating {
-                let result = ready!(inflating.as_mut().poll(cx));
-                self.inflating = None;
-                return Poll::Ready(self.inflated(result).map(Some));
+            if self.inflating.is_some() {
+                return self.poll_inflated(cx).map(|result| result.map(Some).map_err(ReadError::Bad));
             }
             if let Some(message) = self.deframer.next_message().map_err(bad_frame)? {
                 self.note(Waiting::No);
@@ -149,13 +158,9 @@ impl Reader {
                     let status = Status::internal("message is compressed but grpc-encoding names no compression");
                     return Poll::Ready(Err(ReadError::Bad(status)));
                 }
-                let limit = self.shared.config().message_bytes_max;
-                if message.bytes.len() <= INFLATE_HERE_BYTES_MAX {
-                    let result = gzip::inflate(&message.bytes, limit);
-                    return Poll::Ready(self.inflated(result).map(Some));
-                }
+                let len = gzip::inflated_len(&message.bytes, self.shared.config().message_bytes_max);
                 self.inflating =
-                    Some(Box::pin(executor::blocking(Class::Foreground, move || gzip::inflate(&message.bytes, limit))));
+                    Some(Inflating::Waits(message.bytes, len.map_err(|error| ReadError::Bad(bad_gzip(error)))?));
                 continue;
             }
             if self.is_over || self.body.is_end_stream() {
@@ -179,30 +184,44 @@ impl Reader {
                 Poll::Ready(None) => self.is_over = true,
                 Poll::Pending => {
                     let is_inside = !self.deframer.is_at_boundary();
+                    if self.is_session && !is_inside && self.shared.core.is_draining() {
+                        self.is_over = true;
+                        return Poll::Ready(Err(ReadError::Bad(Status::unavailable("the server stops"))));
+                    }
                     self.charge.release(self.body.flow_control(), is_inside, cx);
-                    self.note(match (is_inside || self.owes_end, self.charge.line()) {
-                        (false, _) => Waiting::No,
-                        (true, Line::No) => Waiting::HalfSent,
-                        (true, Line::Waits) => Waiting::Memory,
-                        (true, Line::Head) => Waiting::MemoryFavoured,
-                    });
+                    let owes = is_inside || self.owes_end;
+                    self.note(if owes { waiting_in(self.charge.line()) } else { Waiting::No });
                     return Poll::Pending;
                 }
             }
         }
     }
 
-    fn inflated(&mut self, result: Result<Bytes, InflateError>) -> Result<Bytes, ReadError> {
-        match result {
-            Ok(bytes) => {
-                self.charge.take(bytes.len());
-                Ok(bytes)
+    /// Waits for memory, then inflates: here if it is little.
+    fn poll_inflated(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Status>> {
+        if let Some(Inflating::Waits(message, len)) = &self.inflating {
+            let (message, len) = (message.clone(), *len);
+            if !self.charge.reserve(len, cx) {
+                if self.progress.waiting.get() == Waiting::No {
+                    self.progress.since.set(self.shared.now.get());
+                }
+                self.note(waiting_in(self.charge.line()));
+                return Poll::Pending;
             }
-            Err(error @ InflateError::TooLarge(_)) => {
-                Err(ReadError::Bad(Status::resource_exhausted(error.to_string())))
+            self.note(Waiting::No);
+            self.inflating = None;
+            if len <= INFLATE_HERE_BYTES_MAX {
+                return Poll::Ready(gzip::inflate(&message, len).map_err(bad_gzip));
             }
-            Err(error @ InflateError::Corrupt) => Err(ReadError::Bad(Status::internal(error.to_string()))),
+            let inflate = move || gzip::inflate(&message, len);
+            self.inflating = Some(Inflating::Runs(Box::pin(executor::blocking(Class::Foreground, inflate))));
         }
+        let Some(Inflating::Runs(future)) = &mut self.inflating else {
+            return Poll::Ready(Err(Status::internal("no message is being inflated")));
+        };
+        let result = ready!(future.as_mut().poll(cx));
+        self.inflating = None;
+        Poll::Ready(result.map_err(bad_gzip))
     }
 
     fn note(&self, waiting: Waiting) {
@@ -238,6 +257,22 @@ impl Progress {
                 Status::resource_exhausted("the server's memory for requests is used up; try again later")
             }
         }
+    }
+}
+
+/// What a reader waits for that owes us something.
+fn waiting_in(line: Line) -> Waiting {
+    match line {
+        Line::No => Waiting::HalfSent,
+        Line::Waits => Waiting::Memory,
+        Line::Head => Waiting::MemoryFavoured,
+    }
+}
+
+fn bad_gzip(error: InflateError) -> Status {
+    match error {
+        InflateError::TooLarge(_) => Status::resource_exhausted(error.to_string()),
+        InflateError::Corrupt => Status::internal(error.to_string()),
     }
 }
 

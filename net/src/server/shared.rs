@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use super::hub::Hub;
+use super::lifecycle::{Lifecycle, Phase};
 
 /// What the connections of a server share.
 pub(crate) struct CoreShared {
@@ -20,14 +21,24 @@ pub(crate) struct CoreShared {
     pub(crate) memory: Rc<CoreMemory>,
     /// Connections that are being told to go away.
     pub(crate) refusals: Cell<u64>,
-    /// Set when the server takes no new work.
-    pub(crate) is_draining: Cell<bool>,
+    pub(crate) lifecycle: Rc<Lifecycle>,
     pub(crate) hubs: RefCell<Vec<Weak<Hub>>>,
 }
 
 impl CoreShared {
-    /// Has every connection look at `is_draining`.
-    pub(crate) fn notify_all(&self) {
+    /// Whether no new work is taken.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.lifecycle.phase() >= Phase::Draining
+    }
+
+    /// Goes on to `phase` and tells every connection.
+    pub(crate) fn advance(&self, phase: Phase) {
+        self.lifecycle.advance(phase);
+        self.notify_all();
+    }
+
+    /// Has every HTTP/2 connection look at the phase.
+    fn notify_all(&self) {
         self.hubs.borrow_mut().retain(|hub| match hub.upgrade() {
             Some(hub) => {
                 hub.notify();

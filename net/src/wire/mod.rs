@@ -160,21 +160,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Room for at least one more write, or pending.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.len() - self.out_at < WRITE_BYTES_MAX {
-            return Poll::Ready(Ok(()));
-        }
-        if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
+    /// Room for this many bytes, at least one, or pending.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.room() == 0
+            && let Poll::Ready(Err(error)) = self.poll_flush(cx)
+        {
             return Poll::Ready(Err(error));
         }
-        if self.out.len() - self.out_at < WRITE_BYTES_MAX {
+        // What was written goes before something is added: the buffer never holds more than twice its bound, however
+        // seldom it runs empty.
+        if self.out_at >= WRITE_BYTES_MAX {
             self.out.drain(..self.out_at);
             self.out_at = 0;
-            return Poll::Ready(Ok(()));
+        }
+        if self.room() > 0 {
+            return Poll::Ready(Ok(self.room()));
         }
         self.has_refused = true;
         Poll::Pending
+    }
+
+    fn room(&self) -> usize {
+        WRITE_BYTES_MAX.saturating_sub(self.out.len() - self.out_at)
     }
 }
 
@@ -227,6 +234,19 @@ pub(crate) fn wire<S: AsyncRead + AsyncWrite + Unpin>(
         metrics,
     }));
     (Wire(Rc::clone(&state)), WireHandle(state))
+}
+
+impl<S> Clone for WireHandle<S> {
+    fn clone(&self) -> WireHandle<S> {
+        WireHandle(Rc::clone(&self.0))
+    }
+}
+
+impl<S> WireHandle<S> {
+    /// The socket, if h2 and the connection's task have let go of it.
+    pub(crate) fn into_io(self) -> Option<S> {
+        Rc::try_unwrap(self.0).ok().map(|state| state.into_inner().io)
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WireHandle<S> {
@@ -282,9 +302,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.0.borrow_mut();
-        ready!(state.poll_room(cx))?;
-        state.out.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        let room = ready!(state.poll_room(cx))?;
+        let taken = bytes.len().min(room);
+        state.out.extend_from_slice(&bytes[..taken]);
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_write_vectored(
@@ -293,11 +314,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.0.borrow_mut();
-        ready!(state.poll_room(cx))?;
+        // A client may allow frames of 16 MiB: what is in the buffer is charged to nobody, so it takes no whole frame.
+        let room = ready!(state.poll_room(cx))?;
         let mut taken = 0;
         for slice in slices {
-            state.out.extend_from_slice(slice);
-            taken += slice.len();
+            let part = slice.len().min(room - taken);
+            state.out.extend_from_slice(&slice[..part]);
+            taken += part;
         }
         Poll::Ready(Ok(taken))
     }
@@ -315,5 +338,63 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         let mut state = self.0.borrow_mut();
         ready!(state.poll_flush(cx))?;
         Pin::new(&mut state.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    /// A socket that takes as many bytes as it is allowed.
+    #[derive(Default)]
+    struct Slow {
+        may_take: usize,
+        taken: usize,
+    }
+
+    impl AsyncRead for Slow {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let take = bytes.len().min(self.may_take);
+            self.may_take -= take;
+            self.taken += take;
+            if take == 0 { Poll::Pending } else { Poll::Ready(Ok(take)) }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_slow_socket_is_bounded_whatever_the_size_of_a_frame() {
+        let (mut end, handle) = wire(Slow::default(), Bytes::new(), None, Rc::default());
+        let cx = &mut Context::from_waker(Waker::noop());
+        let frame = vec![7; 1 << 20];
+        let first = Pin::new(&mut end).poll_write_vectored(cx, &[IoSlice::new(&frame[..9]), IoSlice::new(&frame)]);
+        assert!(matches!(first, Poll::Ready(Ok(WRITE_BYTES_MAX))), "{first:?}");
+        assert!(Pin::new(&mut end).poll_write(cx, &frame).is_pending());
+        // The socket takes a little, always between h2's writes, and the buffer never runs empty.
+        let mut written = WRITE_BYTES_MAX;
+        for _ in 0..1000 {
+            handle.0.borrow_mut().io.may_take = 1000;
+            assert!(handle.flush(cx).is_pending());
+            while let Poll::Ready(taken) = Pin::new(&mut end).poll_write(cx, &frame) {
+                written += taken.expect("no error");
+            }
+        }
+        let state = handle.0.borrow();
+        assert_eq!(written - state.io.taken, WRITE_BYTES_MAX);
+        assert!(state.out.capacity() <= 4 * WRITE_BYTES_MAX, "{}", state.out.capacity());
     }
 }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 /// The kinds of I/O that this machine allows.
@@ -81,7 +81,7 @@ impl Service for TestService {
     fn shape(&self, method: &str) -> Option<Shape> {
         match method {
             "Echo" | "Fail" | "Sleep" | "Describe" | "Large" => Some(Shape::Unary),
-            "Count" => Some(Shape::ServerStream),
+            "Count" | "Context" => Some(Shape::ServerStream),
             "Sum" => Some(Shape::ClientStream),
             "Bidi" | "Ignore" => Some(Shape::Bidi),
             _ => None,
@@ -139,6 +139,9 @@ impl Service for TestService {
                         send(&outbound, Bytes::from(vec![i as u8; size])).await?;
                     }
                 }
+                "Context" => {
+                    send(&outbound, Bytes::from(format!("deadline={}", cx.deadline.is_some()))).await?;
+                }
                 "Sum" => {
                     let mut sum = 0u64;
                     while let Some(message) = poll_fn(|cx| inbound.poll_message(cx)).await.transpose()? {
@@ -190,6 +193,7 @@ impl HttpHandler for Pages {
 enum Ask {
     Metrics(Sender<Vec<(&'static str, u64)>>),
     Drain,
+    Halt(Duration, Sender<u64>),
     Stop,
 }
 
@@ -227,6 +231,13 @@ impl TestServer {
                     match ask {
                         Ask::Metrics(answer) => drop(answer.send(snapshot(&metrics))),
                         Ask::Drain => server.drain(),
+                        Ask::Halt(limit, answer) => {
+                            let server = server.clone();
+                            executor::spawn_local(Class::Foreground, async move {
+                                // The test may have gone on.
+                                let _ = answer.send(server.stop(limit).await);
+                            });
+                        }
                         Ask::Stop => break,
                     }
                 }
@@ -245,9 +256,9 @@ impl TestServer {
         all.iter().find(|(other, _)| *other == name).expect("a metric").1
     }
 
-    /// Waits until a counter or gauge is as wanted; for at most ten seconds.
+    /// Waits until a counter or gauge is as wanted; for at most thirty seconds.
     pub(crate) fn wait_for(&self, name: &str, is_good: impl Fn(u64) -> bool) -> u64 {
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             let value = self.metric(name);
             if is_good(value) {
                 return value;
@@ -255,6 +266,13 @@ impl TestServer {
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("{name} stays at {}", self.metric(name));
+    }
+
+    /// Begins to stop the server; gives the number of connections that are cut off at the limit.
+    pub(crate) fn stop(&self, limit: Duration) -> Receiver<u64> {
+        let (send, receive) = channel();
+        assert!(self.ask.try_send(Ask::Halt(limit, send)).is_ok());
+        receive
     }
 
     pub(crate) fn drain(&self) {
@@ -292,6 +310,7 @@ fn snapshot(metrics: &NetMetrics) -> Vec<(&'static str, u64)> {
         ("cancelled_total", metrics.cancelled_total.get()),
         ("deadlines_total", metrics.deadlines_total.get()),
         ("refused_total", metrics.refused_total.get()),
+        ("http1_requests_total", metrics.http1_requests_total.get()),
         ("socket_reads_total", metrics.socket_reads_total.get()),
         ("socket_writes_total", metrics.socket_writes_total.get()),
         ("received_bytes_total", metrics.received_bytes_total.get()),
