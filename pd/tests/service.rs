@@ -8,26 +8,8 @@ use proto::pdpb::*;
 use proto::rpc::{CallContext, Code, Metadata};
 use proto::{keyspacepb, metapb};
 
-async fn heartbeat(pd: &Pd, regions: &[metapb::Region]) {
-    let (requests, mut answers) = pd.pd.region_heartbeat(cx()).await.expect("the stream opens");
-    for region in regions {
-        let request = RegionHeartbeatRequest {
-            header: pd.header(),
-            leader: region.peers.first().cloned(),
-            region: Some(region.clone()),
-            approximate_size: 5 << 20,
-            approximate_keys: 100,
-            term: 6,
-            ..RegionHeartbeatRequest::default()
-        };
-        requests.send(&request).await.expect("the heartbeat goes out");
-    }
-    requests.close();
-    assert_eq!(answers.next().await.expect("the stream ends well"), None);
-}
-
 async fn split_in_three(pd: &Pd) {
-    heartbeat(pd, &[region(2, "", "b", 3), region(3, "b", "d", 3), region(4, "d", "", 3)]).await;
+    pd.report(&[region(2, "", "b", 3), region(3, "b", "d", 3), region(4, "d", "", 3)]).await;
 }
 
 fn id_of(answer: &GetRegionResponse) -> Option<u64> {

@@ -266,3 +266,26 @@ fn the_stream_of_heartbeats_comes_back_and_asks_for_reports() {
         start_pd(&sim, pd);
     }
 }
+
+#[test]
+fn a_quiet_stream_of_heartbeats_shows_life_every_minute() {
+    let (sim, pd, client) = world(6);
+    start_pd(&sim, pd);
+    let (alive, others) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (seen, wrong) = (Rc::clone(&alive), Rc::clone(&others));
+    sim.spawn_on(client, async move {
+        let client = PdClient::connect(&[ADDRESS.to_owned()]).await.expect("a leader");
+        client.listen(move |event| match event {
+            PdEvent::Connected => {}
+            PdEvent::Order(order)
+                if order.region_id == 0 && order.header.as_ref().is_some_and(|h| h.error.is_none()) =>
+            {
+                seen.set(seen.get() + 1);
+            }
+            PdEvent::Order(_) => wrong.set(wrong.get() + 1),
+        });
+        std::future::pending::<()>().await;
+    });
+    sim.run_for(Duration::from_secs(200));
+    assert_eq!((alive.get(), others.get()), (3, 0));
+}

@@ -2,6 +2,7 @@
 
 mod encoding;
 mod keyspaces;
+mod operators;
 mod regions;
 mod settings;
 mod stores;
@@ -121,6 +122,7 @@ async fn get(core: &Rc<Core>, path: &[&str], query: &Query) -> Answer {
             "bytes-write-rate": {}, "bytes-read-rate": {}, "keys-write-rate": {}, "keys-read-rate": {},
         })),
         ["operators"] | ["schedulers"] => ok(json!([])),
+        ["operators", _] => Err(Failure::new(404, "operator not found")),
         ["config", rest @ ..] => settings::get(core, rest),
         _ => Err(Failure::not_found()),
     }
@@ -137,6 +139,7 @@ async fn change(core: &Rc<Core>, request: &HttpRequest, path: &[&str], query: &Q
             ok(json!("Accelerate regions scheduling, nothing is scheduled"))
         }
         ("DELETE", ["admin", "cache", "region", id]) => regions::forget(core, id),
+        ("POST", ["operators"]) => operators::add(core, request).await,
         // There is nothing behind these yet: 412 is what TiDB takes for "not supported".
         ("POST" | "PATCH" | "PUT" | "DELETE", ["config", ..] | ["schedulers", ..] | ["operators", ..]) => {
             Err(Failure::new(412, "this placement driver does not place replicas yet"))

@@ -20,7 +20,7 @@ pub(super) fn get(core: &Core, path: &[&str]) -> Answer {
         ["placement-rule"] => ok(json!([bundle("pd", json!([default_rule(core)]))])),
         ["placement-rule", "pd"] => ok(bundle("pd", json!([default_rule(core)]))),
         ["placement-rule", group] => ok(bundle(group, json!([]))),
-        ["region-label", "rules" | "rules/ids"] => ok(json!([])),
+        ["region-label", "rules"] | ["region-label", "rules", "ids"] => ok(json!([])),
         _ => Err(Failure::not_found()),
     }
 }

@@ -21,6 +21,7 @@ mod vitals;
 mod watch;
 
 pub(crate) use self::core::{Core, Identity};
+pub(crate) use split::OrderError;
 pub(crate) use vitals::StoreVitals;
 
 use proto::etcdserverpb::{ClusterService, KvService, LeaseService, MaintenanceService, WatchService};

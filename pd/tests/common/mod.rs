@@ -8,6 +8,7 @@ use pd::{PdConfig, PdServer};
 use proto::rpc::CallContext;
 use proto::{etcdserverpb, keyspacepb, meta_storagepb, metapb, pdpb};
 use std::path::Path;
+use std::time::Duration;
 
 /// A running member and the stubs of its services.
 pub(crate) struct Pd {
@@ -70,6 +71,52 @@ impl Pd {
             pdpb::BootstrapRequest { header: self.header(), store: Some(store(1)), region: Some(region(2, "", "", 1)) };
         let answer = self.pd.bootstrap(cx(), &request).await.expect("bootstrap");
         assert_eq!(error_of(&answer.header), None);
+    }
+
+    /// Has each region reported by its first peer, as one store's stream brings it, and waits until all are taken.
+    pub(crate) async fn report(&self, regions: &[metapb::Region]) {
+        let (requests, mut answers) = self.pd.region_heartbeat(cx()).await.expect("the stream opens");
+        for region in regions {
+            let request = pdpb::RegionHeartbeatRequest {
+                header: self.header(),
+                leader: region.peers.first().copied(),
+                region: Some(region.clone()),
+                approximate_size: 5 << 20,
+                approximate_keys: 100,
+                term: 6,
+                ..pdpb::RegionHeartbeatRequest::default()
+            };
+            requests.send(&request).await.expect("the heartbeat goes out");
+        }
+        requests.close();
+        assert_eq!(answers.next().await.expect("the stream ends well"), None);
+    }
+
+    /// Registers a store; the refusal, if there is one.
+    pub(crate) async fn put_store(&self, store: metapb::Store) -> Option<(pdpb::ErrorType, String)> {
+        let request = pdpb::PutStoreRequest { header: self.header(), store: Some(store) };
+        error_of(&self.pd.put_store(cx(), &request).await.expect("answer").header)
+    }
+
+    /// Waits until `id` is led from `store`.
+    pub(crate) async fn leader_is(&self, id: u64, store: u64) {
+        self.until(id, |found| found.leader.is_some_and(|leader| leader.store_id == store)).await;
+    }
+
+    /// Waits until `id` has the epoch `version`.
+    pub(crate) async fn epoch_is(&self, id: u64, version: u64) {
+        let epoch = |region: &metapb::Region| region.region_epoch.map(|epoch| epoch.version);
+        self.until(id, |found| found.region.as_ref().and_then(epoch) == Some(version)).await;
+    }
+
+    async fn until(&self, region_id: u64, holds: impl Fn(&pdpb::GetRegionResponse) -> bool) {
+        let request = pdpb::GetRegionByIdRequest { header: self.header(), region_id, need_buckets: false };
+        let wait = async {
+            while !holds(&self.pd.get_region_by_id(cx(), &request).await.expect("answer")) {
+                executor::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        executor::timeout(Duration::from_secs(30), wait).await.expect("the report is taken");
     }
 
     /// An HTTP request; status and body.
