@@ -62,6 +62,9 @@ pub struct ScanOptions {
     pub limit: usize,
 }
 
+/// A step ends after this many bytes of keys and values, so that whoever counts memory is asked in time.
+const STEP_BYTES: u64 = 256 << 10;
+
 /// Where a step of a scan ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -80,8 +83,12 @@ pub struct ScanState {
     lower: Vec<u8>,
     upper: Vec<u8>,
     done: bool,
+    /// Backwards, older versions come first: the newest one so far of a key that may have newer ones.
+    held: Option<(Bytes, Bytes)>,
     pairs: Vec<(Bytes, RawValue)>,
     stepped: u64,
+    /// Bytes of the pairs that are held.
+    bytes: u64,
 }
 
 impl ScanState {
@@ -102,10 +109,10 @@ impl ScanState {
             (false, false) => end.min(region_end.to_vec()),
         };
         let done = options.limit == 0 || (!upper.is_empty() && lower >= upper);
-        ScanState { reader, options, lower, upper, done, pairs: Vec::new(), stepped: 0 }
+        ScanState { reader, options, lower, upper, done, held: None, pairs: Vec::new(), stepped: 0, bytes: 0 }
     }
 
-    /// Takes at most `entries` entries of the view.
+    /// Takes at most `entries` entries of the view, one at least, old versions included; fewer if they are large.
     ///
     /// # Errors
     /// What the view said. What was found before stays, and the next call goes on behind it.
@@ -113,6 +120,7 @@ impl ScanState {
         if self.done {
             return Ok(Step::Done);
         }
+        let entries = entries.max(1);
         let mut cursor = view.cursor(self.reader.cf, &self.lower, &self.upper)?;
         let finished = if self.options.reverse {
             self.backward(&mut cursor, entries)?
@@ -125,6 +133,7 @@ impl ScanState {
 
     fn forward(&mut self, cursor: &mut impl Cursor, entries: usize) -> Result<bool, ReadError> {
         let mode = self.reader.mode;
+        let enough = self.bytes + STEP_BYTES;
         let mut last: Option<Vec<u8>> = None;
         cursor.seek(&self.lower)?;
         for _ in 0..entries {
@@ -132,13 +141,21 @@ impl ScanState {
             self.stepped += 1;
             let prefix = mode.version_prefix(&key);
             // The first version of a key is its newest one; the others do not count.
-            if last.as_deref() != Some(prefix) {
-                self.lower = mode.after(prefix);
-                last = Some(prefix.to_vec());
-                self.take(&key, &stored)?;
-                if self.pairs.len() >= self.options.limit {
-                    return Ok(true);
-                }
+            if last.as_deref() == Some(prefix) {
+                continue;
+            }
+            let Some(name) = mode.decode_key(&key) else {
+                self.lower = [key.as_ref(), &[0]].concat();
+                continue;
+            };
+            self.lower = mode.after(prefix);
+            last = Some(prefix.to_vec());
+            self.take(name, &stored)?;
+            if self.pairs.len() >= self.options.limit {
+                return Ok(true);
+            }
+            if self.bytes >= enough {
+                return Ok(false);
             }
         }
         Ok(false)
@@ -146,42 +163,46 @@ impl ScanState {
 
     fn backward(&mut self, cursor: &mut impl Cursor, entries: usize) -> Result<bool, ReadError> {
         let mode = self.reader.mode;
-        // Older versions come first: a key is taken when all of them were seen.
-        let mut newest: Option<(Bytes, Bytes)> = None;
-        let mut left = entries;
-        loop {
+        let enough = self.bytes + STEP_BYTES;
+        for _ in 0..entries {
             let entry = cursor.prev_entry()?;
-            let same = match (&newest, &entry) {
+            let same = match (&self.held, &entry) {
                 (Some((held, _)), Some((key, _))) => mode.version_prefix(held) == mode.version_prefix(key),
                 _ => false,
             };
-            if !same && let Some((key, stored)) = newest.take() {
-                self.take(&key, &stored)?;
-                self.upper = mode.version_prefix(&key).to_vec();
+            if !same
+                && let Some((key, stored)) = self.held.take()
+                && let Some(name) = mode.decode_key(&key)
+            {
+                self.take(name, &stored)?;
                 if self.pairs.len() >= self.options.limit {
                     return Ok(true);
                 }
-                if left == 0 {
+                if self.bytes >= enough {
                     return Ok(false);
                 }
             }
-            match entry {
-                None => return Ok(true),
-                Some(entry) => newest = Some(entry),
-            }
+            let Some((key, stored)) = entry else { return Ok(true) };
             self.stepped += 1;
-            left = left.saturating_sub(1);
+            if key.is_empty() {
+                // Nothing is below, and as a bound it would mean infinity.
+                mode.decode_key(&key).map_or(Ok(()), |name| self.take(name, &stored))?;
+                return Ok(true);
+            }
+            self.upper = key.to_vec();
+            self.held = Some((key, stored));
         }
+        Ok(false)
     }
 
-    fn take(&mut self, key: &Bytes, stored: &Bytes) -> Result<(), ReadError> {
+    fn take(&mut self, key: Bytes, stored: &Bytes) -> Result<(), ReadError> {
         let RawReader { mode, now, .. } = self.reader;
-        let Some(key) = mode.decode_key(key) else { return Ok(()) };
         let mut value = decode(mode, stored)?;
         if value.is_alive(now) {
             if self.options.key_only {
                 value.value = Bytes::new();
             }
+            self.bytes += (key.len() + value.value.len()) as u64;
             self.pairs.push((key, value));
         }
         Ok(())
@@ -192,6 +213,11 @@ impl ScanState {
         self.stepped
     }
 
+    /// Bytes of keys and values that are held.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// What was found, in the order of the scan.
     pub fn into_pairs(self) -> Vec<(Bytes, RawValue)> {
         self.pairs
@@ -200,6 +226,7 @@ impl ScanState {
     /// What was found so far is taken out; the limit counts on.
     pub fn drain_pairs(&mut self) -> Vec<(Bytes, RawValue)> {
         let pairs = std::mem::take(&mut self.pairs);
+        self.bytes = 0;
         self.options.limit = self.options.limit.saturating_sub(pairs.len());
         self.done |= self.options.limit == 0;
         pairs
