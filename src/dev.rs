@@ -31,6 +31,9 @@ pub(crate) struct DevArgs {
     /// Configuration file of the nodes (TOML, TiKV's names).
     #[arg(long)]
     config: Option<PathBuf>,
+    /// A fault to plant in the nodes, for tests that must notice it.
+    #[arg(long, default_value = "none", hide = true)]
+    plant: String,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -92,6 +95,7 @@ fn node_command(args: &DevArgs, binary: &Path, data_dir: &Path, number: usize, p
     command
         .args(["serve", "--die-with-parent", "--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"])
         .args(["--idle-spin-us", "0", "--pd", pd, "--io", &args.io, "--cores", &args.cores.to_string()])
+        .args(["--plant", &args.plant])
         .arg("--data-dir")
         .arg(data_dir.join(format!("node-{number}")));
     if let Some(config) = &args.config {

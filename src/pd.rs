@@ -38,6 +38,8 @@ pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
     }
     std::fs::create_dir_all(&args.data_dir).map_err(|error| format!("{}: {error}", args.data_dir.display()))?;
     executor::LogFile::allow_buffered(args.allow_buffered);
+    // Clients are many, and each is a file.
+    executor::open_files_max();
     let io = executor::preflight(args.io, Some(&args.data_dir))?;
     let config = pd::PdConfig {
         listen: args.addr,

@@ -45,6 +45,9 @@ pub(crate) struct ServeArgs {
     /// Allow a filesystem without O_DIRECT (tmpfs): every write goes through the page cache. For tests.
     #[arg(long)]
     allow_buffered: bool,
+    /// A fault to plant, for tests that must notice it: no-sync or late-sync.
+    #[arg(long, default_value = "none", hide = true)]
+    plant: executor::LogFault,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -77,6 +80,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
     let config = Config::load(args.config.as_deref())?;
     std::fs::create_dir_all(&args.data_dir).map_err(|error| format!("{}: {error}", args.data_dir.display()))?;
     executor::LogFile::allow_buffered(args.allow_buffered);
+    args.plant.plant();
     let io = executor::preflight(args.io, Some(&args.data_dir))?;
     tracing::info!(kind = ?io.kind, reason = io.reason, "I/O backend");
     let cores = if args.cores == 0 { executor::allowed_cpus() } else { args.cores };
@@ -96,7 +100,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
             replay_cap_bytes: config.replay_cap,
             ..Default::default()
         },
-        server: net::ServerConfig { gzip: config.gzip, ..Default::default() },
+        server: server_config(&config, cores),
         region_heartbeat: config.pd_heartbeat,
         store_heartbeat: config.pd_store_heartbeat,
         config_json: config.to_json(),
@@ -120,6 +124,14 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
         Some(why) => Err(why.into()),
         None => Ok(()),
     }
+}
+
+/// Connections take at most half of the files that this process may have open: the engine, which cannot go on without
+/// a file that it asks for, has the other half.
+fn server_config(config: &Config, cores: usize) -> net::ServerConfig {
+    let defaults = net::ServerConfig::default();
+    let share = executor::open_files_max() / 2 / cores as u64;
+    net::ServerConfig { gzip: config.gzip, connections_max: defaults.connections_max.min(share.max(1)), ..defaults }
 }
 
 /// An eighth of the machine's memory, between 64 MiB and 4 GiB: taken only as it fills.

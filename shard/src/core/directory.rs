@@ -105,6 +105,13 @@ impl Directory {
         }
     }
 
+    /// Forgets a region whose peer was destroyed. One that is moving stays until its move is over.
+    pub fn remove(&mut self, region: RegionId) {
+        if !self.moving.contains_key(&region) {
+            self.regions.remove(&region);
+        }
+    }
+
     /// Notes the size of a region, for balancing.
     pub fn note_bytes(&mut self, region: RegionId, bytes: u64) {
         if let Some(held) = self.regions.get_mut(&region) {

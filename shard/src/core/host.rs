@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use base::{ClusterId, CoreId, Instant, RegionId, ShardId, StoreId};
@@ -227,25 +227,28 @@ pub fn core_of(shard: ShardId, cores: usize) -> CoreId {
 
 /// A shard's way to its core and to core 0.
 pub struct CoreOutlet<E: Engine> {
-    /// The core.
-    pub host: Rc<CoreHost<E>>,
+    /// The core. It owns the shards that own this, and is kept by the core's tasks.
+    pub host: Weak<CoreHost<E>>,
     /// Called when a shard cannot go on.
     pub on_failure: Rc<dyn Fn(ShardId, String)>,
 }
 
 impl<E: Engine> Outlet for CoreOutlet<E> {
     fn report(&self, report: RegionReport) {
-        self.host.control(CoreId(0), Control::Heartbeat(Box::new(report)));
+        if let Some(host) = self.host.upgrade() {
+            host.control(CoreId(0), Control::Heartbeats(vec![report]));
+        }
     }
 
     fn split(&self, shard: ShardId, parent: RegionId, regions: Vec<metapb::Region>, bytes: u64) {
+        let Some(host) = self.host.upgrade() else { return };
         let routes: Vec<Route> = regions.iter().map(|region| (RegionId(region.id), Some(shard))).collect();
-        self.host.update_routes(&routes);
-        self.host.control(CoreId(0), Control::SplitDone { shard, parent, regions, bytes });
+        host.update_routes(&routes);
+        host.control(CoreId(0), Control::SplitDone { shard, parent, regions, bytes });
     }
 
     fn split_due(&self, shard: ShardId, region: metapb::Region, keys: Vec<Vec<u8>>) {
-        let host = self.host.clone();
+        let Some(host) = self.host.upgrade() else { return };
         executor::spawn_local(Class::Background, async move {
             let id = region.id;
             if let Err(error) = split_at(&host, shard, region, keys).await {

@@ -8,6 +8,7 @@ use proto::{metapb, pdpb};
 
 use super::directory::MoveTicket;
 use super::error::RegionError;
+use super::orders::SplitOrder;
 use super::records::HomeRecord;
 
 /// One letter in a core's mailbox.
@@ -60,8 +61,8 @@ pub type Route = (RegionId, Option<ShardId>);
 pub enum Control {
     /// To every core: new routes.
     Routes(Vec<Route>),
-    /// To core 0: a leader's report for PD.
-    Heartbeat(Box<RegionReport>),
+    /// To core 0: leaders' reports for PD.
+    Heartbeats(Vec<RegionReport>),
     /// To core 0: ids for `count` new regions.
     AskSplit {
         /// The region as its leader knows it.
@@ -139,6 +140,8 @@ pub enum Control {
     },
     /// To every core: report all leaders to core 0.
     Report,
+    /// To the core of a region: PD asks for its split.
+    SplitOrder(SplitOrder),
     /// To every core: your counters as lines of the Prometheus text format.
     Metrics {
         /// The lines.
@@ -174,6 +177,8 @@ pub struct RegionReport {
     pub bytes_read: u64,
     /// Keys read since the last report.
     pub keys_read: u64,
+    /// When the counts began, in seconds since the epoch.
+    pub counted_since: u64,
 }
 
 /// A shard as the status page shows it.

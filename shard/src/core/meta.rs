@@ -72,19 +72,25 @@ impl PeerMeta {
     /// Puts the region, what was applied and our own record into `batch`.
     pub(crate) fn put_all(&self, batch: &mut impl WriteBatch) {
         let id = self.region_id();
-        let state = raft_serverpb::RegionLocalState {
-            state: raft_serverpb::PeerState::Normal as i32,
-            region: Some((*self.region).clone()),
-            ..Default::default()
-        };
         let extra = PeerExtra {
             move_number: self.move_number,
             approximate_bytes: self.approximate_bytes,
             approximate_keys: self.approximate_keys,
         };
-        batch.put(Cf::Raft, &base::keys::region_state(id), &state.encode_to_vec());
+        batch.put(Cf::Raft, &base::keys::region_state(id), &self.state(raft_serverpb::PeerState::Normal));
         batch.put(Cf::Raft, &peer_extra_key(id), &extra.encode_to_vec());
         self.put_applied(batch);
+    }
+
+    fn state(&self, state: raft_serverpb::PeerState) -> Vec<u8> {
+        raftstore::state::encode_region_state(state, &self.region, None)
+    }
+
+    /// Deletes the region's data and the records of the peer, but for a tombstone.
+    pub(crate) fn bury(&self, batch: &mut impl WriteBatch) {
+        self.erase(batch);
+        let tombstone = self.state(raft_serverpb::PeerState::Tombstone);
+        batch.put(Cf::Raft, &base::keys::region_state(self.region_id()), &tombstone);
     }
 
     /// Deletes the region's data and all records of the peer.

@@ -5,9 +5,11 @@ mod config;
 pub mod directory;
 mod error;
 mod host;
+mod lifecycle;
 mod mail;
 mod meta;
 pub mod moves;
+pub mod orders;
 mod peer;
 mod planted;
 pub mod records;
@@ -23,9 +25,10 @@ pub use mail::{
     Answer, Answered, Control, CoreMail, MoveError, RegionDescription, RegionReport, RemoteRequest, Reply, Route,
     ShardDescription, reply,
 };
+pub(crate) use peer::check_store;
 pub use peer::{Done, hex};
 pub use planted::PlantedFault;
 pub use recovery::{OpenError, Opened, open};
 pub use shard::{Outlet, RegionRead, Shard, ShardMetrics};
-pub use split::Measured;
+pub use split::{Measured, cuts_inside};
 pub use turn::ShardFailure;

@@ -55,12 +55,13 @@ pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -
         }
         return Err(error);
     }
+    // From here on requests ask the target, which has them wait; here the peer is gone in a moment.
+    host.update_routes(&[(ticket.region, Some(ticket.target))]);
     // What was split off here must be durable before the log forgets the region's entries.
     source.flush().await?;
     let (reply, answer) = oneshot::channel();
     source.push(Input::End { region: ticket.region, reply });
     answer.await.map_err(|_| MoveError::Closing)??;
-    host.update_routes(&[(ticket.region, Some(ticket.target))]);
     host.control(CoreId(0), Control::Arrived { ticket: ticket.clone() });
     host.control(host.core_of(ticket.target), Control::MoveActivate { shard: ticket.target, region: ticket.region });
     Ok(source.flush().await?)

@@ -20,6 +20,8 @@ pub(crate) enum Phase {
     Frozen,
     /// It arrived from another shard, whose copy still reads: it does nothing until it is told to serve.
     Asleep,
+    /// Its end is under way, or files are about to replace its data: it does nothing any more.
+    Stopped,
     /// Its part of the log is damaged: it does nothing, and keeps its term and vote.
     Damaged,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Waiter {
 /// Counts since the last report to PD.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Traffic {
+    /// When they began, in seconds since the epoch.
+    pub(crate) since: u64,
     pub(crate) bytes_written: u64,
     pub(crate) keys_written: u64,
     pub(crate) bytes_read: u64,
@@ -68,6 +72,14 @@ pub(crate) struct PeerState {
     /// Bytes and keys written since the size was measured.
     pub(crate) unmeasured: (u64, u64),
     pub(crate) measuring: bool,
+    /// What the last split here made of the region, this peer's part left out: for clients with the epoch of before.
+    split_off: Vec<metapb::Region>,
+}
+
+impl Traffic {
+    fn begin() -> Traffic {
+        Traffic { since: executor::unix_time().seconds(), ..Traffic::default() }
+    }
 }
 
 impl PeerState {
@@ -80,10 +92,28 @@ impl PeerState {
             leader: None,
             readable: false,
             waiting: BTreeMap::new(),
-            traffic: Traffic::default(),
+            traffic: Traffic::begin(),
             unmeasured: (0, 0),
             measuring: false,
+            split_off: Vec::new(),
         }
+    }
+
+    /// Remembers the results of a split that was applied here.
+    pub(crate) fn note_split(&mut self, regions: &[metapb::Region]) {
+        let own = self.meta.region.id;
+        self.split_off = regions.iter().filter(|region| region.id != own).cloned().collect();
+    }
+
+    /// The error for a request of epoch `version`, with all regions that its keys may be in, as far as they are known.
+    fn epoch_not_match(&self, version: u64) -> RegionError {
+        let mut current = vec![(*self.meta.region).clone()];
+        // A client that is further behind, or ahead, would get neighbours that it did not ask for.
+        let before = self.meta.version().saturating_sub(self.split_off.len() as u64);
+        if version == before {
+            current.extend(self.split_off.iter().cloned());
+        }
+        epoch_not_match(&self.meta, current)
     }
 
     pub(crate) fn leads(&self) -> bool {
@@ -108,24 +138,29 @@ impl PeerState {
         match self.phase {
             Phase::Damaged => return Err(RegionError::Damaged(region)),
             Phase::Asleep => return Err(RegionError::Moving(region)),
+            Phase::Stopped => return Err(RegionError::StaleCommand),
             Phase::Serving | Phase::Frozen => {}
+        }
+        if self.raft.is_sole_voter() && !(self.leads() && self.readable) {
+            // Just born, or just arrived: it will lead in a moment, and nobody else can.
+            return Err(RegionError::Moving(region));
         }
         if !self.leads() || !self.readable {
             return Err(RegionError::NotLeader { region, leader: self.leader_peer().filter(|_| !self.leads()) });
         }
-        if context.term != 0 && self.term > context.term + 1 {
+        if context.term != 0 && self.term > context.term.saturating_add(1) {
             return Err(RegionError::StaleCommand);
         }
         let version = context.region_epoch.as_ref().map_or(0, |epoch| epoch.version);
         if version != self.meta.version() {
-            return Err(epoch_not_match(&self.meta, vec![(*self.meta.region).clone()]));
+            return Err(self.epoch_not_match(version));
         }
         Ok(())
     }
 
     /// What PD is told; the traffic counts start again at zero.
     pub(crate) fn report(&mut self, shard: base::ShardId) -> RegionReport {
-        let traffic = std::mem::take(&mut self.traffic);
+        let traffic = std::mem::replace(&mut self.traffic, Traffic::begin());
         RegionReport {
             shard,
             region: (*self.meta.region).clone(),
@@ -137,6 +172,7 @@ impl PeerState {
             keys_written: traffic.keys_written,
             bytes_read: traffic.bytes_read,
             keys_read: traffic.keys_read,
+            counted_since: traffic.since,
         }
     }
 

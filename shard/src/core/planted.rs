@@ -23,11 +23,21 @@ pub enum PlantedFault {
     ReadTooEarly,
     /// Compare-and-swap reads and writes without a latch.
     NoLatches,
+    /// The effects of an event are written before its record is durable.
+    EngineBeforeRecord,
+    /// A peer is destroyed without the flush before its record.
+    EndWithoutFlush,
+    /// Recovery does not erase the data of a peer that ended.
+    EndKeepsData,
+    /// Recovery goes on with a peer behind the record of its end.
+    ReplayPastEnd,
+    /// Recovery does not ingest files again.
+    NoRedo,
 }
 
 impl PlantedFault {
     /// All of them.
-    pub const ALL: [PlantedFault; 9] = [
+    pub const ALL: [PlantedFault; 14] = [
         PlantedFault::AnswerBeforeLog,
         PlantedFault::NoSync,
         PlantedFault::ForgetTail,
@@ -37,6 +47,11 @@ impl PlantedFault {
         PlantedFault::FlushUnfinished,
         PlantedFault::ReadTooEarly,
         PlantedFault::NoLatches,
+        PlantedFault::EngineBeforeRecord,
+        PlantedFault::EndWithoutFlush,
+        PlantedFault::EndKeepsData,
+        PlantedFault::ReplayPastEnd,
+        PlantedFault::NoRedo,
     ];
 }
 

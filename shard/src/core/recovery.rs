@@ -4,6 +4,7 @@
 //! lifecycle events that the engine does not contain in their order, and before each one the entries of its region
 //! up to it. So a parent's split comes before its children, a peer's end before the next owner of its range, and
 //! nothing of a peer is replayed past its end. What remains of the entries goes through raft like any other.
+//! It may be stopped anywhere and begun again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +21,7 @@ use raftstore::{InitError, LogPosition, PeerInit};
 use super::apply::{Outcome, apply_entry, apply_split, is_split};
 use super::config::ShardConfig;
 use super::directory::{Claim, Placement};
+use super::lifecycle::{end_event, home_meta, ingest_files, put_event, range_of};
 use super::meta::PeerMeta;
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
@@ -27,10 +29,9 @@ use super::records::{
     ApplyingRecord, EndRecord, HomeRecord, PeerExtra, SHARD_STATE_KEY, ShardState, SplitRecord, peer_extra_key,
 };
 use super::shard::{Input, Outlet, Shard, ShardMetrics};
-use super::turn::{home_meta, put_event};
-use crate::engine::{Engine, EngineIter as _, EngineSnapshot as _, Tier, WriteBatch as _, WriteMode};
+use crate::engine::{Engine, EngineError, EngineIter as _, EngineSnapshot as _, Tier, WriteBatch as _, WriteMode};
 use crate::log::{
-    Damage, EngineState, Lifecycle, LifecycleKind, LogConfig, LogEntry, RaftLog, Recovered, RecoveredPeer,
+    Damage, EngineState, Lifecycle, LifecycleKind, LogConfig, LogEffect, LogEntry, RaftLog, Recovered, RecoveredPeer,
 };
 
 /// Why a shard could not be opened.
@@ -82,14 +83,25 @@ impl<E: Engine> Opened<E> {
     /// # Errors
     /// [`OpenError::Engine`] if the engine fails.
     pub async fn start(self, erase: &[RegionId]) -> Result<Rc<Shard<E>>, OpenError> {
-        let Opened { shard, log, .. } = self;
+        let Opened { shard, log, damage, .. } = self;
+        let engine_failed = |why| OpenError::Engine { shard: shard.id, why };
         let mut batch = shard.engine.batch();
-        for region in erase {
-            if let Some(peer) = shard.peers.borrow_mut().remove(region) {
-                peer.meta.erase(&mut batch);
+        let gone: Vec<PeerState> = erase.iter().filter_map(|region| shard.peers.borrow_mut().remove(region)).collect();
+        if !gone.is_empty() && damage.is_none() {
+            // As at the end of a move: what the log is about to forget must be durable in the engine.
+            let engine = shard.engine.clone();
+            executor::blocking(executor::Class::Background, move || engine.flush())
+                .await
+                .map_err(|error| engine_failed(error.to_string()))?;
+            for peer in &gone {
+                let record = end_event(shard.next_event(), LifecycleKind::MovedAway, &peer.meta);
+                log.append(record).map_err(|error| log_failed(shard.id, &error))?;
             }
+            log.commit().await.map_err(|error| log_failed(shard.id, &error))?;
+            put_event(&mut batch, shard.last_event.get());
         }
-        erase_gaps(&shard, &mut batch).map_err(|why| OpenError::Engine { shard: shard.id, why })?;
+        gone.iter().for_each(|peer| peer.meta.erase(&mut batch));
+        erase_gaps(&shard, &mut batch).map_err(engine_failed)?;
         if batch.count() > 0 {
             // Without a flush, a replay of the erased peers' entries would bring their data back.
             let engine = shard.engine.clone();
@@ -97,9 +109,7 @@ impl<E: Engine> Opened<E> {
                 engine.write(batch, WriteMode::Helper).map_err(|error| error.to_string())?;
                 engine.flush().map_err(|error| error.to_string())
             };
-            executor::blocking(executor::Class::Background, work)
-                .await
-                .map_err(|why| OpenError::Engine { shard: shard.id, why })?;
+            executor::blocking(executor::Class::Background, work).await.map_err(engine_failed)?;
         }
         let regions: Vec<RegionId> = shard.peers.borrow().keys().copied().collect();
         executor::spawn_local(executor::Class::Raft, shard.clone().run(log));
@@ -181,7 +191,12 @@ struct Replay<'a, E: Engine> {
     engine: &'a E,
     snap_dir: &'a Path,
     peers: BTreeMap<RegionId, Recovering>,
+    tombstones: BTreeMap<RegionId, PeerId>,
     logged: BTreeMap<RegionId, RecoveredPeer>,
+    /// The last event that begins each region's log anew. What the log holds of the region is of the peer that began
+    /// there, not of one before it.
+    begins: BTreeMap<RegionId, u64>,
+    /// The last event whose effects are in the engine.
     last_event: u64,
     replayed: u64,
     batch: E::Batch,
@@ -205,9 +220,9 @@ pub async fn open<E: Engine>(
     outlet: Rc<dyn Outlet>,
     seed: u64,
 ) -> Result<Opened<E>, OpenError> {
-    let (metas, last_event) = {
+    let Stored { metas, tombstones, last_event } = {
         let engine = engine.clone();
-        executor::blocking(executor::Class::Background, move || load_metas(&engine, store))
+        executor::blocking(executor::Class::Background, move || load(&engine, store))
             .await
             .map_err(|why| OpenError::Engine { shard: id, why })?
     };
@@ -215,39 +230,38 @@ pub async fn open<E: Engine>(
         peers: metas.iter().map(|meta| (meta.region_id(), (meta.peer_id(), meta.applied_index))).collect(),
         last_event,
     };
-    let (log, recovered) = RaftLog::open(log_dir, id, log_config, &state)
-        .await
-        .map_err(|error| OpenError::Log { shard: id, why: error.to_string() })?;
+    let (log, recovered) =
+        RaftLog::open(log_dir, id, log_config, &state).await.map_err(|error| log_failed(id, &error))?;
     let Recovered { peers: mut logged, lifecycle, last_event: last_logged, damage, .. } = recovered;
-    if config.planted == Some(PlantedFault::ForgetTail) {
+    if config.is_planted(PlantedFault::ForgetTail) {
         for peer in logged.values_mut() {
             peer.entries.pop();
             let last = peer.first_index + peer.entries.len() as u64 - 1;
             peer.hard_state.iter_mut().for_each(|state| state.commit = state.commit.min(last));
         }
     }
-    let peers = metas
-        .into_iter()
-        .map(|meta| {
-            let region = meta.region_id();
-            (region, Recovering::new(meta, logged.remove(&region)))
-        })
-        .collect();
     let mut replay = Replay {
         shard: id,
         store,
         engine: &engine,
         snap_dir,
-        peers,
+        peers: BTreeMap::new(),
+        tombstones,
         logged,
+        begins: begins(&lifecycle),
         last_event,
         replayed: 0,
         batch: engine.batch(),
         damaged: damage.is_some(),
         planted: config.planted,
     };
+    for meta in metas {
+        let recovering = replay.recovering(meta, 0);
+        replay.peers.insert(recovering.meta.region_id(), recovering);
+    }
     replay.run(lifecycle).await?;
-    let Replay { peers, last_event, replayed, .. } = replay;
+    let Replay { peers, tombstones, last_event, replayed, .. } = replay;
+    remove_tables(id, &engine, snap_dir).await?;
     let claims = peers.values().map(|peer| claim(id, &peer.meta)).collect();
     let mut revived = BTreeMap::new();
     for (region, peer) in peers {
@@ -260,8 +274,10 @@ pub async fn open<E: Engine>(
         store,
         engine,
         config,
+        snap_dir: snap_dir.to_owned(),
         metrics: ShardMetrics::default(),
         peers: RefCell::new(revived),
+        tombstones: RefCell::new(tombstones),
         inbox: RefCell::new(VecDeque::new()),
         inbox_bytes: Cell::new(0),
         wake: executor::Notify::new(),
@@ -272,6 +288,30 @@ pub async fn open<E: Engine>(
         seed,
     });
     Ok(Opened { shard, claims, damage, replayed, log })
+}
+
+fn log_failed(shard: ShardId, error: &dyn std::fmt::Display) -> OpenError {
+    OpenError::Log { shard, why: error.to_string() }
+}
+
+/// The last event of each region that begins its log anew.
+fn begins(lifecycle: &[Lifecycle]) -> BTreeMap<RegionId, u64> {
+    let effects = lifecycle.iter().flat_map(|event| event.effects.iter().map(|effect| (event.event, effect)));
+    effects
+        .filter_map(|(event, effect)| match effect {
+            LogEffect::Start { region, .. } => Some((*region, event)),
+            LogEffect::End { .. } => None,
+        })
+        .collect()
+}
+
+/// Files that were to be ingested: what needed them is durable in the engine by now, and nothing else knows of them.
+async fn remove_tables<E: Engine>(shard: ShardId, engine: &E, folder: &Path) -> Result<(), OpenError> {
+    let (engine, folder) = (engine.clone(), folder.to_owned());
+    let work = move || engine.tables(&folder)?.iter().try_for_each(|table| engine.remove_table(table));
+    executor::blocking(executor::Class::Background, work)
+        .await
+        .map_err(|error: EngineError| OpenError::Engine { shard, why: error.to_string() })
 }
 
 fn claim(shard: ShardId, meta: &PeerMeta) -> Claim {
@@ -314,8 +354,15 @@ fn decode_entries(logged: Vec<LogEntry>) -> impl Iterator<Item = Entry> {
     logged.into_iter().map(|entry| Entry::decode(entry.data).expect("a record whose checksum is right holds an entry"))
 }
 
-/// Reads all peers and the last event out of family `raft`.
-fn load_metas<E: Engine>(engine: &E, store: StoreId) -> Result<(Vec<PeerMeta>, u64), String> {
+/// What the engine holds.
+struct Stored {
+    metas: Vec<PeerMeta>,
+    tombstones: BTreeMap<RegionId, PeerId>,
+    last_event: u64,
+}
+
+/// Reads all peers, tombstones and the last event out of family `raft`.
+fn load<E: Engine>(engine: &E, store: StoreId) -> Result<Stored, String> {
     let snapshot = engine.snapshot();
     let get = |key: &[u8]| snapshot.get(Cf::Raft, key, Tier::Disk).map_err(|error| error.to_string());
     let last_event = match get(SHARD_STATE_KEY)? {
@@ -323,18 +370,25 @@ fn load_metas<E: Engine>(engine: &E, store: StoreId) -> Result<(Vec<PeerMeta>, u
         None => 0,
     };
     let mut metas = Vec::new();
+    let mut tombstones = BTreeMap::new();
     let mut iter = snapshot.iter(Cf::Raft, &[0x01, 0x03], &[0x01, 0x04], Tier::Disk, false);
     let mut at = iter.seek(&[0x01, 0x03]).map_err(|error| error.to_string())?;
     while let Some((key, value)) = at {
         if let Some(region) = base::keys::decode_region_state(key) {
             let state = raft_serverpb::RegionLocalState::decode(value).map_err(|error| error.to_string())?;
+            if state.state() == raft_serverpb::PeerState::Tombstone {
+                let buried = state.region.and_then(|region| PeerMeta::first(region, store));
+                tombstones.insert(region, buried.ok_or("a tombstone names no peer on this store")?.peer_id());
+                at = iter.next().map_err(|error| error.to_string())?;
+                continue;
+            }
             let applied = get(&base::keys::apply_state(region))?.ok_or("a region has no apply state")?;
             let extra = get(&peer_extra_key(region))?.unwrap_or_default();
             metas.push(load_meta(state, &applied, &extra, store)?);
         }
         at = iter.next().map_err(|error| error.to_string())?;
     }
-    Ok((metas, last_event))
+    Ok(Stored { metas, tombstones, last_event })
 }
 
 fn load_meta(
@@ -369,9 +423,17 @@ impl<E: Engine> Replay<'_, E> {
         let regions: Vec<RegionId> = self.peers.keys().copied().collect();
         for region in regions {
             let committed = self.peers.get(&region).map_or(0, |peer| peer.before_split(peer.hard_state.commit));
-            self.replay_through(region, committed).await?;
+            self.replay_through(region, committed, 0).await?;
         }
         self.write().await
+    }
+
+    /// A peer as `event` finds it, 0 being the engine: with what the log holds of it, unless that is of a later one.
+    fn recovering(&mut self, meta: PeerMeta, event: u64) -> Recovering {
+        let region = meta.region_id();
+        let later = self.begins.get(&region).is_some_and(|last| *last > event);
+        let logged = if later { None } else { self.logged.remove(&region) };
+        Recovering::new(meta, logged)
     }
 
     async fn replay_event(&mut self, event: Lifecycle) -> Result<(), OpenError> {
@@ -379,27 +441,32 @@ impl<E: Engine> Replay<'_, E> {
         match kind {
             LifecycleKind::Split => {
                 let record: SplitRecord = self.decode(payload)?;
-                self.replay_through(region, record.index).await?;
+                self.replay_through(region, record.index, number).await?;
             }
             LifecycleKind::MovedAway | LifecycleKind::Destroyed => {
                 let record: EndRecord = self.decode(payload)?;
-                self.replay_through(region, record.applied_index).await?;
-                if let Some(gone) = self.peers.remove(&region) {
-                    gone.meta.erase(&mut self.batch);
-                }
-                self.logged.remove(&region);
+                self.replay_through(region, record.applied_index, 0).await?;
+                self.end(region, peer, kind);
             }
-            LifecycleKind::Home | LifecycleKind::Created => {
+            LifecycleKind::Home => {
                 let record: HomeRecord = self.decode(payload)?;
-                self.settle_home(&record, region, peer)?;
+                self.settle_home(&record, region, peer, number)?;
+            }
+            LifecycleKind::Created => {
+                let record: HomeRecord = self.decode(payload)?;
+                if let Some(region) = &record.region {
+                    super::meta::erase_range(&mut self.batch, &region.start_key, &region.end_key);
+                }
+                self.settle_home(&record, region, peer, number)?;
             }
             LifecycleKind::Applying => {
                 let record: ApplyingRecord = self.decode(payload)?;
                 let home = record.home.clone().ok_or_else(|| self.inconsistent("a snapshot names no peer"))?;
                 self.redo_ingest(&record, &home).await?;
-                self.settle_home(&home, region, peer)?;
+                self.settle_home(&home, region, peer, number)?;
                 put_event(&mut self.batch, number);
                 self.write().await?;
+                // The files are about to go.
                 self.flush().await?;
             }
             LifecycleKind::Applied => {}
@@ -410,18 +477,33 @@ impl<E: Engine> Replay<'_, E> {
         self.write().await
     }
 
-    fn settle_home(&mut self, home: &HomeRecord, region: RegionId, peer: PeerId) -> Result<(), OpenError> {
+    /// Erases what is left of a peer that ended.
+    fn end(&mut self, region: RegionId, peer: PeerId, kind: LifecycleKind) {
+        if self.planted == Some(PlantedFault::ReplayPastEnd) {
+            return;
+        }
+        let gone = self.peers.remove(&region);
+        if self.planted == Some(PlantedFault::EndKeepsData) {
+            return;
+        }
+        if kind == LifecycleKind::Destroyed {
+            if let Some(gone) = gone {
+                gone.meta.bury(&mut self.batch);
+            }
+            self.tombstones.insert(region, peer);
+        } else if let Some(gone) = gone {
+            gone.meta.erase(&mut self.batch);
+        }
+    }
+
+    fn settle_home(&mut self, home: &HomeRecord, region: RegionId, peer: PeerId, event: u64) -> Result<(), OpenError> {
         let meta =
             home_meta(home, self.store).ok_or_else(|| self.inconsistent("a home record names no peer of ours"))?;
         if meta.peer_id() != peer || meta.region_id() != region {
             return Err(self.inconsistent("a home record names another peer than its event"));
         }
         meta.put_all(&mut self.batch);
-        let mut recovering = Recovering::new(meta, self.logged.remove(&region));
-        recovering.hard_state.term = recovering.hard_state.term.max(home.term);
-        if recovering.hard_state.term == home.term && recovering.hard_state.vote == 0 {
-            recovering.hard_state.vote = home.vote;
-        }
+        let recovering = self.recovering(meta, event);
         self.peers.insert(region, recovering);
         Ok(())
     }
@@ -429,23 +511,21 @@ impl<E: Engine> Replay<'_, E> {
     /// Redoes what an `Applying` record began: the range is emptied and the files are ingested again.
     async fn redo_ingest(&mut self, record: &ApplyingRecord, home: &HomeRecord) -> Result<(), OpenError> {
         self.write().await?;
-        self.flush().await?;
-        let region = home.region.clone().unwrap_or_default();
-        super::meta::erase_range(&mut self.batch, &region.start_key, &region.end_key);
-        self.write().await?;
-        for (cf, name) in Cf::DATA.into_iter().zip(&record.files) {
-            if !name.is_empty() {
-                let (engine, file) = (self.engine.clone(), self.snap_dir.join(name));
-                executor::blocking(executor::Class::Background, move || engine.ingest(cf, &[file]))
-                    .await
-                    .map_err(|error| self.engine_failed(error.to_string()))?;
-            }
+        if self.planted == Some(PlantedFault::NoRedo) {
+            return Ok(());
         }
-        Ok(())
+        let region = home.region.clone().unwrap_or_default();
+        let replaced = self.peers.get(&RegionId(region.id)).map(|peer| range_of(&peer.meta));
+        let ranges: Vec<_> = replaced.into_iter().chain([(region.start_key, region.end_key)]).collect();
+        let (engine, folder, files) = (self.engine.clone(), self.snap_dir.to_owned(), record.files.clone());
+        executor::blocking(executor::Class::Background, move || ingest_files(&engine, &folder, &files, &ranges))
+            .await
+            .map_err(|why| self.engine_failed(why))
     }
 
-    /// Applies the entries of `region` up to `index` that the engine does not contain.
-    async fn replay_through(&mut self, region: RegionId, index: u64) -> Result<(), OpenError> {
+    /// Applies the entries of `region` up to `index` that the engine does not contain. A split among them is the one of
+    /// `event`: those of earlier events were replayed with them, and one without a record is left to raft.
+    async fn replay_through(&mut self, region: RegionId, index: u64, event: u64) -> Result<(), OpenError> {
         while let Some(peer) = self.peers.get_mut(&region) {
             if peer.meta.applied_index >= index {
                 break;
@@ -465,9 +545,8 @@ impl<E: Engine> Replay<'_, E> {
             if let Outcome::Split(regions) = effect.outcome {
                 let children = apply_split(meta, regions, self.store, &mut self.batch);
                 for child in children {
-                    let id = child.region_id();
-                    let logged = self.logged.remove(&id);
-                    self.peers.insert(id, Recovering::new(child, logged));
+                    let child = self.recovering(child, event);
+                    self.peers.insert(child.meta.region_id(), child);
                 }
             } else {
                 meta.put_applied(&mut self.batch);

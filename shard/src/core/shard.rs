@@ -11,10 +11,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use base::{Instant, RegionId, ShardId, StoreId};
+use base::{Instant, PeerId, RegionId, ShardId, StoreId};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use mvcc::Modify;
@@ -23,12 +24,14 @@ use raftstore::command;
 
 use super::config::ShardConfig;
 use super::error::RegionError;
+use super::lifecycle::EventReply;
 use super::mail::{RegionReport, ShardDescription};
 use super::peer::{Done, PeerState, Phase, Waiter, check_store};
-use super::records::HomeRecord;
+use super::records::{ApplyingRecord, HomeRecord};
 use super::split::Measured;
 use super::turn::FlushMark;
 use crate::engine::Engine;
+use crate::log::HardState;
 
 /// What a shard tells its core.
 pub trait Outlet {
@@ -71,6 +74,8 @@ pub struct ShardMetrics {
     pub splits_total: Cell<u64>,
     /// Regions that arrived from another shard.
     pub moves_in_total: Cell<u64>,
+    /// Regions whose data came as files.
+    pub ingests_total: Cell<u64>,
     /// Bytes of log on disk.
     pub log_bytes: Cell<u64>,
     /// Bytes of log that a restart would replay.
@@ -98,6 +103,8 @@ pub(crate) enum Input {
     Create { region: Box<metapb::Region>, reply: oneshot::Sender<Result<(), RegionError>> },
     Install { home: Box<HomeRecord>, reply: oneshot::Sender<Result<(), RegionError>> },
     End { region: RegionId, reply: oneshot::Sender<Result<(), RegionError>> },
+    Destroy { region: RegionId, peer: PeerId, reply: EventReply },
+    Ingest { record: Box<ApplyingRecord>, reply: EventReply },
     Measured { region: RegionId, version: u64, result: Result<Measured, String> },
     Flushed { applied: Vec<FlushMark>, last_event: u64, result: Result<(), String> },
     Flush { reply: oneshot::Sender<()> },
@@ -114,9 +121,13 @@ pub struct Shard<E: Engine> {
     pub engine: E,
     /// Settings.
     pub config: ShardConfig,
+    /// Where table files lie that are to be ingested. All that lies there at an open is removed.
+    pub snap_dir: PathBuf,
     /// Counters.
     pub metrics: ShardMetrics,
     pub(crate) peers: RefCell<BTreeMap<RegionId, PeerState>>,
+    /// The highest peer of each region that was destroyed here.
+    pub(crate) tombstones: RefCell<BTreeMap<RegionId, PeerId>>,
     pub(crate) inbox: RefCell<VecDeque<Input>>,
     pub(crate) inbox_bytes: Cell<usize>,
     pub(crate) wake: executor::Notify,
@@ -322,6 +333,54 @@ impl<E: Engine> Shard<E> {
         answer.await.map_err(|_| RegionError::Closing)?
     }
 
+    /// Destroys a peer: its data, its log, its state. When this returns, no restart brings any of it back, and no peer
+    /// of the region with its id or a lower one can begin here.
+    ///
+    /// Cost: a flush, shared by all who wait for one, and a durable write. From the call on the peer takes, applies and
+    /// answers nothing; what was proposed and is unanswered becomes [`RegionError::Undetermined`].
+    ///
+    /// # Errors
+    /// [`RegionError::RegionNotFound`], [`RegionError::MismatchPeerId`] if the region's peer here is another one,
+    /// [`RegionError::ServerIsBusy`] while it moves or its end is under way. [`RegionError::Closing`]: it may or may not
+    /// be destroyed.
+    pub async fn destroy(&self, region: RegionId, peer: PeerId) -> Result<(), RegionError> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Input::Destroy { region, peer, reply });
+        answer.await.map_err(|_| RegionError::Closing)?
+    }
+
+    /// Installs a peer whose data comes as table files in [`Shard::snap_dir`], as a raft snapshot does: a new peer, or a
+    /// later state of one that is here. When this returns the peer serves, and the files are removed.
+    ///
+    /// The caller has written the files and synced them, and has the range reserved. They hold engine keys (with `z`)
+    /// of the region's range, all of its data. Whatever else is in the range is erased. From the record on it is done
+    /// again after every crash, until it is durable. Cost: two flushes, shared, and one more of little; three durable
+    /// writes; during the ingest itself the shard applies nothing.
+    ///
+    /// # Errors
+    /// [`RegionError::StaleCommand`] if the region has no such peer on this store, another region here has keys of the
+    /// range, the peer is not above the region's highest destroyed one, or what is here is as new.
+    /// [`RegionError::ServerIsBusy`] while the peer moves or ends, or files for the range are under way.
+    /// [`RegionError::Closing`]: it may or may not be installed.
+    pub async fn ingest(&self, record: ApplyingRecord) -> Result<(), RegionError> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Input::Ingest { record: Box::new(record), reply });
+        answer.await.map_err(|_| RegionError::Closing)?
+    }
+
+    /// The highest peer of a region that was destroyed here, unless a newer one has lived here since.
+    pub fn buried(&self, region: RegionId) -> Option<PeerId> {
+        self.tombstones.borrow().get(&region).copied()
+    }
+
+    /// What a region's peer has promised: its term, whom it voted for, and up to where it knows entries to be committed.
+    /// The log may be a write behind.
+    pub fn hard_state(&self, region: RegionId) -> Option<HardState> {
+        let peers = self.peers.borrow();
+        let state = peers.get(&region)?.raft.hard_state();
+        Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
+    }
+
     /// Gives raft its sense of time. Peers that are alone in their group need none.
     pub fn tick(&self) {
         self.push(Input::Tick);
@@ -332,10 +391,14 @@ impl<E: Engine> Shard<E> {
         self.peers.borrow().get(&region).map(|peer| peer.meta.region.clone())
     }
 
-    /// Reports of all regions that lead here; their traffic counts start again.
-    pub fn reports(&self) -> Vec<RegionReport> {
+    /// Reports of those that lead among the `limit` regions from `from` on, whose traffic counts start again; and the
+    /// region to go on from, if there is one.
+    pub fn reports(&self, from: RegionId, limit: usize) -> (Vec<RegionReport>, Option<RegionId>) {
         let mut peers = self.peers.borrow_mut();
-        peers.values_mut().filter(|peer| peer.leads()).map(|peer| peer.report(self.id)).collect()
+        let mut rest = peers.range_mut(from..);
+        let some = rest.by_ref().take(limit).filter(|(_, peer)| peer.leads());
+        let reports = some.map(|(_, peer)| peer.report(self.id)).collect();
+        (reports, rest.next().map(|(region, _)| *region))
     }
 
     /// Flushes the engine and waits until the log knows it.

@@ -8,18 +8,19 @@ use executor::Class;
 use futures_channel::oneshot;
 use futures_util::FutureExt as _;
 use raftstore::eraftpb::Entry;
-use raftstore::{Committed, Effect, Input as RaftInput, LogPosition, RejectReason};
+use raftstore::{Committed, Effect, Input as RaftInput, RejectReason};
 
 use super::apply::{Outcome, apply_entry, apply_split};
 use super::error::RegionError;
-use super::meta::{INITIAL_INDEX, PeerMeta};
+use super::lifecycle::{EventReply, first_state, home_record, lifecycle, put_event, start_effect};
+use super::meta::PeerMeta;
 use super::peer::{Done, PeerState, Phase, Waiter};
 use super::planted::PlantedFault;
-use super::records::{EndRecord, HomeRecord, SHARD_STATE_KEY, ShardState, SplitRecord};
+use super::records::{ApplyingRecord, HomeRecord, SplitRecord};
 use super::shard::{Body, Input, Shard, add};
 use super::split::{Measured, measure};
 use crate::engine::{Engine, WriteBatch as _, WriteError, WriteMode};
-use crate::log::{HardState, Lifecycle, LifecycleKind, LogEffect, LogEntry, Position, RaftLog, Record, Scope};
+use crate::log::{HardState, LifecycleKind, LogEntry, RaftLog, Record};
 
 /// Inputs taken into one turn at most, so that the first of them does not wait for the last.
 const INPUTS_PER_TURN: usize = 4096;
@@ -44,16 +45,39 @@ struct Freezing {
     reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>>,
 }
 
+/// What goes on once a flush has made durable all that was applied before it began.
+pub(crate) enum AfterFlush {
+    /// Somebody is told.
+    Answer(oneshot::Sender<()>),
+    /// A stopped peer ends.
+    Destroy { region: RegionId, reply: EventReply },
+    /// Files come in; the peer that they replace, if any, is stopped.
+    Ingest { record: Box<ApplyingRecord>, reply: EventReply },
+    /// Files are in, and are not needed any more.
+    Ingested { record: Box<ApplyingRecord>, reply: EventReply },
+}
+
+impl AfterFlush {
+    /// Whether files are under way for keys of `region`.
+    pub(crate) fn overlaps(&self, region: &proto::metapb::Region) -> bool {
+        let (AfterFlush::Ingest { record, .. } | AfterFlush::Ingested { record, .. }) = self else { return false };
+        let filled = record.home.as_ref().and_then(|home| home.region.as_ref());
+        filled.is_some_and(|filled| {
+            base::keys::overlaps(&filled.start_key, &filled.end_key, &region.start_key, &region.end_key)
+        })
+    }
+}
+
 /// The turn's own state: it outlives one iteration, and nobody else sees it.
 #[derive(Default)]
-struct Turn {
+pub(crate) struct Turn {
     dirty: BTreeSet<RegionId>,
     persisted: Vec<(RegionId, u64)>,
     committed: Vec<(RegionId, Vec<Committed>)>,
     freezing: Vec<Freezing>,
-    /// Who waits for the next flush, and who for the one that runs: a flush covers what came before its start.
-    flush_waiters: Vec<oneshot::Sender<()>>,
-    running_flush_waiters: Vec<oneshot::Sender<()>>,
+    /// What waits for the next flush, and what for the one that runs: a flush covers what came before its start.
+    pub(crate) after_flush: Vec<AfterFlush>,
+    after_running_flush: Vec<AfterFlush>,
     close_waiters: Vec<oneshot::Sender<()>>,
     flushing: bool,
     next_proposal: u64,
@@ -63,10 +87,21 @@ struct Turn {
     log_written: Instant,
 }
 
+impl Turn {
+    /// All that waits for a flush.
+    pub(crate) fn waiting_for_flush(&self) -> impl Iterator<Item = &AfterFlush> {
+        self.after_running_flush.iter().chain(&self.after_flush)
+    }
+}
+
 impl<E: Engine> Shard<E> {
     /// Runs the shard until it is closed or fails. The log comes from recovery, as do the peers.
     pub(crate) async fn run(self: Rc<Self>, log: RaftLog) {
-        let mut turn = Turn::default();
+        let mut turn = Turn {
+            // What recovery replayed is in memory only.
+            oldest_unflushed: (log.unflushed_bytes() > 0).then(executor::now),
+            ..Turn::default()
+        };
         match self.run_turns(&mut turn, &log).await {
             Ok(()) => {}
             Err(failure) => {
@@ -156,7 +191,17 @@ impl<E: Engine> Shard<E> {
             Input::Flushed { applied, last_event, result } => {
                 self.step_flushed(applied, last_event, result, turn, log).await?;
             }
-            Input::Flush { reply } => turn.flush_waiters.push(reply),
+            Input::Destroy { region, peer, reply } => {
+                self.step_destroy(region, peer, reply, turn);
+                if self.config.is_planted(PlantedFault::EndWithoutFlush)
+                    && let Some(AfterFlush::Destroy { region, reply }) =
+                        turn.after_flush.pop_if(|last| matches!(last, AfterFlush::Destroy { .. }))
+                {
+                    self.destroy_flushed(region, reply, log).await?;
+                }
+            }
+            Input::Ingest { record, reply } => self.step_ingest(record, reply, turn),
+            Input::Flush { reply } => turn.after_flush.push(AfterFlush::Answer(reply)),
             Input::Close { reply } => turn.close_waiters.push(reply),
         }
         Ok(())
@@ -346,7 +391,8 @@ impl<E: Engine> Shard<E> {
         turn: &mut Turn,
     ) {
         let mut peers = self.peers.borrow_mut();
-        let Some(peer) = peers.get_mut(&region) else {
+        // A stopped peer applies nothing more: the flush that its end waits for would not contain it.
+        let Some(peer) = peers.get_mut(&region).filter(|peer| peer.phase != Phase::Stopped) else {
             entries.by_ref().for_each(drop);
             return;
         };
@@ -391,6 +437,7 @@ impl<E: Engine> Shard<E> {
         let starts = children.iter().map(|child| start_effect(child, first_state())).collect();
         turn.records.push(lifecycle(event, LifecycleKind::Split, &peer.meta, starts, &record));
         peer.raft.set_region((*peer.meta.region).clone());
+        peer.note_split(&regions);
         put_event(&mut pass.batch, event);
         add(&self.metrics.splits_total, 1);
         pass.splits.push((peer.meta.region_id(), regions, peer.meta.approximate_bytes));
@@ -407,7 +454,8 @@ impl<E: Engine> Shard<E> {
         turn: &mut Turn,
         log: &RaftLog,
     ) -> Result<(), ShardFailure> {
-        if !pass.splits.is_empty() && !self.config.is_planted(PlantedFault::SplitBeforeRecord) {
+        let planted = [PlantedFault::SplitBeforeRecord, PlantedFault::EngineBeforeRecord];
+        if !pass.splits.is_empty() && !planted.into_iter().any(|fault| self.config.is_planted(fault)) {
             self.write_log(turn, log).await?;
         }
         for region in &pass.touched {
@@ -449,7 +497,7 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Writes `batch` without waiting inside the engine; if that has no room, waits here and tries again.
-    async fn write_engine(&self, batch: E::Batch) -> Result<(), ShardFailure> {
+    pub(crate) async fn write_engine(&self, batch: E::Batch) -> Result<(), ShardFailure> {
         if batch.data_bytes() > self.config.entry_cut_bytes * 2 {
             // One large entry: it would hold the core, so a helper writes it.
             let engine = self.engine.clone();
@@ -472,22 +520,17 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    fn fresh_peer(&self, meta: PeerMeta) -> PeerState {
+    pub(crate) fn fresh_peer(&self, meta: PeerMeta) -> PeerState {
         let init =
             raftstore::PeerInit { seed: self.seed, ..raftstore::PeerInit::first((*meta.region).clone(), meta.peer) };
         let raft = raftstore::Peer::new(init, &self.config.raft).expect("the first state of a peer is sound");
         PeerState::new(meta, raft, Phase::Serving)
     }
 
-    async fn commit(&self, log: &RaftLog) -> Result<(), ShardFailure> {
+    pub(crate) async fn commit(&self, log: &RaftLog) -> Result<(), ShardFailure> {
         log.commit().await.map_err(log_failed)?;
         add(&self.metrics.log_commits_total, 1);
         Ok(())
-    }
-
-    pub(crate) fn next_event(&self) -> u64 {
-        self.last_event.set(self.last_event.get() + 1);
-        self.last_event.get()
     }
 
     /// Answers those frozen peers' movers whose proposals are all applied.
@@ -509,89 +552,6 @@ impl<E: Engine> Shard<E> {
             }
         }
         turn.freezing = waiting;
-    }
-
-    /// Takes a peer over whose data is durable in this engine. It sleeps until it is told to campaign.
-    async fn install(&self, home: HomeRecord, log: &RaftLog) -> Result<Result<(), RegionError>, ShardFailure> {
-        let Some(meta) = home_meta(&home, self.store) else {
-            return Ok(Err(RegionError::StaleCommand));
-        };
-        let region = meta.region_id();
-        if self.peers.borrow().contains_key(&region) {
-            return Ok(Err(RegionError::StaleCommand));
-        }
-        let event = self.next_event();
-        let state = HardState { term: home.term, vote: home.vote, commit: home.applied_index };
-        let starts = vec![start_effect(&meta, state)];
-        log.append(lifecycle(event, LifecycleKind::Home, &meta, starts, &home)).map_err(log_failed)?;
-        self.commit(log).await?;
-        let mut batch = self.engine.batch();
-        meta.put_all(&mut batch);
-        put_event(&mut batch, event);
-        self.write_engine(batch).await?;
-        let init = raftstore::PeerInit { seed: self.seed, ..home_init(&home, &meta) };
-        let raft = match raftstore::Peer::new(init, &self.config.raft) {
-            Ok(raft) => raft,
-            Err(error) => return Err(ShardFailure::Log(format!("home record of region {region}: {error}"))),
-        };
-        self.peers.borrow_mut().insert(region, PeerState::new(meta, raft, Phase::Asleep));
-        add(&self.metrics.moves_in_total, 1);
-        Ok(Ok(()))
-    }
-
-    /// Makes the first peer of a cluster's first region: record first, then its state.
-    async fn step_create(
-        &self,
-        region: proto::metapb::Region,
-        log: &RaftLog,
-    ) -> Result<Result<(), RegionError>, ShardFailure> {
-        let Some(meta) = PeerMeta::first(region.clone(), self.store) else {
-            return Ok(Err(RegionError::StaleCommand));
-        };
-        let id = meta.region_id();
-        if self.peers.borrow().contains_key(&id) {
-            return Ok(Err(RegionError::StaleCommand));
-        }
-        let event = self.next_event();
-        let starts = vec![start_effect(&meta, first_state())];
-        let record = HomeRecord {
-            region: Some(region),
-            peer_id: meta.peer.id,
-            term: INITIAL_INDEX,
-            applied_index: INITIAL_INDEX,
-            applied_term: INITIAL_INDEX,
-            ..Default::default()
-        };
-        log.append(lifecycle(event, LifecycleKind::Created, &meta, starts, &record)).map_err(log_failed)?;
-        self.commit(log).await?;
-        let mut batch = self.engine.batch();
-        meta.put_all(&mut batch);
-        put_event(&mut batch, event);
-        self.write_engine(batch).await?;
-        let peer = self.fresh_peer(meta);
-        self.peers.borrow_mut().insert(id, peer);
-        self.push(Input::Campaign(id));
-        Ok(Ok(()))
-    }
-
-    /// Lets go of a peer that lives on another shard now: record first, then its data.
-    async fn end(&self, region: RegionId, log: &RaftLog) -> Result<Result<(), RegionError>, ShardFailure> {
-        let Some(meta) = self.peers.borrow().get(&region).map(|peer| peer.meta.clone()) else {
-            return Ok(Err(RegionError::RegionNotFound(region)));
-        };
-        let event = self.next_event();
-        let record = end_record(&meta);
-        let ends = vec![LogEffect::End { region, peer: meta.peer_id() }];
-        log.append(lifecycle(event, LifecycleKind::MovedAway, &meta, ends, &record)).map_err(log_failed)?;
-        self.commit(log).await?;
-        if let Some(mut peer) = self.peers.borrow_mut().remove(&region) {
-            peer.fail_waiters(&RegionError::Moving(region));
-        }
-        let mut batch = self.engine.batch();
-        meta.erase(&mut batch);
-        put_event(&mut batch, event);
-        self.write_engine(batch).await?;
-        Ok(Ok(()))
     }
 
     /// Starts measuring a region of which enough was written, on a helper.
@@ -638,19 +598,24 @@ impl<E: Engine> Shard<E> {
         self.metrics.log_bytes.set(log.size_bytes());
         self.metrics.log_unflushed_bytes.set(log.unflushed_bytes());
         self.metrics.inbox_bytes.set(self.inbox_bytes.get() as u64);
-        let aged = turn.oldest_unflushed.is_some_and(|oldest| executor::now().since(oldest) > self.config.flush_age);
-        let due = log.unflushed_bytes() >= self.config.flush_at_bytes || aged || !turn.flush_waiters.is_empty();
-        if due && !turn.flushing {
+        if self.flush_is_due(turn, log) && !turn.flushing {
             self.start_flush(turn);
         }
         // The cap is hard: while a flush is behind, nothing more is taken.
         while turn.flushing && log.unflushed_bytes() >= self.config.replay_cap_bytes {
-            let flushed = self.wait_for_flush().await;
-            if let Some(input) = flushed {
+            if let Some(input) = self.wait_for_flush().await {
                 self.step(input, turn, log).await?;
+            }
+            if !turn.after_flush.is_empty() && !turn.flushing {
+                self.start_flush(turn);
             }
         }
         Ok(())
+    }
+
+    fn flush_is_due(&self, turn: &Turn, log: &RaftLog) -> bool {
+        let aged = turn.oldest_unflushed.is_some_and(|oldest| executor::now().since(oldest) > self.config.flush_age);
+        log.unflushed_bytes() >= self.config.flush_at_bytes || aged || !turn.after_flush.is_empty()
     }
 
     /// Takes the end of the running flush out of the inbox, past everything else, or waits for it.
@@ -668,7 +633,7 @@ impl<E: Engine> Shard<E> {
 
     fn start_flush(self: &Rc<Self>, turn: &mut Turn) {
         turn.flushing = true;
-        turn.running_flush_waiters = std::mem::take(&mut turn.flush_waiters);
+        turn.after_running_flush = std::mem::take(&mut turn.after_flush);
         turn.oldest_unflushed = None;
         add(&self.metrics.flushes_total, 1);
         let applied = self.flush_marks();
@@ -694,8 +659,14 @@ impl<E: Engine> Shard<E> {
         result.map_err(ShardFailure::Engine)?;
         log.flushed(applied, last_event);
         log.maintain().await.map_err(log_failed)?;
-        for waiter in turn.running_flush_waiters.drain(..) {
-            let _ = waiter.send(());
+        for next in std::mem::take(&mut turn.after_running_flush) {
+            match next {
+                // Whoever asked may be gone.
+                AfterFlush::Answer(reply) => drop(reply.send(())),
+                AfterFlush::Destroy { region, reply } => self.destroy_flushed(region, reply, log).await?,
+                AfterFlush::Ingest { record, reply } => self.ingest_flushed(record, reply, turn, log).await?,
+                AfterFlush::Ingested { record, reply } => self.ingest_done(record, reply, log).await?,
+            }
         }
         Ok(())
     }
@@ -741,56 +712,8 @@ impl<B> Pass<B> {
     }
 }
 
-fn log_failed(error: crate::log::LogError) -> ShardFailure {
+pub(crate) fn log_failed(error: crate::log::LogError) -> ShardFailure {
     ShardFailure::Log(error.to_string())
-}
-
-/// Puts the number of the last event whose effects are in `batch`.
-pub(crate) fn put_event(batch: &mut impl crate::engine::WriteBatch, event: u64) {
-    use prost::Message as _;
-    batch.put(mvcc::Cf::Raft, SHARD_STATE_KEY, &ShardState { last_event: event }.encode_to_vec());
-}
-
-/// A lifecycle record about `meta`'s peer.
-fn lifecycle(
-    event: u64,
-    kind: LifecycleKind,
-    meta: &PeerMeta,
-    effects: Vec<LogEffect>,
-    payload: &impl prost::Message,
-) -> Record {
-    let scope = Scope {
-        conf_ver: meta.conf_ver(),
-        version: meta.version(),
-        start: meta.region.start_key.clone(),
-        end: meta.region.end_key.clone(),
-        applied: meta.applied_index,
-        move_number: meta.move_number,
-    };
-    Record::Lifecycle(Lifecycle {
-        event,
-        kind,
-        region: meta.region_id(),
-        peer: meta.peer_id(),
-        scope,
-        effects,
-        payload: payload.encode_to_vec().into(),
-    })
-}
-
-/// The log of `meta`'s peer begins after what is applied.
-fn start_effect(meta: &PeerMeta, hard_state: HardState) -> LogEffect {
-    LogEffect::Start {
-        region: meta.region_id(),
-        peer: meta.peer_id(),
-        hard_state,
-        truncated: Position { index: meta.applied_index, term: meta.applied_term },
-        entries: Vec::new(),
-    }
-}
-
-fn first_state() -> HardState {
-    HardState { term: INITIAL_INDEX, vote: 0, commit: INITIAL_INDEX }
 }
 
 fn rejection(peer: &PeerState, reason: RejectReason) -> RegionError {
@@ -808,51 +731,4 @@ fn rejection(peer: &PeerState, reason: RejectReason) -> RegionError {
 
 fn log_entry(entry: &Entry) -> LogEntry {
     LogEntry { term: entry.term, data: prost::Message::encode_to_vec(entry).into() }
-}
-
-fn home_record(peer: &PeerState) -> HomeRecord {
-    let state = peer.raft.hard_state();
-    HomeRecord {
-        region: Some((*peer.meta.region).clone()),
-        peer_id: peer.meta.peer.id,
-        move_number: peer.meta.move_number + 1,
-        term: state.term,
-        vote: state.vote,
-        applied_index: peer.meta.applied_index,
-        applied_term: peer.meta.applied_term,
-        approximate_bytes: peer.meta.approximate_bytes,
-        approximate_keys: peer.meta.approximate_keys,
-    }
-}
-
-/// What a home record says of the peer.
-pub(crate) fn home_meta(home: &HomeRecord, store: base::StoreId) -> Option<PeerMeta> {
-    let mut meta = PeerMeta::first(home.region.clone()?, store)?;
-    meta.applied_index = home.applied_index;
-    meta.applied_term = home.applied_term;
-    meta.move_number = home.move_number;
-    meta.approximate_bytes = home.approximate_bytes;
-    meta.approximate_keys = home.approximate_keys;
-    Some(meta)
-}
-
-/// What a home record says of the peer's raft.
-fn home_init(home: &HomeRecord, meta: &PeerMeta) -> raftstore::PeerInit {
-    let mut init = raftstore::PeerInit::first((*meta.region).clone(), meta.peer);
-    init.hard_state.term = home.term;
-    init.hard_state.vote = home.vote;
-    init.hard_state.commit = home.applied_index;
-    init.applied = LogPosition { index: home.applied_index, term: home.applied_term };
-    init.truncated = init.applied;
-    init
-}
-
-/// The record of a peer's end on this shard.
-pub(crate) fn end_record(meta: &PeerMeta) -> EndRecord {
-    EndRecord {
-        applied_index: meta.applied_index,
-        start: meta.region.start_key.clone(),
-        end: meta.region.end_key.clone(),
-        move_number: meta.move_number,
-    }
 }

@@ -189,6 +189,13 @@ pub trait Engine: Clone + Send + Sync + 'static {
     where
         I: IntoIterator<Item = (Bytes, Bytes)>;
 
+    /// The table files in `folder`, and links to them that a crash left there; none if there is no such folder. Helpers
+    /// only.
+    fn tables(&self, folder: &Path) -> Result<Vec<PathBuf>, EngineError>;
+
+    /// Removes a table file, if it is there. What was ingested stays. Helpers only.
+    fn remove_table(&self, path: &Path) -> Result<(), EngineError>;
+
     /// Adds the entries of table files to `cf`, over what is there. Durable when it returns, ahead of earlier writes
     /// that were not flushed. The files stay where they are and share their bytes with the database (hard links): they
     /// may be removed, or ingested again, but never written to. Helpers only; writes with [`WriteMode::Core`] are

@@ -218,6 +218,21 @@ impl Index {
         }
     }
 
+    /// Raises the hard states with which `lifecycle` begins logs to what their peers have promised. The record is the only
+    /// place where that stands once the segments before it are gone.
+    pub(crate) fn keep_promises(&self, lifecycle: &mut Lifecycle) {
+        let mut ended = Vec::new();
+        for effect in &mut lifecycle.effects {
+            match effect {
+                LogEffect::End { region, .. } => ended.push(*region),
+                LogEffect::Start { region, peer, hard_state, .. } => {
+                    let log = self.peers.get(region).filter(|log| log.peer == *peer && !ended.contains(region));
+                    *hard_state = not_backwards(log.and_then(|log| log.hard_state), *hard_state);
+                }
+            }
+        }
+    }
+
     /// Notes what the engine made durable: per peer the applied index, and the last lifecycle event.
     pub(crate) fn flushed(&mut self, applied: impl IntoIterator<Item = (RegionId, PeerId, u64)>, event: u64) {
         for (region, peer, index) in applied {

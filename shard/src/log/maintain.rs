@@ -26,7 +26,7 @@ pub struct Maintained {
     pub segments_freed: u64,
     /// Segments whose live records were copied forward.
     pub segments_copied: u64,
-    /// The log is above twice its cap or the disk is full, but most of the log is live: only a flush helps.
+    /// The log is about twice its cap or the disk is full, but most of the log is live: only a flush helps.
     pub flush_needed: bool,
     /// There is no room for the spare segments.
     pub disk_full: bool,
@@ -38,13 +38,13 @@ impl<D: Disk> RaftLog<D> {
         let state = self.state.borrow();
         state.check().is_ok()
             && (state.holds_unneeded()
-                || state.used_bytes() > 2 * self.config.replay_cap_bytes
+                || state.used_bytes() > self.config.copy_above_bytes()
                 || state.free.len() < self.config.spare_segments
                 || !state.discard.is_empty())
     }
 
     /// Frees the segments in which nothing is live, copies the live remains of the oldest ones forward when the log
-    /// is above twice its cap or there is no room for spares, and makes or removes spare segments. A call during another one does nothing.
+    /// is about twice its cap or there is no room for spares, and makes or removes spare segments. A call during another one does nothing.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
@@ -59,7 +59,7 @@ impl<D: Disk> RaftLog<D> {
         // Each round moves on by a segment; more rounds than segments would only turn in a circle.
         let rounds = self.state.borrow().segments.len();
         for _ in 0..rounds {
-            if self.used_bytes() <= 2 * self.config.replay_cap_bytes || !self.free_oldest(&mut done).await? {
+            if self.used_bytes() <= self.config.copy_above_bytes() || !self.free_oldest(&mut done).await? {
                 break;
             }
         }

@@ -71,6 +71,15 @@ pub struct LogConfig {
     pub planted_no_sync: bool,
 }
 
+impl LogConfig {
+    /// Length in use above which what is live in the oldest segments is copied forward: twice the cap, less the spare
+    /// segments. With the cap itself, which may be written until the next flush, all files stay within three caps.
+    fn copy_above_bytes(&self) -> u64 {
+        let spare = self.spare_segments as u64 * self.segment_bytes;
+        (2 * self.replay_cap_bytes).saturating_sub(spare).max(self.replay_cap_bytes)
+    }
+}
+
 impl Default for LogConfig {
     fn default() -> LogConfig {
         LogConfig {

@@ -165,7 +165,12 @@ impl<F> State<F> {
     }
 
     /// Places a record in a block and in the index.
-    pub(crate) fn append(&mut self, record: Record, copied: bool) -> Result<(), LogError> {
+    pub(crate) fn append(&mut self, mut record: Record, copied: bool) -> Result<(), LogError> {
+        if let Record::Lifecycle(lifecycle) = &mut record
+            && !copied
+        {
+            self.index.keep_promises(lifecycle);
+        }
         let Record::Entries { region, peer, first_index, entries } = record else {
             return self.append_whole(&record, copied);
         };

@@ -1,6 +1,6 @@
 //! What only core 0 does: identity, PD, the directory, the listener, balancing.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use executor::{Class, MailReceiver};
 use futures_util::FutureExt as _;
 use proto::{metapb, pdpb};
 
+use super::heartbeats::{Traffic, region_heartbeats, report_splits, store_heartbeats};
 use super::ident::api_name;
-use super::{EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, status};
+use super::pd_events::PdEvents;
+use super::{DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, status};
 use crate::core::directory::{Claim, Directory, MoveTicket, Placement};
-use crate::core::{Control, CoreHost, CoreMail, NodeShared, RegionReport, Reply, Route, reply};
+use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, reply};
 use crate::engine::Engine;
 use crate::pd_client::{PdClient, PdClientError};
 
@@ -27,42 +29,54 @@ const BALANCE_PERIOD: Duration = Duration::from_secs(1);
 /// Pause before PD is asked again at the start.
 const PD_PAUSE: Duration = Duration::from_millis(500);
 
-/// Sums since the last store heartbeat.
-#[derive(Default)]
-struct Traffic {
-    bytes_written: Cell<u64>,
-    keys_written: Cell<u64>,
-    bytes_read: Cell<u64>,
-    keys_read: Cell<u64>,
-}
-
 /// Core 0's own state, shared by its tasks.
 pub(crate) struct CoreZero<E: Engine> {
-    directory: RefCell<Directory>,
+    pub(super) directory: RefCell<Directory>,
     pd: OnceCell<PdClient>,
     host: OnceCell<Rc<CoreHost<E>>>,
-    traffic: Traffic,
+    pub(super) traffic: Traffic,
     wake_balancer: executor::Notify,
     /// Splits that PD has not been told of yet, in order. Bounded by the splits that one round trip to PD lets happen.
-    splits: RefCell<VecDeque<(ShardId, Vec<metapb::Region>)>>,
-    wake_reporter: executor::Notify,
+    pub(super) splits: RefCell<VecDeque<(ShardId, Vec<metapb::Region>)>>,
+    pub(super) wake_reporter: executor::Notify,
+    pub(super) wake_store_heartbeat: executor::Notify,
+    pub(super) pd_events: PdEvents,
 }
 
 /// Core 0's part of the start, and its duties until the node stops. If they fail, the node stops.
 pub(super) async fn run<S: EngineSource>(
     node: Arc<Node<S>>,
     zero: Rc<CoreZero<S::Engine>>,
-    from_cores: MailReceiver<FromCore>,
+    mut from_cores: MailReceiver<FromCore>,
 ) {
-    if let Err(error) = do_duties(&node, zero, from_cores).await {
+    if let Err(error) = do_duties(&node, zero, &mut from_cores).await {
         node.fail(error.to_string());
+    }
+    let drained = all_drained(&mut from_cores, node.begin.len());
+    // A core that takes longer is cut off by the others' closing.
+    let _ = executor::timeout(DRAIN_LIMIT + DRAIN_GRACE, drained).await;
+    for begin in &node.begin {
+        // A core that has ended reads no mail.
+        let _ = begin.send(ToCore::Close).await;
+    }
+}
+
+/// Waits until each of `cores` has said that it has no calls under way.
+async fn all_drained(from_cores: &mut MailReceiver<FromCore>, cores: usize) {
+    let mut drained = std::collections::BTreeSet::new();
+    while drained.len() < cores {
+        match from_cores.recv().await {
+            Some(FromCore::Drained(core)) => drop(drained.insert(core)),
+            Some(_) => {}
+            None => return,
+        }
     }
 }
 
 async fn do_duties<S: EngineSource>(
     node: &Arc<Node<S>>,
     zero: Rc<CoreZero<S::Engine>>,
-    mut from_cores: MailReceiver<FromCore>,
+    from_cores: &mut MailReceiver<FromCore>,
 ) -> Result<(), NodeError> {
     let started = executor::unix_time();
     let data_dir = &node.config.data_dir;
@@ -73,7 +87,7 @@ async fn do_duties<S: EngineSource>(
     executor::fs::create_dir_all(data_dir).await.map_err(io("create"))?;
     // Two processes on one folder would be two stores with one id.
     let _lock = executor::fs::lock_dir(data_dir).await.map_err(io("lock"))?;
-    let start = start(node, &zero, &mut from_cores);
+    let start = start(node, &zero, from_cores);
     let ident = futures_util::select_biased! {
         ident = start.fuse() => ident?,
         () = executor::shutdown_signal().fuse() => return Ok(()),
@@ -106,6 +120,7 @@ async fn do_duties<S: EngineSource>(
         () = executor::shutdown_signal().fuse() => return Ok(()),
     }
     let host = zero.host()?;
+    zero.listen_to_pd()?;
     let tasks = [
         executor::spawn_local(Class::Foreground, accept(node, &host).run(listener)),
         executor::spawn_local(
@@ -244,6 +259,8 @@ impl<E: Engine> CoreZero<E> {
             wake_balancer: executor::Notify::new(),
             splits: RefCell::default(),
             wake_reporter: executor::Notify::new(),
+            wake_store_heartbeat: executor::Notify::new(),
+            pd_events: PdEvents::default(),
         })
     }
 
@@ -253,11 +270,11 @@ impl<E: Engine> CoreZero<E> {
         let _ = self.host.set(host);
     }
 
-    fn host(&self) -> Result<Rc<CoreHost<E>>, NodeError> {
+    pub(super) fn host(&self) -> Result<Rc<CoreHost<E>>, NodeError> {
         self.host.get().cloned().ok_or(NodeError::Stopped)
     }
 
-    fn pd(&self) -> Result<PdClient, NodeError> {
+    pub(super) fn pd(&self) -> Result<PdClient, NodeError> {
         self.pd.get().cloned().ok_or(NodeError::Stopped)
     }
 
@@ -329,7 +346,7 @@ impl<E: Engine> CoreZero<E> {
     /// A letter that is for core 0 alone.
     pub(super) fn handle(self: &Rc<Self>, control: Control) {
         match control {
-            Control::Heartbeat(report) => self.heartbeat(*report),
+            Control::Heartbeats(reports) => reports.into_iter().for_each(|report| self.heartbeat(report)),
             Control::AskSplit { region, count, reply } => {
                 let zero = self.clone();
                 executor::spawn_local(Class::Background, async move {
@@ -356,15 +373,6 @@ impl<E: Engine> CoreZero<E> {
         self.wake_balancer.notify();
     }
 
-    /// True if PD must hear of `region` by the report of its split first: a heartbeat of one part alone would leave a
-    /// hole where the others are.
-    fn split_is_unreported(&self, region: &metapb::Region) -> bool {
-        let version = region.region_epoch.as_ref().map_or(0, |epoch| epoch.version);
-        let id = RegionId(region.id);
-        let known = self.directory.borrow().placement(id).is_some_and(|placement| placement.version >= version);
-        !known || self.splits.borrow().iter().any(|(_, regions)| regions.iter().any(|other| other.id == region.id))
-    }
-
     fn arrived(&self, ticket: &MoveTicket) {
         self.directory.borrow_mut().arrive(ticket);
         self.broadcast(&[(ticket.region, Some(ticket.target))]);
@@ -379,71 +387,6 @@ impl<E: Engine> CoreZero<E> {
             };
             reply.send(answer);
         });
-    }
-
-    /// Passes a leader's report on to PD.
-    fn heartbeat(&self, report: RegionReport) {
-        let add = |cell: &Cell<u64>, by| cell.set(cell.get() + by);
-        add(&self.traffic.bytes_written, report.bytes_written);
-        add(&self.traffic.keys_written, report.keys_written);
-        add(&self.traffic.bytes_read, report.bytes_read);
-        add(&self.traffic.keys_read, report.keys_read);
-        let region = RegionId(report.region.id);
-        self.directory.borrow_mut().note_bytes(region, report.approximate_bytes);
-        let Ok(pd) = self.pd() else { return };
-        if self.split_is_unreported(&report.region) {
-            return;
-        }
-        let now = executor::unix_time().seconds();
-        pd.region_heartbeat(pdpb::RegionHeartbeatRequest {
-            region: Some(report.region),
-            leader: Some(report.leader),
-            term: report.term,
-            approximate_size: report.approximate_bytes,
-            approximate_keys: report.approximate_keys,
-            bytes_written: report.bytes_written,
-            keys_written: report.keys_written,
-            bytes_read: report.bytes_read,
-            keys_read: report.keys_read,
-            interval: Some(pdpb::TimeInterval { start_timestamp: now.saturating_sub(60), end_timestamp: now }),
-            ..Default::default()
-        });
-    }
-
-    fn store_stats(&self, store: u64, started: u64, interval: (u64, u64), space: (u64, u64)) -> pdpb::StoreStats {
-        let take = |cell: &Cell<u64>| cell.replace(0);
-        let directory = self.directory.borrow();
-        let (capacity, available) = space;
-        pdpb::StoreStats {
-            store_id: store,
-            capacity,
-            available,
-            used_size: directory.total_bytes(),
-            region_count: u32::try_from(directory.routes().count()).unwrap_or(u32::MAX),
-            start_time: u32::try_from(started).unwrap_or(0),
-            bytes_written: take(&self.traffic.bytes_written),
-            keys_written: take(&self.traffic.keys_written),
-            bytes_read: take(&self.traffic.bytes_read),
-            keys_read: take(&self.traffic.keys_read),
-            interval: Some(pdpb::TimeInterval { start_timestamp: interval.0, end_timestamp: interval.1 }),
-            ..Default::default()
-        }
-    }
-}
-
-/// Tells PD of splits, one after the other, and then lets the leaders report themselves.
-async fn report_splits<E: Engine>(zero: Rc<CoreZero<E>>) {
-    loop {
-        let next = zero.splits.borrow().front().cloned();
-        let (Some((shard, regions)), Ok(pd), Ok(host)) = (next, zero.pd(), zero.host()) else {
-            zero.wake_reporter.notified().await;
-            continue;
-        };
-        if let Err(error) = pd.report_batch_split(regions).await {
-            tracing::debug!(%error, "split was not reported; heartbeats will tell");
-        }
-        zero.splits.borrow_mut().pop_front();
-        host.control(host.core_of(shard), Control::Report);
     }
 }
 
@@ -470,32 +413,6 @@ async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
                 executor::sleep(Duration::from_millis(100)).await;
             }
             None => return,
-        }
-    }
-}
-
-async fn store_heartbeats<S: EngineSource>(node: Arc<Node<S>>, zero: Rc<CoreZero<S::Engine>>, started: base::UnixTime) {
-    let mut since = started.seconds();
-    loop {
-        let space = executor::fs::disk_space(&node.config.data_dir).await.unwrap_or((0, 0));
-        // PD divides by the interval.
-        let now = executor::unix_time().seconds().max(since + 1);
-        let (Ok(pd), Ok(host)) = (zero.pd(), zero.host()) else { return };
-        let stats = zero.store_stats(host.node.store.0, started.seconds(), (since, now), space);
-        since = now;
-        if let Err(error) = pd.store_heartbeat(stats).await {
-            tracing::warn!(%error, "store heartbeat failed");
-        }
-        executor::sleep(node.config.store_heartbeat).await;
-    }
-}
-
-/// Asks every core for its leaders' reports, once per period.
-async fn region_heartbeats<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>) {
-    loop {
-        executor::sleep(node.config.region_heartbeat).await;
-        for core in 0..host.node.mail.len() {
-            host.control(CoreId(core as u16), Control::Report);
         }
     }
 }

@@ -3,12 +3,23 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use base::{CoreId, RegionId};
 use executor::{Class, MailReceiver, Task};
 
 use super::core_zero::CoreZero;
 use super::{EngineSource, Node, status};
-use crate::core::{Control, CoreHost, CoreMail, moves};
+use crate::core::{Control, CoreHost, CoreMail, moves, orders};
 use crate::service::{self, ServiceHandle, TikvService};
+
+/// Regions that one letter reports, and that are looked at before other tasks get their turn.
+const REPORTS_PER_LETTER: usize = 256;
+
+/// What reads the mail of a core, and what serves the connections that come with it.
+pub(super) struct Mailroom {
+    pub(super) reader: Task<()>,
+    pub(super) server: Rc<net::Server>,
+    pub(super) health: Rc<net::Health>,
+}
 
 /// Starts reading the mail of `host`'s core; `zero` on core 0.
 pub(super) fn read<S: EngineSource>(
@@ -16,31 +27,42 @@ pub(super) fn read<S: EngineSource>(
     host: &Rc<CoreHost<S::Engine>>,
     zero: Option<&Rc<CoreZero<S::Engine>>>,
     mail: MailReceiver<CoreMail>,
-) -> Task<()> {
+) -> Mailroom {
     let service = TikvService::new(host.clone());
     let health = net::Health::new();
     let router = net::Router::new().add(Rc::new(ServiceHandle(service.clone()))).add(health.service());
     let metrics = Rc::new(net::NetMetrics::default());
     let server = Rc::new(net::Server::new(Rc::new(router), None, node.config.server.clone(), metrics.clone()));
     let (handler_host, zero) = (host.clone(), zero.cloned());
+    let serving = server.clone();
     let handler = move |letter: CoreMail| match letter {
         CoreMail::Connection(placed) => {
-            let server = server.clone();
+            let server = serving.clone();
             executor::spawn_local(Class::Foreground, async move { server.serve_placed(placed).await });
         }
         CoreMail::Requests { from, requests } => service::serve_remote(&service, from, requests),
         CoreMail::Control(control) => match *control {
+            control @ Control::MoveActivate { .. } => {
+                service.region_arrives();
+                moves::handle(&handler_host, control);
+            }
             control @ (Control::Move { .. }
             | Control::MovePrepare { .. }
             | Control::MoveData { .. }
-            | Control::MoveInstall { .. }
-            | Control::MoveActivate { .. }) => moves::handle(&handler_host, control),
+            | Control::MoveInstall { .. }) => moves::handle(&handler_host, control),
             Control::Report => report(&handler_host),
+            Control::SplitOrder(order) => orders::begin(&handler_host, order),
             Control::Describe { reply } => {
                 let core = handler_host.core;
                 reply.send(handler_host.shards().iter().map(|shard| shard.describe(core)).collect());
             }
-            Control::Metrics { reply } => reply.send(status::metrics_text(&handler_host, &metrics, &service)),
+            Control::Metrics { reply } => {
+                let mut text = status::metrics_text(&handler_host, &metrics, &service);
+                if let Some(zero) = &zero {
+                    zero.pd_events.metrics_text(&mut text);
+                }
+                reply.send(text);
+            }
             other => {
                 if let Some(zero) = &zero {
                     zero.handle(other);
@@ -49,13 +71,25 @@ pub(super) fn read<S: EngineSource>(
         },
         CoreMail::Replies(_) => {}
     };
-    executor::spawn_local(Class::Foreground, host.clone().read_mail(mail, handler))
+    let reader = executor::spawn_local(Class::Foreground, host.clone().read_mail(mail, handler));
+    Mailroom { reader, server, health }
 }
 
+/// Reports all leaders of this core to core 0, some at a time: a core may have thousands.
 fn report<E: crate::engine::Engine>(host: &Rc<CoreHost<E>>) {
-    for shard in host.shards() {
-        for report in shard.reports() {
-            host.control(base::CoreId(0), Control::Heartbeat(Box::new(report)));
+    let host = host.clone();
+    executor::spawn_local(Class::Background, async move {
+        for shard in host.shards() {
+            let mut from = RegionId(0);
+            loop {
+                let (reports, next) = shard.reports(from, REPORTS_PER_LETTER);
+                if !reports.is_empty() {
+                    host.control(CoreId(0), Control::Heartbeats(reports));
+                }
+                let Some(next) = next else { break };
+                from = next;
+                executor::yield_now().await;
+            }
         }
-    }
+    });
 }

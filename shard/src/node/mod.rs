@@ -12,14 +12,17 @@
 //! [`run_core`] is the main of each core, on every backend.
 
 mod core_zero;
+mod heartbeats;
 mod ident;
 mod letters;
+mod pd_events;
 mod status;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base::{CoreId, RegionId, ShardId};
 use executor::{Class, MailReceiver, MailSender};
@@ -132,13 +135,24 @@ pub enum NodeError {
 enum ToCore {
     Begin { shared: Arc<NodeShared>, shards: u32, ident: NodeIdent },
     Serve { erase: Vec<(ShardId, RegionId)>, routes: Vec<(RegionId, Option<ShardId>)> },
+    Close,
 }
 
 enum FromCore {
-    Opened { claims: Vec<Claim> },
+    Opened {
+        claims: Vec<Claim>,
+    },
     Started,
     Failed,
+    /// The core has no calls under way any more, or has ended.
+    Drained(CoreId),
 }
+
+/// How long calls under way may take once the node is asked to stop. Clients that go away when they are told to are gone
+/// within a round trip; less than what a supervisor gives a process (`basalt dev`: 20 s).
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// What core 0 and the others grant each other beyond that.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 struct CoreStart {
     begin: MailReceiver<ToCore>,
@@ -230,6 +244,8 @@ async fn serve_core<S: EngineSource>(
         let _ = node.up.send(FromCore::Failed).await;
         node.fail(why);
     }
+    // Again, or for the first time if the core has not come so far; core 0 may be gone.
+    let _ = node.up.send(FromCore::Drained(core)).await;
 }
 
 async fn run_shards<S: EngineSource>(
@@ -244,7 +260,7 @@ async fn run_shards<S: EngineSource>(
     };
     let host: Rc<CoreHost<S::Engine>> = CoreHost::new(core, shared);
     let outlet: Rc<CoreOutlet<S::Engine>> = Rc::new(CoreOutlet {
-        host: host.clone(),
+        host: Rc::downgrade(&host),
         on_failure: {
             let node = node.clone();
             Rc::new(move |shard, why| node.fail(format!("shard {shard}: {why}")))
@@ -269,7 +285,7 @@ async fn run_shards<S: EngineSource>(
         host.add_shard(opened.start(&gone).await?);
     }
     let ticker = executor::spawn_local(Class::Raft, tick(node.clone(), host.clone()));
-    let reader = letters::read(node, &host, zero.as_ref(), mail);
+    let mailroom = letters::read(node, &host, zero.as_ref(), mail);
     if let Some(zero) = &zero {
         zero.attach(host.clone());
     }
@@ -277,11 +293,12 @@ async fn run_shards<S: EngineSource>(
         return Err(NodeError::Stopped);
     }
     executor::shutdown_signal().await;
+    drain(node, core, &mailroom, &mut begin).await;
     ticker.cancel();
     for shard in host.shards() {
         shard.close().await;
     }
-    reader.cancel();
+    mailroom.reader.cancel();
     for shard in host.shards() {
         let engine = shard.engine.clone();
         if let Err(error) = executor::blocking(Class::Background, move || engine.close()).await {
@@ -289,6 +306,25 @@ async fn run_shards<S: EngineSource>(
         }
     }
     Ok(())
+}
+
+/// Finishes the calls of this core's connections, then waits until the other cores have done so: their calls may need our
+/// shards.
+async fn drain<S: EngineSource>(
+    node: &Node<S>,
+    core: CoreId,
+    mailroom: &letters::Mailroom,
+    begin: &mut MailReceiver<ToCore>,
+) {
+    mailroom.health.stop();
+    let left = mailroom.server.stop(DRAIN_LIMIT).await;
+    if left > 0 {
+        tracing::warn!(core = core.0, connections = left, "cut off: their calls took too long for a stop");
+    }
+    // Core 0 may be gone; then there is nobody to wait for.
+    if node.up.send(FromCore::Drained(core)).await.is_ok() {
+        let _ = executor::timeout(DRAIN_LIMIT + 2 * DRAIN_GRACE, begin.recv()).await;
+    }
 }
 
 /// The next letter from core 0, or nothing if the node stops before it comes.
@@ -303,7 +339,7 @@ async fn receive(begin: &mut MailReceiver<ToCore>) -> Option<ToCore> {
 async fn tick<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>) {
     loop {
         node.source.tick(executor::unix_time().seconds());
-        let period = host.shards().first().map_or(std::time::Duration::from_secs(1), |shard| shard.config.tick);
+        let period = host.shards().first().map_or(Duration::from_secs(1), |shard| shard.config.tick);
         executor::sleep(period).await;
         for shard in host.shards() {
             shard.tick();

@@ -12,8 +12,11 @@ use proto::rpc::{CallContext, Inbound, Outbound, Status};
 
 use super::{BACKOFF_MAX, Inner, PdClientError};
 
-/// Wait before the stream is opened again.
+/// Wait before the stream is opened again. It doubles up to [`BACKOFF_MAX`] while streams cannot be opened, or end at
+/// once: each new one has every region reported.
 const REOPEN_WAIT: Duration = Duration::from_millis(200);
+/// A stream that lived so long was a good one.
+const GOOD_STREAM: Duration = Duration::from_secs(5);
 
 /// What the stream brings.
 #[derive(Clone, Debug)]
@@ -95,11 +98,14 @@ pub(super) async fn run(inner: Rc<Inner>) {
     loop {
         match open(&inner).await {
             Ok((requests, answers)) => {
-                wait = REOPEN_WAIT;
+                let opened = executor::now();
                 inner.heartbeats.connected.set(true);
                 inner.heartbeats.tell(PdEvent::Connected);
                 let ended = serve(&inner, requests, answers).await;
                 inner.heartbeats.connected.set(false);
+                if executor::now().since(opened) >= GOOD_STREAM {
+                    wait = REOPEN_WAIT;
+                }
                 tracing::debug!(%ended, "the stream of region heartbeats has ended");
             }
             Err(error) => {

@@ -2,16 +2,19 @@
 //!
 //! One task reads and starts the commands; answers gather in a queue and leave together, as many as are ready. A stream
 //! has a bound on commands in flight: above it nothing more is read until some are answered.
+//!
+//! A `grpc-timeout` is the stream's: when it passes, the stream ends, and with it whatever is in flight. It is no deadline
+//! of a command; that is in the command's own context (`max_execution_duration_ms`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::Duration;
 
 use base::Instant;
 use bytes::Bytes;
-use executor::{Class, Notify};
+use executor::{Class, Notify, Task};
 use futures_util::FutureExt as _;
 use prost::Message as _;
 use proto::rpc::{RawInbound, RawOutbound, Status};
@@ -32,6 +35,9 @@ const BYTES_PER_MESSAGE: usize = 1 << 20;
 /// Time between health reports on a stream.
 const HEALTH_PERIOD: Duration = Duration::from_secs(1);
 
+/// Longest delay of an answer to `Empty`: a day, which clocks can count.
+const DELAY_MS_MAX: u64 = 24 * 3600 * 1000;
+
 /// What the commands of one stream share.
 struct Stream<E: Engine> {
     service: Rc<TikvService<E>>,
@@ -40,6 +46,17 @@ struct Stream<E: Engine> {
     room: Notify,
     in_flight: Cell<usize>,
     reading: Cell<bool>,
+    /// Answers that the client wants late. A client chooses how late, so they end with the stream.
+    delayed: RefCell<BTreeMap<u64, Task<()>>>,
+    next_delayed: Cell<u64>,
+}
+
+impl<E: Engine> Drop for Stream<E> {
+    fn drop(&mut self) {
+        for task in std::mem::take(self.delayed.get_mut()).into_values() {
+            task.cancel();
+        }
+    }
 }
 
 impl<E: Engine> Stream<E> {
@@ -62,6 +79,8 @@ pub(super) async fn serve<E: Engine>(
         room: Notify::new(),
         in_flight: Cell::new(0),
         reading: Cell::new(true),
+        delayed: RefCell::default(),
+        next_delayed: Cell::new(0),
     });
     let reader = async {
         let result = read(&stream, &mut inbound).await;
@@ -91,6 +110,10 @@ fn start<E: Engine>(stream: &Rc<Stream<E>>, commands: Vec<Command>) -> Result<()
     let arrived = executor::now();
     let service = &stream.service;
     let cores = service.host.node.mail.len();
+    // Before any of them is started: a message for another cluster ends the stream, and nothing of it is done.
+    for command in commands.iter().filter(|command| command::is_served(command.tag)) {
+        service.check_cluster(&command.body)?;
+    }
     let mut elsewhere: Vec<Vec<Command>> = vec![Vec::new(); cores];
     stream.in_flight.set(stream.in_flight.get() + commands.len());
     for command in commands {
@@ -103,7 +126,6 @@ fn start<E: Engine>(stream: &Rc<Stream<E>>, commands: Vec<Command>) -> Result<()
             stream.answer(command.id, 0, Bytes::new());
             continue;
         }
-        service.check_cluster(&command.body)?;
         let Ok(region) = super::region_of(&command.body) else {
             answer_malformed(stream, &command);
             continue;
@@ -127,11 +149,17 @@ fn start_empty<E: Engine>(stream: &Rc<Stream<E>>, command: Command) {
     if request.delay_time == 0 {
         return stream.answer(command.id, tag::EMPTY, answer.into());
     }
-    let stream = stream.clone();
-    executor::spawn_local(Class::Foreground, async move {
-        executor::sleep(Duration::from_millis(request.delay_time)).await;
-        stream.answer(command.id, tag::EMPTY, answer.into());
+    let number = stream.next_delayed.get();
+    stream.next_delayed.set(number + 1);
+    let weak = Rc::downgrade(stream);
+    let task = executor::spawn_local(Class::Foreground, async move {
+        executor::sleep(Duration::from_millis(request.delay_time.min(DELAY_MS_MAX))).await;
+        if let Some(stream) = weak.upgrade() {
+            stream.delayed.borrow_mut().remove(&number);
+            stream.answer(command.id, tag::EMPTY, answer.into());
+        }
     });
+    stream.delayed.borrow_mut().insert(number, task);
 }
 
 fn answer_malformed<E: Engine>(stream: &Stream<E>, command: &Command) {

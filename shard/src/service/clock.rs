@@ -1,6 +1,7 @@
 //! Timestamps for raw writes of API V2: batches from the placement driver by way of core 0, handed out in order.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use base::CoreId;
 
@@ -10,14 +11,27 @@ use crate::engine::Engine;
 /// Timestamps fetched at once. An idle core keeps none longer than it needs: unused ones are simply skipped.
 const BATCH: u32 = 256;
 
+/// How long a write waits for one. A placement driver that restarts is back by then.
+const WAIT: Duration = Duration::from_secs(1);
+
 /// One core's supply.
 #[derive(Default)]
 pub(crate) struct CausalClock {
     next: Cell<u64>,
     end: Cell<u64>,
+    /// Rises with every [`CausalClock::forget`].
+    life: Cell<u64>,
 }
 
 impl CausalClock {
+    /// Forgets what was fetched, and what is on its way. To be called when a region arrives from another core, before
+    /// it serves: that core may have written with timestamps above those that are held here, and a write with a lower
+    /// one would be hidden behind them.
+    pub(crate) fn forget(&self) {
+        self.end.set(self.next.get());
+        self.life.set(self.life.get() + 1);
+    }
+
     /// A timestamp above all that this core handed out before. A batch is used up within one refill, so a timestamp is
     /// never older than the last refill.
     ///
@@ -30,13 +44,17 @@ impl CausalClock {
                 self.next.set(next + 1);
                 return Ok(next);
             }
+            let life = self.life.get();
             let (place, answer) = reply();
             host.control(CoreId(0), Control::Timestamps { count: BATCH, reply: place });
             let busy =
                 |why: String| RegionError::ServerIsBusy { reason: format!("timestamps: {why}"), backoff_ms: 100 };
-            let last = answer.wait().await.ok_or(RegionError::Closing)?.map_err(busy)?;
+            let last = match executor::timeout(WAIT, answer.wait()).await {
+                Ok(answer) => answer.ok_or(RegionError::Closing)?.map_err(busy)?,
+                Err(_) => return Err(busy("the placement driver does not answer".into())),
+            };
             // Another task may have refilled meanwhile; the newer batch is the higher one.
-            if last >= self.end.get() {
+            if life == self.life.get() && last >= self.end.get() {
                 self.next.set((last + 1).saturating_sub(u64::from(BATCH)).max(self.end.get()));
                 self.end.set(last + 1);
             }

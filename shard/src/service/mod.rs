@@ -15,6 +15,7 @@ mod errors;
 mod latches;
 mod ledger;
 mod raw;
+mod room;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use crate::engine::Engine;
 use clock::CausalClock;
 use latches::Latches;
 use ledger::{Ledger, ServiceMetrics, count};
+use room::AnswerRoom;
 
 /// How long a request waits for its region to arrive somewhere, or for room in a mailbox.
 const REROUTE_LIMIT: Duration = Duration::from_secs(1);
@@ -43,6 +45,7 @@ pub struct TikvService<E: Engine> {
     metrics: ServiceMetrics,
     latches: Latches,
     clock: CausalClock,
+    room: AnswerRoom,
 }
 
 impl<E: Engine> TikvService<E> {
@@ -53,18 +56,24 @@ impl<E: Engine> TikvService<E> {
             metrics: ServiceMetrics::default(),
             latches: Latches::default(),
             clock: CausalClock::default(),
+            room: AnswerRoom::default(),
         })
+    }
+
+    /// To be called when a region arrives from another core, before it serves here.
+    pub fn region_arrives(&self) {
+        self.clock.forget();
     }
 
     /// The counters as lines of the Prometheus text format.
     pub fn metrics_text(&self, core: u16, out: &mut String) {
-        self.metrics.write_text(core, out);
+        self.metrics.write_text(core, self.room.held(), out);
     }
 
     /// Serves a request on this core.
     async fn execute(self: &Rc<Self>, tag: u32, body: Bytes, arrived: Instant, deadline: Option<Instant>) -> Answered {
         let ledger = Ledger { arrived, started: arrived, ..Default::default() };
-        raw::execute(raw::Request { service: self.clone(), deadline, ledger }, tag, body).await
+        raw::execute(raw::Request::new(self.clone(), deadline, ledger), tag, body).await
     }
 
     /// Sends a request to the core of its region until it is answered.
@@ -79,6 +88,7 @@ impl<E: Engine> TikvService<E> {
         let mut pause = Duration::from_millis(1);
         loop {
             let core = self.host.route(region);
+            let mut is_full = false;
             let answered = if core == self.host.core {
                 self.execute(tag, body.clone(), arrived, deadline).await
             } else {
@@ -86,7 +96,10 @@ impl<E: Engine> TikvService<E> {
                 match self.host.ask(core, tag, body.clone(), arrived, deadline) {
                     // A core that is gone answers nothing more.
                     Ok(answer) => answer.await.map_err(|_| Status::unavailable("TiKV is Closing"))?,
-                    Err(_full) => Answered::Moving(region),
+                    Err(_full) => {
+                        is_full = true;
+                        Answered::Moving(region)
+                    }
                 }
             };
             match answered {
@@ -97,10 +110,15 @@ impl<E: Engine> TikvService<E> {
             let now = executor::now();
             let late = deadline.is_some_and(|deadline| now + pause >= deadline);
             if late || now.since(arrived) >= REROUTE_LIMIT {
-                let error = if core == self.host.core || self.host.node.mail[usize::from(core.0)].is_closed() {
+                let error = if late {
+                    RegionError::DeadlineExceeded
+                } else if self.host.node.mail[usize::from(core.0)].is_closed() {
                     RegionError::RegionNotFound(region)
+                } else if is_full {
+                    RegionError::ServerIsBusy { reason: "raftstore is busy".into(), backoff_ms: 50 }
                 } else {
-                    RegionError::ServerIsBusy { reason: "region is moving between shards".into(), backoff_ms: 50 }
+                    // Clients come again on this one; of a busy server some would tell their user.
+                    RegionError::NotLeader { region, leader: None }
                 };
                 return Ok(refusal(&errors::region_error(error)));
             }

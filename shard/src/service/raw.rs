@@ -1,6 +1,7 @@
 //! The raw commands at the core of their region: decode, check, read or write, encode.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use base::{Instant, RegionId};
 use bytes::Bytes;
@@ -12,8 +13,11 @@ use proto::shallow::tag;
 
 use super::errors::region_error;
 use super::ledger::Ledger;
+use super::room::{ANSWER_BYTES_MAX, Share};
 use super::{TikvService, command};
-use crate::core::{Answered, ApiMode, PlantedFault, RegionError, RegionRead, Shard, SplitError, split_at};
+use crate::core::{
+    Answered, ApiMode, PlantedFault, RegionError, RegionRead, Shard, SplitError, check_store, cuts_inside, split_at,
+};
 use crate::engine::{Engine, RegionView, Tier};
 
 /// Longest key, as the client sends it (`storage.max-key-size` of TiKV).
@@ -21,6 +25,12 @@ const KEY_BYTES_MAX: usize = 8 << 10;
 
 /// Entries that a scan looks at before it lets others run.
 const SCAN_SLICE: usize = 256;
+
+/// Bytes that a scan takes on a helper before it asks its core for more room.
+const BYTES_PER_TRIP: u64 = 1 << 20;
+
+/// Keys of a batch that are read at once.
+const KEYS_AT_ONCE: usize = 32;
 
 /// Slices after which a scan leaves the core: it is long, and helpers are there for that.
 const SLICES_ON_CORE: usize = 16;
@@ -102,6 +112,8 @@ pub(super) struct Request<E: Engine> {
     pub(super) service: Rc<TikvService<E>>,
     pub(super) deadline: Option<Instant>,
     pub(super) ledger: Ledger,
+    /// What the answer takes while it is made.
+    share: Share,
 }
 
 /// Serves one encoded request on this core.
@@ -129,6 +141,10 @@ pub(super) async fn execute<E: Engine>(mut request: Request<E>, number: u32, bod
 }
 
 impl<E: Engine> Request<E> {
+    pub(super) fn new(service: Rc<TikvService<E>>, deadline: Option<Instant>, ledger: Ledger) -> Request<E> {
+        Request { service, deadline, ledger, share: Share::default() }
+    }
+
     async fn serve<M, A>(
         &mut self,
         number: u32,
@@ -160,7 +176,7 @@ impl<E: Engine> Request<E> {
             Err(Refusal::Request(error)) => A::request(error),
         };
         self.service.metrics.done(number, &self.ledger, executor::now());
-        Answered::Bytes(answer.encode_to_vec().into())
+        Answered::Bytes(self.service.room.answer(answer.encode_to_vec()))
     }
 
     fn shard(&self, context: &Context) -> Result<Rc<Shard<E>>, RegionError> {
@@ -170,6 +186,8 @@ impl<E: Engine> Request<E> {
         if [self.deadline, own].into_iter().flatten().any(|deadline| now >= deadline) {
             return Err(RegionError::DeadlineExceeded);
         }
+        // Before the look-up: a region that this store never had is of no interest to a client that means another.
+        check_store(self.service.host.node.store, context)?;
         self.service.host.local(RegionId(context.region_id))
     }
 
@@ -272,20 +290,37 @@ impl<E: Engine> Request<E> {
         Ok((shard, read))
     }
 
-    /// Reads on the core, from memory; if that does not suffice, once more on a helper, on the same snapshot.
+    /// Reads on the core, from memory; if that does not suffice, once more on a helper, on the same snapshot. What is
+    /// found without there being room for it (`bytes` tells its size) is given up and read again later.
     async fn look<T: Send + 'static>(
         &mut self,
         read: &RegionRead<E>,
-        work: impl Fn(&RegionView<E::Snapshot>) -> Result<T, ReadError> + Send + 'static,
+        bytes: fn(&T) -> usize,
+        work: impl Fn(&RegionView<E::Snapshot>) -> Result<T, ReadError> + Send + Sync + 'static,
     ) -> Outcome<T> {
         let view = region_view::<E>(read, Tier::Cache);
+        // What it will take, if that is known and there was no room for it.
+        let mut wanted = 0;
         match work(&view) {
-            Err(ReadError::NotCached) => {}
+            Err(ReadError::NotCached) => self.missed(),
+            Ok(found) if !self.service.room.has_room(bytes(&found)) => wanted = bytes(&found),
             other => return Ok(other?),
         }
-        self.missed();
-        let view = view.at(Tier::Disk);
-        Ok(executor::blocking(Class::Foreground, move || work(&view)).await?)
+        let (work, view) = (Arc::new(work), view.at(Tier::Disk));
+        loop {
+            if wanted > 0 {
+                self.room().await?;
+                // Counted ahead: when there is room again, many wake at once.
+                self.service.room.count(&mut self.share, wanted as u64);
+            }
+            let (again, view) = (work.clone(), view.clone());
+            let found = executor::blocking(Class::Foreground, move || again(&view)).await?;
+            // The snapshot is the same, and so is what is found: the second time it is counted.
+            if wanted > 0 || self.service.room.has_room(bytes(&found)) {
+                return Ok(found);
+            }
+            wanted = bytes(&found);
+        }
     }
 
     fn missed(&mut self) {
@@ -305,7 +340,7 @@ impl<E: Engine> Request<E> {
         let (shard, read) = self.view(&context)?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key;
-        let found = self.look(&read, move |view| mvcc::raw::get(view, reader, &key)).await?;
+        let found = self.look(&read, value_bytes, move |view| mvcc::raw::get(view, reader, &key)).await?;
         Ok(match found {
             Some(value) => {
                 self.found(&shard, &read, 1, value.value.len() as u64);
@@ -321,7 +356,7 @@ impl<E: Engine> Request<E> {
         let (shard, read) = self.view(&context)?;
         self.check_keys(&read, &message.keys)?;
         let keys = message.keys;
-        let found = self.look(&read, move |view| get_many(view, reader, &keys)).await?;
+        let found = self.look(&read, pairs_bytes, move |view| get_many(view, reader, &keys)).await?;
         let mut pairs = Vec::with_capacity(found.len());
         for (key, value) in found {
             self.found(&shard, &read, 1, (key.len() + value.value.len()) as u64);
@@ -339,7 +374,7 @@ impl<E: Engine> Request<E> {
         let (_, read) = self.view(&context)?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key;
-        let found = self.look(&read, move |view| mvcc::raw::get(view, reader, &key)).await?;
+        let found = self.look(&read, |_| 0, move |view| mvcc::raw::get(view, reader, &key)).await?;
         Ok(match found {
             Some(value) => {
                 let ttl = value.expires.saturating_sub(reader.now);
@@ -350,15 +385,24 @@ impl<E: Engine> Request<E> {
     }
 
     /// Walks over a range in slices: on the core while it is short and in memory, else on a helper.
-    async fn walk(&mut self, read: &RegionRead<E>, mut scan: ScanState) -> Outcome<ScanState> {
+    ///
+    /// `before` are the bytes of the answer that were gathered by earlier scans of the same request.
+    async fn walk(&mut self, read: &RegionRead<E>, mut scan: ScanState, before: u64) -> Outcome<ScanState> {
+        // Whoever must wait does so with empty hands.
+        self.room().await?;
         let view = region_view::<E>(read, Tier::Cache);
         for _ in 0..SLICES_ON_CORE {
             match scan.step(&view, SCAN_SLICE) {
                 Ok(Step::Done) => {
+                    self.hold(before + scan.bytes())?;
                     self.ledger.stepped += scan.stepped();
                     return Ok(scan);
                 }
-                Ok(Step::More) => executor::yield_now().await,
+                Ok(Step::More) => {
+                    self.hold(before + scan.bytes())?;
+                    self.room().await?;
+                    executor::yield_now().await;
+                }
                 Err(ReadError::NotCached) => {
                     self.missed();
                     break;
@@ -367,13 +411,41 @@ impl<E: Engine> Request<E> {
             }
         }
         let view = view.at(Tier::Disk).fill_cache(false);
-        let work = move || {
-            while scan.step(&view, SCAN_SLICE)? == Step::More {}
-            Ok::<_, ReadError>(scan)
-        };
-        let scan = executor::blocking(Class::Scan, work).await?;
-        self.ledger.stepped += scan.stepped();
-        Ok(scan)
+        loop {
+            self.room().await?;
+            // Counted ahead: many may stand in line for the helpers.
+            self.hold(before + scan.bytes() + BYTES_PER_TRIP)?;
+            let view = view.clone();
+            let work = move || {
+                let enough = scan.bytes() + BYTES_PER_TRIP;
+                loop {
+                    let step = scan.step(&view, SCAN_SLICE)?;
+                    if step == Step::Done || scan.bytes() >= enough {
+                        return Ok::<_, ReadError>((scan, step));
+                    }
+                }
+            };
+            let step;
+            (scan, step) = executor::blocking(Class::Scan, work).await?;
+            if step == Step::Done {
+                self.ledger.stepped += scan.stepped();
+                return Ok(scan);
+            }
+        }
+    }
+
+    /// Waits until there is room for more of the answer.
+    async fn room(&mut self) -> Outcome<()> {
+        Ok(self.service.room.wait(&mut self.share).await?)
+    }
+
+    /// Counts what the answer takes so far.
+    fn hold(&mut self, bytes: u64) -> Outcome<()> {
+        if bytes > ANSWER_BYTES_MAX {
+            return Err(Refusal::Request(format!("the answer is larger than {} MiB", ANSWER_BYTES_MAX >> 20)));
+        }
+        self.service.room.count(&mut self.share, bytes);
+        Ok(())
     }
 
     async fn scan(&mut self, message: kv::RawScanRequest) -> Outcome<kv::RawScanResponse> {
@@ -389,7 +461,7 @@ impl<E: Engine> Request<E> {
             ScanOptions { reverse: message.reverse, key_only: message.key_only, limit: message.limit as usize };
         let (shard, read) = self.view(&context)?;
         let scan = ScanState::new(reader, options, &range, &read.region.start_key, &read.region.end_key);
-        let pairs = self.walk(&read, scan).await?.into_pairs();
+        let pairs = self.walk(&read, scan, 0).await?.into_pairs();
         Ok(kv::RawScanResponse { kvs: self.pairs(&shard, &read, pairs), ..Default::default() })
     }
 
@@ -412,9 +484,12 @@ impl<E: Engine> Request<E> {
             ScanOptions { reverse: message.reverse, key_only: message.key_only, limit: message.each_limit as usize };
         let (shard, read) = self.view(&context)?;
         let mut kvs = Vec::new();
+        let mut bytes = 0;
         for range in &ranges {
             let scan = ScanState::new(reader, options, range, &read.region.start_key, &read.region.end_key);
-            let pairs = self.walk(&read, scan).await?.into_pairs();
+            let scan = self.walk(&read, scan, bytes).await?;
+            bytes += scan.bytes();
+            let pairs = scan.into_pairs();
             kvs.extend(self.pairs(&shard, &read, pairs));
         }
         Ok(kv::RawBatchScanResponse { kvs, ..Default::default() })
@@ -485,9 +560,8 @@ impl<E: Engine> Request<E> {
         let reader = self.reader(&context, &message.cf, [&message.key])?;
         let expires = self.expires(reader, message.ttl)?;
         let keys = vec![message.key.clone()];
-        let ts = self.timestamp(reader).await?;
-        let change = put_change(reader, &message.key, &message.value, expires, ts);
-        self.write_latched(context, vec![change], keys, message.for_cas).await?;
+        let change = move |ts| vec![put_change(reader, &message.key, &message.value, expires, ts)];
+        self.write_changes(context, reader, keys, message.for_cas, change).await?;
         Ok(kv::RawPutResponse::default())
     }
 
@@ -500,61 +574,73 @@ impl<E: Engine> Request<E> {
             many if many.len() == message.pairs.len() => Ok(many[i]),
             _ => Err(Refusal::Request("The length of ttls does not equal to the length of pairs".into())),
         };
-        let ts = self.timestamp(reader).await?;
-        let mut changes = Vec::with_capacity(message.pairs.len());
-        for (i, pair) in message.pairs.iter().enumerate() {
-            let expires = self.expires(reader, ttl(i)?)?;
-            changes.push(put_change(reader, &pair.key, &pair.value, expires, ts));
+        let mut expires = Vec::with_capacity(message.pairs.len());
+        for i in 0..message.pairs.len() {
+            expires.push(self.expires(reader, ttl(i)?)?);
         }
-        let keys = message.pairs.into_iter().map(|pair| pair.key).collect();
-        self.write_latched(context, changes, keys, message.for_cas).await?;
+        let keys = message.pairs.iter().map(|pair| pair.key.clone()).collect();
+        let pairs = message.pairs;
+        let changes = move |ts| {
+            let put = |(pair, expires): (&kv::KvPair, &u64)| put_change(reader, &pair.key, &pair.value, *expires, ts);
+            pairs.iter().zip(&expires).map(put).collect()
+        };
+        self.write_changes(context, reader, keys, message.for_cas, changes).await?;
         Ok(kv::RawBatchPutResponse::default())
     }
 
     async fn delete(&mut self, message: kv::RawDeleteRequest) -> Outcome<kv::RawDeleteResponse> {
         let context = message.context.unwrap_or_default();
         let reader = self.reader(&context, &message.cf, [&message.key])?;
-        let ts = self.timestamp(reader).await?;
-        let change = delete_change(reader, &message.key, ts);
-        self.write_latched(context, vec![change], vec![message.key], message.for_cas).await?;
+        let key = message.key.clone();
+        let change = move |ts| vec![delete_change(reader, &key, ts)];
+        self.write_changes(context, reader, vec![message.key], message.for_cas, change).await?;
         Ok(kv::RawDeleteResponse::default())
     }
 
     async fn batch_delete(&mut self, message: kv::RawBatchDeleteRequest) -> Outcome<kv::RawBatchDeleteResponse> {
         let context = message.context.unwrap_or_default();
         let reader = self.reader(&context, &message.cf, &message.keys)?;
-        let ts = self.timestamp(reader).await?;
-        let changes = message.keys.iter().map(|key| delete_change(reader, key, ts)).collect();
-        self.write_latched(context, changes, message.keys, message.for_cas).await?;
+        let keys = message.keys.clone();
+        let changes = move |ts| keys.iter().map(|key| delete_change(reader, key, ts)).collect();
+        self.write_changes(context, reader, message.keys, message.for_cas, changes).await?;
         Ok(kv::RawBatchDeleteResponse::default())
     }
 
-    /// Writes; under the keys' latches if it must not cross a compare-and-swap.
-    async fn write_latched(
+    /// Writes what `changes` makes of a timestamp; under the keys' latches if it must not cross a compare-and-swap.
+    ///
+    /// The timestamp is taken under the latch: one from before it would hide this write behind the swap that it waited
+    /// for.
+    async fn write_changes(
         &mut self,
         context: Context,
-        changes: Vec<Modify>,
+        reader: RawReader,
         keys: Vec<Bytes>,
         latched: bool,
+        changes: impl FnOnce(u64) -> Vec<Modify> + 'static,
     ) -> Outcome<()> {
-        if changes.is_empty() {
+        if keys.is_empty() {
             // Nothing to replicate; the region is checked all the same.
             self.view(&context)?;
             return Ok(());
         }
         if !latched {
-            return self.write(&context, changes).await;
+            let ts = self.timestamp(reader).await?;
+            return self.write(&context, changes(ts)).await;
         }
-        let (service, deadline) = (self.service.clone(), self.deadline);
-        let shard = self.shard(&context)?;
+        let mut inner = Request::new(self.service.clone(), self.deadline, self.ledger);
         // A task of its own: a client that hangs up must not free the latches before the write has ended.
-        let done = executor::spawn_local(Class::Foreground, async move {
+        let (result, ledger) = executor::spawn_local(Class::Foreground, async move {
+            let service = inner.service.clone();
             let _latched = service.latches.lock(keys.iter().map(|key| &key[..])).await;
-            shard.write(&context, changes, false, deadline).await
+            let result = match inner.timestamp(reader).await {
+                Ok(ts) => inner.write(&context, changes(ts)).await,
+                Err(refusal) => Err(refusal),
+            };
+            (result, inner.ledger)
         })
-        .await?;
-        self.ledger.wrote(&done);
-        Ok(())
+        .await;
+        self.ledger = ledger;
+        result
     }
 
     async fn delete_range(&mut self, message: kv::RawDeleteRangeRequest) -> Outcome<kv::RawDeleteRangeResponse> {
@@ -585,7 +671,7 @@ impl<E: Engine> Request<E> {
         let context = message.context.clone().unwrap_or_default();
         let reader = self.reader(&context, &message.cf, [&message.key])?;
         let expires = self.expires(reader, message.ttl)?;
-        let mut inner = Request { service: self.service.clone(), deadline: self.deadline, ledger: self.ledger };
+        let mut inner = Request::new(self.service.clone(), self.deadline, self.ledger);
         // A task of its own: a client that hangs up must not free the latch between the read and the write.
         let (result, ledger) = executor::spawn_local(Class::Foreground, async move {
             let result = inner.swap(context, reader, expires, message).await;
@@ -610,7 +696,7 @@ impl<E: Engine> Request<E> {
         let (_, read) = self.view(&context)?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key.clone();
-        let found = self.look(&read, move |view| mvcc::raw::get(view, reader, &key)).await?;
+        let found = self.look(&read, value_bytes, move |view| mvcc::raw::get(view, reader, &key)).await?;
         let expected = match &found {
             None => message.previous_not_exist,
             Some(value) => !message.previous_not_exist && value.value == message.previous_value,
@@ -644,12 +730,8 @@ impl<E: Engine> Request<E> {
         #[allow(deprecated, reason = "old clients send one key in its own field")]
         let asked = if message.split_keys.is_empty() { vec![message.split_key] } else { message.split_keys };
         let encoded = !message.is_raw_kv || self.mode() == RawMode::V2;
-        let mut keys: Vec<Vec<u8>> =
-            asked.iter().map(|key| if encoded { base::codec::memcomparable(key) } else { key.to_vec() }).collect();
-        keys.sort();
-        keys.dedup();
-        let (start, end) = (&read.region.start_key, &read.region.end_key);
-        keys.retain(|key| key[..] > start[..] && base::keys::contains(start, end, key));
+        let key = |key: &Bytes| if encoded { base::codec::memcomparable(key) } else { key.to_vec() };
+        let keys = cuts_inside(&read.region, asked.iter().map(key).collect());
         if keys.is_empty() {
             return Err(Refusal::Request("no split key lies inside the region".into()));
         }
@@ -678,22 +760,46 @@ fn get_many<S: crate::engine::EngineSnapshot>(
     keys: &[Bytes],
 ) -> Result<Vec<(Bytes, RawValue)>, ReadError> {
     let mut out = Vec::with_capacity(keys.len());
+    let mut bytes = 0;
     if reader.mode == RawMode::V2 {
         for key in keys {
             if let Some(value) = mvcc::raw::get(view, reader, key)? {
+                bytes += key.len() + value.value.len();
+                check_answer(bytes)?;
                 out.push((key.clone(), value));
             }
         }
         return Ok(out);
     }
-    for (key, stored) in keys.iter().zip(view.get_many(reader.cf, keys)) {
-        let Some(stored) = stored? else { continue };
-        let value = reader.mode.decode_value(&stored).map_err(|error| ReadError::Failed(error.to_string()))?;
-        if value.is_alive(reader.now) {
-            out.push((key.clone(), value));
+    for keys in keys.chunks(KEYS_AT_ONCE) {
+        for (key, stored) in keys.iter().zip(view.get_many(reader.cf, keys)) {
+            let Some(stored) = stored? else { continue };
+            let value = reader.mode.decode_value(&stored).map_err(|error| ReadError::Failed(error.to_string()))?;
+            if value.is_alive(reader.now) {
+                bytes += key.len() + value.value.len();
+                out.push((key.clone(), value));
+            }
         }
+        check_answer(bytes)?;
     }
     Ok(out)
+}
+
+/// A batch may name a large value a thousand times.
+fn check_answer(bytes: usize) -> Result<(), ReadError> {
+    if bytes as u64 <= ANSWER_BYTES_MAX {
+        return Ok(());
+    }
+    Err(ReadError::Failed(format!("the answer is larger than {} MiB", ANSWER_BYTES_MAX >> 20)))
+}
+
+fn value_bytes(found: &Option<RawValue>) -> usize {
+    found.as_ref().map_or(0, |value| value.value.len())
+}
+
+#[allow(clippy::ptr_arg, reason = "what a look gives is a vector, and this is what measures it")]
+fn pairs_bytes(found: &Vec<(Bytes, RawValue)>) -> usize {
+    found.iter().map(|(key, value)| key.len() + value.value.len()).sum()
 }
 
 fn put_change(reader: RawReader, key: &Bytes, value: &Bytes, expires: u64, ts: u64) -> Modify {

@@ -181,12 +181,7 @@ impl Engine for RocksEngine {
     {
         // Never through an older file of that name: it may be one that was ingested, whose bytes are now also a file of
         // the database.
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io_error(path, &error));
-            }
-            _ => {}
-        }
+        self.remove_table(path)?;
         let options = options::portable_table();
         let mut writer = SstFileWriter::create(&options);
         writer.open(path).map_err(engine_error)?;
@@ -197,6 +192,29 @@ impl Engine for RocksEngine {
         }
         writer.finish().map_err(engine_error)?;
         Ok(TableInfo { entries: count, file_bytes: writer.file_size() })
+    }
+
+    fn tables(&self, folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|error| io_error(folder, &error))?,
+        };
+        let mut tables = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| io_error(folder, &error))?;
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                tables.push(entry.path());
+            }
+        }
+        tables.sort();
+        Ok(tables)
+    }
+
+    fn remove_table(&self, path: &Path) -> Result<(), EngineError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error(path, &error)),
+            _ => Ok(()),
+        }
     }
 
     fn ingest(&self, cf: Cf, files: &[PathBuf]) -> Result<(), EngineError> {

@@ -13,7 +13,7 @@
 mod read;
 mod store;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use base::Prng;
@@ -243,7 +243,19 @@ impl Engine for TwinEngine {
         Ok(info)
     }
 
-    fn ingest(&self, cf: Cf, files: &[std::path::PathBuf]) -> Result<(), EngineError> {
+    fn tables(&self, folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
+        self.shared.lock().check_alive()?;
+        let disk = self.shared.disk.lock();
+        Ok(disk.tables.keys().filter(|path| path.parent() == Some(folder)).cloned().collect())
+    }
+
+    fn remove_table(&self, path: &Path) -> Result<(), EngineError> {
+        self.shared.lock().check_alive()?;
+        self.shared.disk.lock().tables.remove(path);
+        Ok(())
+    }
+
+    fn ingest(&self, cf: Cf, files: &[PathBuf]) -> Result<(), EngineError> {
         let mut store = self.shared.lock();
         store.check_writable()?;
         let mut disk = self.shared.disk.lock();

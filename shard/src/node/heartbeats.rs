@@ -1,0 +1,140 @@
+//! What core 0 tells the placement driver of its own accord: regions, the store, splits.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use base::{CoreId, RegionId};
+use futures_util::FutureExt as _;
+use proto::{metapb, pdpb};
+
+use super::core_zero::CoreZero;
+use super::{EngineSource, Node};
+use crate::core::{Control, CoreHost, RegionReport};
+use crate::engine::Engine;
+
+/// Sums since the last store heartbeat.
+#[derive(Default)]
+pub(super) struct Traffic {
+    bytes_written: Cell<u64>,
+    keys_written: Cell<u64>,
+    bytes_read: Cell<u64>,
+    keys_read: Cell<u64>,
+}
+
+impl<E: Engine> CoreZero<E> {
+    /// Passes a leader's report on to PD.
+    pub(super) fn heartbeat(&self, report: RegionReport) {
+        let add = |cell: &Cell<u64>, by| cell.set(cell.get() + by);
+        add(&self.traffic.bytes_written, report.bytes_written);
+        add(&self.traffic.keys_written, report.keys_written);
+        add(&self.traffic.bytes_read, report.bytes_read);
+        add(&self.traffic.keys_read, report.keys_read);
+        let region = RegionId(report.region.id);
+        self.directory.borrow_mut().note_bytes(region, report.approximate_bytes);
+        let Ok(pd) = self.pd() else { return };
+        if self.split_is_unreported(&report.region) {
+            return;
+        }
+        // PD divides by the interval.
+        let now = executor::unix_time().seconds().max(report.counted_since + 1);
+        let interval = pdpb::TimeInterval { start_timestamp: report.counted_since, end_timestamp: now };
+        pd.region_heartbeat(pdpb::RegionHeartbeatRequest {
+            region: Some(report.region),
+            leader: Some(report.leader),
+            term: report.term,
+            approximate_size: report.approximate_bytes,
+            approximate_keys: report.approximate_keys,
+            bytes_written: report.bytes_written,
+            keys_written: report.keys_written,
+            bytes_read: report.bytes_read,
+            keys_read: report.keys_read,
+            interval: Some(interval),
+            ..Default::default()
+        });
+    }
+
+    /// True if PD must hear of `region` by the report of its split first: a heartbeat of one part alone would leave a
+    /// hole where the others are.
+    fn split_is_unreported(&self, region: &metapb::Region) -> bool {
+        let version = region.region_epoch.as_ref().map_or(0, |epoch| epoch.version);
+        let id = RegionId(region.id);
+        let known = self.directory.borrow().placement(id).is_some_and(|placement| placement.version >= version);
+        !known || self.splits.borrow().iter().any(|(_, regions)| regions.iter().any(|other| other.id == region.id))
+    }
+
+    fn store_stats(&self, store: u64, started: u64, interval: (u64, u64), space: (u64, u64)) -> pdpb::StoreStats {
+        let take = |cell: &Cell<u64>| cell.replace(0);
+        let directory = self.directory.borrow();
+        let (capacity, available) = space;
+        pdpb::StoreStats {
+            store_id: store,
+            capacity,
+            available,
+            used_size: directory.total_bytes(),
+            region_count: u32::try_from(directory.routes().count()).unwrap_or(u32::MAX),
+            start_time: u32::try_from(started).unwrap_or(0),
+            bytes_written: take(&self.traffic.bytes_written),
+            keys_written: take(&self.traffic.keys_written),
+            bytes_read: take(&self.traffic.bytes_read),
+            keys_read: take(&self.traffic.keys_read),
+            interval: Some(pdpb::TimeInterval { start_timestamp: interval.0, end_timestamp: interval.1 }),
+            ..Default::default()
+        }
+    }
+}
+
+/// Tells PD of splits, one after the other, and then lets the leaders report themselves.
+pub(super) async fn report_splits<E: Engine>(zero: Rc<CoreZero<E>>) {
+    loop {
+        let next = zero.splits.borrow().front().cloned();
+        let (Some((shard, regions)), Ok(pd), Ok(host)) = (next, zero.pd(), zero.host()) else {
+            zero.wake_reporter.notified().await;
+            continue;
+        };
+        if let Err(error) = pd.report_batch_split(regions).await {
+            tracing::debug!(%error, "split was not reported; heartbeats will tell");
+        }
+        zero.splits.borrow_mut().pop_front();
+        host.control(host.core_of(shard), Control::Report);
+    }
+}
+
+/// Reports the store's numbers, once per period and whenever the stream to PD is new.
+pub(super) async fn store_heartbeats<S: EngineSource>(
+    node: Arc<Node<S>>,
+    zero: Rc<CoreZero<S::Engine>>,
+    started: base::UnixTime,
+) {
+    let mut since = started.seconds();
+    loop {
+        let space = executor::fs::disk_space(&node.config.data_dir).await.unwrap_or((0, 0));
+        // PD divides by the interval.
+        let now = executor::unix_time().seconds().max(since + 1);
+        let (Ok(pd), Ok(host)) = (zero.pd(), zero.host()) else { return };
+        let stats = zero.store_stats(host.node.store.0, started.seconds(), (since, now), space);
+        since = now;
+        if let Err(error) = pd.store_heartbeat(stats).await {
+            tracing::warn!(%error, "store heartbeat failed");
+        }
+        futures_util::select_biased! {
+            () = zero.wake_store_heartbeat.notified().fuse() => {}
+            () = executor::sleep(node.config.store_heartbeat).fuse() => {}
+        }
+    }
+}
+
+/// Asks every core for its leaders' reports, once per period.
+pub(super) async fn region_heartbeats<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>) {
+    loop {
+        executor::sleep(node.config.region_heartbeat).await;
+        ask_for_reports(&host);
+    }
+}
+
+/// Has every core report all regions that lead there.
+pub(super) fn ask_for_reports<E: Engine>(host: &CoreHost<E>) {
+    for core in 0..host.node.mail.len() {
+        host.control(CoreId(core as u16), Control::Report);
+    }
+}
