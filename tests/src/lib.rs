@@ -1,8 +1,7 @@
 //! Integration tests: they look at everything, and nobody imports them.
 //!
-//! [`sim`] runs whole clusters in one thread under seeded faults and checks histories. [`process`] starts real
-//! processes. [`client`] is a small raw client of ours on the executor, for both.
+//! [`sim`] runs whole clusters in one thread under seeded faults and checks histories. [`client`] is a small raw client
+//! of ours on the executor. Tests against real processes are a crate of their own, `tests/wire`.
 
 pub mod client;
-pub mod process;
 pub mod sim;

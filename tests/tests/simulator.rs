@@ -4,7 +4,7 @@
 use std::panic::catch_unwind;
 use std::process::Command;
 
-use basalt_tests::sim::{Plan, run};
+use basalt_tests::sim::{Plan, World, run};
 use shard::core::PlantedFault;
 
 /// Seeds that found a bug once; each line says which.
@@ -45,6 +45,13 @@ fn mistakes_that_are_planted_are_found() {
         let plan = Plan { planted: Some(planted), ..Plan::default() };
         let finder = (1..=10).find(|seed| catch_unwind(|| run(*seed, plan)).is_err());
         assert!(finder.is_some(), "no seed up to 10 finds {planted:?}");
+    }
+}
+
+#[test]
+fn a_node_that_is_asked_to_stop_answers_the_writes_under_way() {
+    for seed in 0..10 {
+        World::new(seed, Plan::default()).stop_with_writes_under_way();
     }
 }
 

@@ -1,6 +1,6 @@
 //! The cluster of one run, its faults, and its checks at the end.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -155,7 +155,7 @@ impl World {
         assert!(finished, "seed {}: workers hang after all faults are over", self.seed);
         assert!(history.timestamps.get() > 0, "seed {}: no timestamp was ever given out", self.seed);
         let regions = self.verify(&history);
-        Report {
+        let report = Report {
             seed: self.seed,
             event_hash: self.sim.event_hash(),
             operations: history.operations.get(),
@@ -165,7 +165,49 @@ impl World {
             restarts: self.restarts,
             regions,
             steps: self.sim.steps(),
+        };
+        let World { seed, sim, twins, .. } = self;
+        drop(sim);
+        // Every node, of which each life was one, holds the source of its engines. What owns itself in a circle stays.
+        assert_eq!(Arc::strong_count(&twins.0), 1, "seed {seed}: nodes that are gone were never dropped");
+        report
+    }
+
+    /// Asks the node to stop while writes are under way, held back by a slow disk: each is answered, and the node does
+    /// not take the whole time that it may.
+    ///
+    /// # Panics
+    /// If it is not so.
+    pub fn stop_with_writes_under_way(mut self) {
+        const WRITES: usize = 20;
+        self.calm_links();
+        self.start_pd();
+        self.start_node();
+        let client = Rc::new(Client::new(&format!("{PD_IP}:{PD_PORT}")));
+        let first = client.clone();
+        let serving = async move { while !matches!(put(&first, 0).await, Fate::Done(())) {} };
+        self.sim.block_on(self.client, serving, RECOVERY_LIMIT).expect("the cluster serves");
+        let retries = client.retries.get();
+        self.sim.disk(self.node).slow(Duration::from_millis(300));
+        let fates: Rc<RefCell<Vec<Fate<()>>>> = Rc::default();
+        for number in 1..=WRITES {
+            let (client, fates) = (client.clone(), fates.clone());
+            self.sim.spawn_on(self.client, async move {
+                let fate = put(&client, number).await;
+                fates.borrow_mut().push(fate);
+            });
         }
+        self.sim.run_for(Duration::from_millis(50));
+        assert!(fates.borrow().is_empty(), "seed {}: the writes are under way", self.seed);
+        let (sim, node, seed) = (&self.sim, self.node, self.seed);
+        sim.stop(node);
+        let answered = sim.run_until(Duration::from_secs(4), || fates.borrow().len() == WRITES);
+        assert!(answered, "seed {seed}: {:?}", fates.borrow());
+        assert_eq!(*fates.borrow(), vec![Fate::Done(()); WRITES], "seed {seed}");
+        assert_eq!(client.retries.get(), retries, "seed {seed}: each at the first attempt");
+        sim.disk(node).slow(Duration::ZERO);
+        let stopped = sim.run_until(Duration::from_secs(2), || !sim.running(node));
+        assert!(stopped, "seed {seed}: the node stops once all is answered");
     }
 
     fn start_pd(&self) {
@@ -287,11 +329,15 @@ impl World {
     fn heal(&mut self) {
         self.sim.heal_all();
         self.sim.disk(self.node).slow(Duration::ZERO);
-        for (a, b) in [(self.client, self.node), (self.client, self.pd), (self.node, self.pd)] {
-            self.sim.set_link(a, b, Link { reset_rate: 0.0, ..calm_link() });
-        }
+        self.calm_links();
         if !self.sim.running(self.node) {
             self.restart_node();
+        }
+    }
+
+    fn calm_links(&self) {
+        for (a, b) in [(self.client, self.node), (self.client, self.pd), (self.node, self.pd)] {
+            self.sim.set_link(a, b, Link { reset_rate: 0.0, ..calm_link() });
         }
     }
 
@@ -327,6 +373,10 @@ impl World {
             None => panic!("seed {}: {when}: the cluster does not serve", self.seed),
         }
     }
+}
+
+async fn put(client: &Client, number: usize) -> Fate<()> {
+    client.put(&format!("stop-{number}").into(), &"value".into()).await
 }
 
 fn calm_link() -> Link {

@@ -1,0 +1,8 @@
+//! Tests against real `basalt` processes, over the wire: nothing in them can reach into a node, and a change of a node
+//! does not recompile them. The binary must have been built.
+//!
+//! [`process`] starts a cluster. The tests: `raw_api` (the third-party crate `tikv-client`), `rpc` and `batch_commands`
+//! (a plain HTTP/2 client), `bad_input`, `crash` (SIGKILL under load), `durability` (the kernel's count of syncs),
+//! `forbidden_uring`.
+
+pub mod process;
