@@ -34,12 +34,10 @@ step "wire facts" check_wire
 step "unit tests" cargo test --release --workspace --lib --bins
 step "proto" suites facts rpc shallow
 step "executor" suites backends
-# Two tests wait for a cancellation that the client's library may never send; docs/plan.md has them.
-step "net" cargo test --release --workspace --test=tonic --test=channel --test=http1 --test=hostile --test=lifecycle -- \
-  --skip a_cancelled_call_drops_its_handler --skip streams_push_back_on_a_sender_whose_server_does_not_read
+step "net" suites tonic channel http1 hostile lifecycle
 step "raftstore and mvcc" suites commands model raw_reads raw_model
 step "raft log" suites log_crash log_damage log_files log_model log_size
 step "engine and recovery" suites engine_differential engine_twin engine_rocks recovery_model shard_size
 step "placement driver" suites service etcd sim newer_calls calls scripts
 step "simulator" suites simulator pd_events
-step "wire and process tests" suites readme raw_api rpc batch_commands bad_input forbidden_uring durability crash
+step "wire and process tests" suites readme raw_api rpc batch_commands bad_input forbidden_uring durability damaged_log crash

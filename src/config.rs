@@ -246,13 +246,26 @@ impl Config {
     }
 
     /// How log writes are made durable; `None` lets a probe choose.
-    pub(crate) fn sync(&self) -> Result<Option<executor::LogSync>, String> {
+    fn sync(&self) -> Result<Option<executor::LogSync>, String> {
         match self.log_sync.as_str() {
             "auto" => Ok(None),
             "fdatasync" => Ok(Some(executor::LogSync::Fdatasync)),
             "dsync" => Ok(Some(executor::LogSync::Dsync)),
             other => Err(format!("basalt.log-sync is `{other}`; it is auto, fdatasync or dsync")),
         }
+    }
+
+    /// Settings of a raft log.
+    ///
+    /// # Errors
+    /// What is wrong with `basalt.log-sync`.
+    pub(crate) fn log(&self) -> Result<shard::log::LogConfig, String> {
+        Ok(shard::log::LogConfig {
+            segment_bytes: self.log_segment,
+            sync: self.sync()?,
+            replay_cap_bytes: self.replay_cap,
+            ..Default::default()
+        })
     }
 
     /// Settings of a shard.

@@ -1,9 +1,14 @@
-//! `basalt ctl`: looks into a running cluster through the same protocol as any client.
+//! `basalt ctl`: looks into a running cluster through the same protocol as any client, and into the folder of a node
+//! that does not run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Subcommand;
 use proto::{kvrpcpb, metapb, pdpb, rpc, tikvpb};
 
-use crate::config::Error;
+use crate::config::{Config, Error};
+use crate::serve::RocksSource;
 
 #[derive(clap::Args)]
 pub(crate) struct CtlArgs {
@@ -58,6 +63,21 @@ enum CtlCommand {
         /// The key, as text.
         key: String,
     },
+    /// Look for damaged raft logs in the folder of a node that does not run.
+    Damage(DamageArgs),
+}
+
+#[derive(clap::Args)]
+struct DamageArgs {
+    /// The node's folder.
+    #[arg(long, env = "BASALT_DATA_DIR")]
+    data_dir: PathBuf,
+    /// Let regions without another replica serve again, without the writes that were lost.
+    #[arg(long)]
+    accept: bool,
+    /// The node's configuration file.
+    #[arg(long)]
+    config: Option<PathBuf>,
 }
 
 /// A cluster as seen through its placement driver.
@@ -77,8 +97,12 @@ const ATTEMPTS: u32 = 10;
 
 pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
     executor::run_one(executor::IoChoice::Epoll, move || async move {
+        if let CtlCommand::Damage(args) = args.command {
+            return damage(args).await;
+        }
         let cluster = Cluster::connect(&args.pd).await?;
         match args.command {
+            CtlCommand::Damage(_) => unreachable!("done above, without a cluster"),
             CtlCommand::Stores => cluster.stores().await,
             CtlCommand::Regions { limit } => cluster.regions(limit).await,
             CtlCommand::Get { key } => cluster.get(key.as_bytes()).await,
@@ -88,6 +112,27 @@ pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
             CtlCommand::Split { key } => cluster.split(key.as_bytes()).await,
         }
     })
+}
+
+async fn damage(args: DamageArgs) -> Result<(), Error> {
+    let config = Config::load(args.config.as_deref())?;
+    // The node that runs here is the one to insist on O_DIRECT.
+    executor::LogFile::allow_buffered(true);
+    let source = Arc::new(RocksSource::new(&config));
+    let reports = shard::node::examine_node(&args.data_dir, source, &config.log()?, args.accept).await?;
+    for (shard, report) in reports {
+        let state = if report.is_whole() { "whole" } else { "damaged" };
+        println!("shard {shard}: {state}");
+        report.evidence.iter().for_each(|what| println!("  {what}"));
+        for region in report.regions {
+            let state = if region.is_accepted { "serves from the next start on" } else { "closed" };
+            println!(
+                "  region {} (peer {}): entries applied up to {}, known to be committed up to {}; {state}",
+                region.region, region.peer, region.applied, region.committed
+            );
+        }
+    }
+    Ok(())
 }
 
 fn call() -> rpc::CallContext {

@@ -25,7 +25,7 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run a placement driver.
     Pd(pd::PdArgs),
-    /// Look into a running cluster: stores, regions, get, put, scan.
+    /// Look into a running cluster: stores, regions, get, put, scan. Look for damage in a stopped node's folder.
     Ctl(ctl::CtlArgs),
     /// Measure a cluster and this machine.
     Perf(perf::PerfArgs),

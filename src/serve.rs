@@ -57,7 +57,7 @@ pub(crate) struct ServeArgs {
 }
 
 /// Opens RocksDB for each shard; the block cache is the node's.
-struct RocksSource {
+pub(crate) struct RocksSource {
     cache: BlockCache,
     options: RocksOptions,
     unix_seconds: Arc<AtomicU64>,
@@ -94,12 +94,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
         api: config.api(),
         labels: config.labels.clone(),
         shard: config.shard(),
-        log: shard::log::LogConfig {
-            segment_bytes: config.log_segment,
-            sync: config.sync()?,
-            replay_cap_bytes: config.replay_cap,
-            ..Default::default()
-        },
+        log: config.log()?,
         server: server_config(&config, cores),
         region_heartbeat: config.pd_heartbeat,
         store_heartbeat: config.pd_store_heartbeat,
@@ -126,12 +121,21 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
     }
 }
 
-/// Connections take at most half of the files that this process may have open: the engine, which cannot go on without
-/// a file that it asks for, has the other half.
+/// Connections take at most half of the files that this process may open: the engine, which cannot go on without a file
+/// that it asks for, has the other half. Requests, windows and answers of all cores take at most a sixteenth of the
+/// machine's memory each, where that is less than their usual bounds.
 fn server_config(config: &Config, cores: usize) -> net::ServerConfig {
     let defaults = net::ServerConfig::default();
-    let share = executor::open_files_max() / 2 / cores as u64;
-    net::ServerConfig { gzip: config.gzip, connections_max: defaults.connections_max.min(share.max(1)), ..defaults }
+    let files = executor::open_files_max() / 2 / cores as u64;
+    let bytes = (executor::memory_bytes() / 16 / cores as u64).max(32 << 20);
+    net::ServerConfig {
+        gzip: config.gzip,
+        connections_max: defaults.connections_max.min(files.max(1)),
+        core_window_bytes: defaults.core_window_bytes.min(bytes),
+        core_inbound_bytes: defaults.core_inbound_bytes.min(bytes),
+        core_outbound_bytes: defaults.core_outbound_bytes.min(bytes),
+        ..defaults
+    }
 }
 
 /// An eighth of the machine's memory, between 64 MiB and 4 GiB: taken only as it fills.
@@ -141,7 +145,7 @@ fn block_cache_bytes(config: &Config) -> usize {
 }
 
 impl RocksSource {
-    fn new(config: &Config) -> RocksSource {
+    pub(crate) fn new(config: &Config) -> RocksSource {
         let unix_seconds = Arc::new(AtomicU64::new(0));
         let format = match config.api() {
             ApiMode::V1 => RawFormat::V1,

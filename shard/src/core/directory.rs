@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{RegionId, ShardId};
+use base::{PeerId, RegionId, ShardId};
 
 /// Where a region lives and how it got there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +47,18 @@ pub struct MoveTicket {
 pub struct Claim {
     /// The region.
     pub region: RegionId,
+    /// Its peer there.
+    pub peer: PeerId,
     /// Its placement if the claim is granted.
     pub placement: Placement,
+}
+
+/// Adds what one shard has buried to what others have.
+pub fn bury(all: &mut BTreeMap<RegionId, PeerId>, more: &BTreeMap<RegionId, PeerId>) {
+    for (&region, &peer) in more {
+        let last = all.entry(region).or_insert(peer);
+        *last = peer.max(*last);
+    }
 }
 
 /// The range map. See the module's text.
@@ -60,16 +70,23 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Settles the claims of all shards: of several copies of a region the one with the highest move number wins.
+    /// Settles the claims of all shards: of several copies of a region the one with the highest move number wins, and a
+    /// peer that any shard has buried has lost: its copy was left behind by a move before it ended. `shards` are those
+    /// that may take part in moves.
     /// Returns the map and, per shard, the regions that it must erase before it serves.
     pub fn settle(
         shards: impl IntoIterator<Item = ShardId>,
         claims: Vec<Claim>,
+        buried: &BTreeMap<RegionId, PeerId>,
     ) -> (Directory, Vec<(ShardId, RegionId)>) {
         let mut directory =
             Directory { regions: BTreeMap::new(), moving: BTreeMap::new(), shards: shards.into_iter().collect() };
         let mut erase = Vec::new();
         for claim in claims {
+            if buried.get(&claim.region).is_some_and(|last| *last >= claim.peer) {
+                erase.push((claim.placement.shard, claim.region));
+                continue;
+            }
             match directory.regions.get(&claim.region) {
                 Some(held) if held.move_number >= claim.placement.move_number => {
                     erase.push((claim.placement.shard, claim.region));
@@ -170,7 +187,9 @@ impl Directory {
     /// The next move that evens out the number of regions: from the fullest shard to the emptiest, if they differ by
     /// two or more. It picks the smallest region, since that one is the cheapest to copy.
     pub fn next_balancing_move(&mut self) -> Option<MoveTicket> {
-        let loads = self.loads();
+        let mut loads = self.loads();
+        // What lies on a shard that takes part in no moves stays there.
+        loads.retain(|shard, _| self.shards.contains(shard));
         let (&emptiest, &low) = loads.iter().min_by_key(|(shard, count)| (**count, **shard))?;
         let (&fullest, &high) = loads.iter().max_by_key(|(shard, count)| (**count, std::cmp::Reverse(**shard)))?;
         if high < low + 2 {
@@ -195,21 +214,32 @@ mod tests {
     }
 
     fn claim(region: u64, shard: u32, move_number: u64) -> Claim {
-        Claim { region: RegionId(region), placement: placement(shard, move_number) }
+        Claim { region: RegionId(region), peer: PeerId(region + 100), placement: placement(shard, move_number) }
     }
 
     #[test]
     fn the_copy_with_the_highest_move_number_wins_whatever_the_order() {
         for claims in [[claim(1, 0, 1), claim(1, 1, 2)], [claim(1, 1, 2), claim(1, 0, 1)]] {
-            let (directory, erase) = Directory::settle([ShardId(0), ShardId(1)], claims.to_vec());
+            let (directory, erase) = Directory::settle([ShardId(0), ShardId(1)], claims.to_vec(), &BTreeMap::new());
             assert_eq!(directory.placement(RegionId(1)), Some(&placement(1, 2)));
             assert_eq!(erase, vec![(ShardId(0), RegionId(1))]);
         }
     }
 
     #[test]
+    fn a_copy_that_a_move_left_behind_does_not_outlive_its_peer() {
+        let shards = [ShardId(0), ShardId(1)];
+        // Region 1 moved from shard 0 to shard 1, and ended there before shard 0 had erased its copy.
+        let claims = || vec![claim(1, 0, 1), claim(2, 0, 0)];
+        let buried = BTreeMap::from([(RegionId(1), PeerId(101)), (RegionId(2), PeerId(101))]);
+        let (directory, erase) = Directory::settle(shards, claims(), &buried);
+        assert_eq!(directory.routes().collect::<Vec<_>>(), [(RegionId(2), ShardId(0))], "a later peer of region 2");
+        assert_eq!(erase, [(ShardId(0), RegionId(1))]);
+    }
+
+    #[test]
     fn a_region_moves_once_at_a_time_and_lives_at_the_source_until_it_has_arrived() {
-        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1)], vec![claim(1, 0, 0)]);
+        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1)], vec![claim(1, 0, 0)], &BTreeMap::new());
         let ticket = directory.reserve(RegionId(1), ShardId(1)).expect("free to move");
         assert_eq!(directory.reserve(RegionId(1), ShardId(1)), None);
         assert_eq!(directory.placement(RegionId(1)).map(|p| p.shard), Some(ShardId(0)));
@@ -223,7 +253,7 @@ mod tests {
     #[test]
     fn balancing_ends_when_no_shard_has_two_regions_more_than_another() {
         let claims = (1..=10).map(|region| claim(region, 0, 0)).collect();
-        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1), ShardId(2)], claims);
+        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1), ShardId(2)], claims, &BTreeMap::new());
         let mut moves = 0;
         while let Some(ticket) = directory.next_balancing_move() {
             directory.arrive(&ticket);
@@ -237,8 +267,17 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_that_takes_part_in_no_moves_keeps_what_it_has() {
+        let claims = (1..=10).map(|region| claim(region, u32::from(region > 2), 0)).chain([claim(11, 2, 0)]).collect();
+        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(2)], claims, &BTreeMap::new());
+        assert_eq!(directory.reserve(RegionId(1), ShardId(1)), None);
+        assert_eq!(directory.next_balancing_move(), None, "2 and 1 are even; the 8 of shard 1 are nobody's");
+        assert_eq!(directory.placement(RegionId(5)).map(|p| p.shard), Some(ShardId(1)));
+    }
+
+    #[test]
     fn a_stale_update_changes_nothing() {
-        let (mut directory, _) = Directory::settle([ShardId(0)], vec![claim(1, 0, 3)]);
+        let (mut directory, _) = Directory::settle([ShardId(0)], vec![claim(1, 0, 3)], &BTreeMap::new());
         directory.update(RegionId(1), placement(0, 2));
         assert_eq!(directory.placement(RegionId(1)).map(|p| p.move_number), Some(3));
     }

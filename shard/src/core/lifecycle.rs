@@ -422,3 +422,8 @@ pub(crate) fn home_meta(home: &HomeRecord, store: base::StoreId) -> Option<PeerM
 fn home_state(home: &HomeRecord) -> HardState {
     HardState { term: home.term.max(home.applied_term), vote: home.vote, commit: home.applied_index }
 }
+
+/// The region that a home record is about; 0 if it says none.
+pub(crate) fn region_of(home: &HomeRecord) -> RegionId {
+    RegionId(home.region.as_ref().map_or(0, |region| region.id))
+}

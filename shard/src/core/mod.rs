@@ -28,7 +28,7 @@ pub use mail::{
 pub(crate) use peer::check_store;
 pub use peer::{Done, hex};
 pub use planted::PlantedFault;
-pub use recovery::{OpenError, Opened, open};
+pub use recovery::{DamageReport, DamagedRegion, OpenError, Opened, examine, open};
 pub use shard::{Outlet, RegionRead, Shard, ShardMetrics};
 pub use split::{Measured, cuts_inside};
 pub use turn::ShardFailure;

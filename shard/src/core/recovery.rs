@@ -6,6 +6,8 @@
 //! nothing of a peer is replayed past its end. What remains of the entries goes through raft like any other.
 //! It may be stopped anywhere and begun again.
 
+mod accept;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -33,6 +35,8 @@ use crate::engine::{Engine, EngineError, EngineIter as _, EngineSnapshot as _, T
 use crate::log::{
     Damage, EngineState, Lifecycle, LifecycleKind, LogConfig, LogEffect, LogEntry, RaftLog, Recovered, RecoveredPeer,
 };
+
+pub use accept::{DamageReport, DamagedRegion, examine};
 
 /// Why a shard could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,8 @@ pub struct Opened<E: Engine> {
     pub shard: Rc<Shard<E>>,
     /// What it could serve, for the directory.
     pub claims: Vec<Claim>,
+    /// The last peer of each region that ended here, for the directory.
+    pub buried: BTreeMap<RegionId, PeerId>,
     /// What is wrong with its log, if anything.
     pub damage: Option<Damage>,
     /// Entries that were replayed.
@@ -87,7 +93,11 @@ impl<E: Engine> Opened<E> {
         let engine_failed = |why| OpenError::Engine { shard: shard.id, why };
         let mut batch = shard.engine.batch();
         let gone: Vec<PeerState> = erase.iter().filter_map(|region| shard.peers.borrow_mut().remove(region)).collect();
-        if !gone.is_empty() && damage.is_none() {
+        if damage.is_some() {
+            executor::spawn_local(executor::Class::Raft, shard.clone().run(log));
+            return Ok(shard);
+        }
+        if !gone.is_empty() {
             // As at the end of a move: what the log is about to forget must be durable in the engine.
             let engine = shard.engine.clone();
             executor::blocking(executor::Class::Background, move || engine.flush())
@@ -200,11 +210,17 @@ struct Replay<'a, E: Engine> {
     last_event: u64,
     replayed: u64,
     batch: E::Batch,
+    /// Durable records are missing.
     damaged: bool,
+    /// Everything that can be read is to be taken, and the rest to be given up. See [`accept`].
+    accepting: bool,
     planted: Option<PlantedFault>,
 }
 
 /// Opens shard `id` of `store` on `engine`, its log in `log_dir` and files of snapshots in `snap_dir`.
+///
+/// Nothing of a shard whose log is damaged changes: its peers are what the engine holds, and serve nobody. See
+/// [`examine`].
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -220,6 +236,64 @@ pub async fn open<E: Engine>(
     outlet: Rc<dyn Outlet>,
     seed: u64,
 ) -> Result<Opened<E>, OpenError> {
+    let Found { log, mut replay, lifecycle, last_logged, damage } =
+        find(id, store, &engine, log_dir, snap_dir, log_config, config.planted).await?;
+    if damage.is_none() {
+        replay.run(lifecycle).await?;
+        remove_tables(id, &engine, snap_dir).await?;
+    }
+    let Replay { peers, tombstones, last_event, replayed, .. } = replay;
+    let claims = peers.values().map(|peer| claim(id, &peer.meta)).collect();
+    let mut revived = BTreeMap::new();
+    for (region, peer) in peers {
+        let peer = Recovering { damaged: peer.damaged || damage.is_some(), ..peer };
+        let peer = revive(peer, &config, seed)
+            .map_err(|error| OpenError::Inconsistent { shard: id, why: format!("region {region}: {error}") })?;
+        revived.insert(region, peer);
+    }
+    let shard = Rc::new(Shard {
+        id,
+        store,
+        engine,
+        config,
+        snap_dir: snap_dir.to_owned(),
+        metrics: ShardMetrics::default(),
+        peers: RefCell::new(revived),
+        tombstones: RefCell::new(tombstones.clone()),
+        inbox: RefCell::new(VecDeque::new()),
+        inbox_bytes: Cell::new(0),
+        wake: executor::Notify::new(),
+        outlet,
+        last_event: Cell::new(last_event.max(last_logged)),
+        is_damaged: damage.is_some(),
+        closing: Cell::new(false),
+        finished: Cell::new(false),
+        seed,
+    });
+    Ok(Opened { shard, claims, buried: tombstones, damage, replayed, log })
+}
+
+/// What there is of a shard before anything is replayed.
+struct Found<'a, E: Engine> {
+    log: RaftLog,
+    replay: Replay<'a, E>,
+    /// The events that the log knows and the engine may not contain.
+    lifecycle: Vec<Lifecycle>,
+    /// The highest event number in the log.
+    last_logged: u64,
+    damage: Option<Damage>,
+}
+
+/// Reads engine and log.
+async fn find<'a, E: Engine>(
+    id: ShardId,
+    store: StoreId,
+    engine: &'a E,
+    log_dir: &Path,
+    snap_dir: &'a Path,
+    log_config: LogConfig,
+    planted: Option<PlantedFault>,
+) -> Result<Found<'a, E>, OpenError> {
     let Stored { metas, tombstones, last_event } = {
         let engine = engine.clone();
         executor::blocking(executor::Class::Background, move || load(&engine, store))
@@ -233,7 +307,7 @@ pub async fn open<E: Engine>(
     let (log, recovered) =
         RaftLog::open(log_dir, id, log_config, &state).await.map_err(|error| log_failed(id, &error))?;
     let Recovered { peers: mut logged, lifecycle, last_event: last_logged, damage, .. } = recovered;
-    if config.is_planted(PlantedFault::ForgetTail) {
+    if planted == Some(PlantedFault::ForgetTail) {
         for peer in logged.values_mut() {
             peer.entries.pop();
             let last = peer.first_index + peer.entries.len() as u64 - 1;
@@ -243,7 +317,7 @@ pub async fn open<E: Engine>(
     let mut replay = Replay {
         shard: id,
         store,
-        engine: &engine,
+        engine,
         snap_dir,
         peers: BTreeMap::new(),
         tombstones,
@@ -253,41 +327,14 @@ pub async fn open<E: Engine>(
         replayed: 0,
         batch: engine.batch(),
         damaged: damage.is_some(),
-        planted: config.planted,
+        accepting: false,
+        planted,
     };
     for meta in metas {
         let recovering = replay.recovering(meta, 0);
         replay.peers.insert(recovering.meta.region_id(), recovering);
     }
-    replay.run(lifecycle).await?;
-    let Replay { peers, tombstones, last_event, replayed, .. } = replay;
-    remove_tables(id, &engine, snap_dir).await?;
-    let claims = peers.values().map(|peer| claim(id, &peer.meta)).collect();
-    let mut revived = BTreeMap::new();
-    for (region, peer) in peers {
-        let peer = revive(peer, &config, seed)
-            .map_err(|error| OpenError::Inconsistent { shard: id, why: format!("region {region}: {error}") })?;
-        revived.insert(region, peer);
-    }
-    let shard = Rc::new(Shard {
-        id,
-        store,
-        engine,
-        config,
-        snap_dir: snap_dir.to_owned(),
-        metrics: ShardMetrics::default(),
-        peers: RefCell::new(revived),
-        tombstones: RefCell::new(tombstones),
-        inbox: RefCell::new(VecDeque::new()),
-        inbox_bytes: Cell::new(0),
-        wake: executor::Notify::new(),
-        outlet,
-        last_event: Cell::new(last_event.max(last_logged)),
-        closing: Cell::new(false),
-        finished: Cell::new(false),
-        seed,
-    });
-    Ok(Opened { shard, claims, damage, replayed, log })
+    Ok(Found { log, replay, lifecycle, last_logged, damage })
 }
 
 fn log_failed(shard: ShardId, error: &dyn std::fmt::Display) -> OpenError {
@@ -317,6 +364,7 @@ async fn remove_tables<E: Engine>(shard: ShardId, engine: &E, folder: &Path) -> 
 fn claim(shard: ShardId, meta: &PeerMeta) -> Claim {
     Claim {
         region: meta.region_id(),
+        peer: meta.peer_id(),
         placement: Placement {
             shard,
             move_number: meta.move_number,
@@ -420,6 +468,9 @@ impl<E: Engine> Replay<'_, E> {
             }
             self.replay_event(event).await?;
         }
+        if self.accepting {
+            self.take_what_is_there().await?;
+        }
         let regions: Vec<RegionId> = self.peers.keys().copied().collect();
         for region in regions {
             let committed = self.peers.get(&region).map_or(0, |peer| peer.before_split(peer.hard_state.commit));
@@ -442,6 +493,9 @@ impl<E: Engine> Replay<'_, E> {
             LifecycleKind::Split => {
                 let record: SplitRecord = self.decode(payload)?;
                 self.replay_through(region, record.index, number).await?;
+                if self.accepting {
+                    self.jump_to(region, record, number);
+                }
             }
             LifecycleKind::MovedAway | LifecycleKind::Destroyed => {
                 let record: EndRecord = self.decode(payload)?;
@@ -502,6 +556,9 @@ impl<E: Engine> Replay<'_, E> {
         if meta.peer_id() != peer || meta.region_id() != region {
             return Err(self.inconsistent("a home record names another peer than its event"));
         }
+        if self.accepting {
+            self.make_room(region, &meta.region.start_key, &meta.region.end_key);
+        }
         meta.put_all(&mut self.batch);
         let recovering = self.recovering(meta, event);
         self.peers.insert(region, recovering);
@@ -531,7 +588,7 @@ impl<E: Engine> Replay<'_, E> {
                 break;
             }
             let Some(entry) = peer.entries.pop_front() else {
-                if self.damaged {
+                if self.damaged || peer.damaged {
                     peer.damaged = true;
                     break;
                 }
@@ -544,10 +601,7 @@ impl<E: Engine> Replay<'_, E> {
             self.replayed += 1;
             if let Outcome::Split(regions) = effect.outcome {
                 let children = apply_split(meta, regions, self.store, &mut self.batch);
-                for child in children {
-                    let child = self.recovering(child, event);
-                    self.peers.insert(child.meta.region_id(), child);
-                }
+                self.bear(children, event);
             } else {
                 meta.put_applied(&mut self.batch);
             }
@@ -556,6 +610,14 @@ impl<E: Engine> Replay<'_, E> {
             }
         }
         Ok(())
+    }
+
+    /// The children of a split, as `event` finds them.
+    fn bear(&mut self, children: Vec<PeerMeta>, event: u64) {
+        for child in children {
+            let child = self.recovering(child, event);
+            self.peers.insert(child.meta.region_id(), child);
+        }
     }
 
     async fn write(&mut self) -> Result<(), OpenError> {

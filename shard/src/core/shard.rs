@@ -133,6 +133,8 @@ pub struct Shard<E: Engine> {
     pub(crate) wake: executor::Notify,
     pub(crate) outlet: Rc<dyn Outlet>,
     pub(crate) last_event: Cell<u64>,
+    /// Its log lost durable records and takes no more.
+    pub(crate) is_damaged: bool,
     pub(crate) closing: Cell<bool>,
     /// True after the last turn.
     pub(crate) finished: Cell<bool>,
@@ -381,7 +383,12 @@ impl<E: Engine> Shard<E> {
         Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
     }
 
-    /// Gives raft its sense of time. Peers that are alone in their group need none.
+    /// Whether a peer here has others in its group. Raft counts ticks for their sake.
+    pub(crate) fn needs_ticks(&self) -> bool {
+        self.peers.borrow().values().any(|peer| peer.meta.region.peers.len() > 1)
+    }
+
+    /// Gives raft its sense of time, and has the shard look after flushes and its log.
     pub fn tick(&self) {
         self.push(Input::Tick);
     }

@@ -12,7 +12,7 @@ use raftstore::{Committed, Effect, Input as RaftInput, RejectReason};
 
 use super::apply::{Outcome, apply_entry, apply_split};
 use super::error::RegionError;
-use super::lifecycle::{EventReply, first_state, home_record, lifecycle, put_event, start_effect};
+use super::lifecycle::{EventReply, first_state, home_record, lifecycle, put_event, region_of, start_effect};
 use super::meta::PeerMeta;
 use super::peer::{Done, PeerState, Phase, Waiter};
 use super::planted::PlantedFault;
@@ -102,7 +102,8 @@ impl<E: Engine> Shard<E> {
             oldest_unflushed: (log.unflushed_bytes() > 0).then(executor::now),
             ..Turn::default()
         };
-        match self.run_turns(&mut turn, &log).await {
+        let result = if self.is_damaged { self.refuse_all().await } else { self.run_turns(&mut turn, &log).await };
+        match result {
             Ok(()) => {}
             Err(failure) => {
                 self.closing.set(true);
@@ -141,6 +142,41 @@ impl<E: Engine> Shard<E> {
             if self.closing.get() && !turn.close_waiters.is_empty() && self.inbox.borrow().is_empty() {
                 return self.finish(log).await;
             }
+        }
+    }
+
+    /// The turns of a shard whose log takes no records: whoever asks for something is told.
+    async fn refuse_all(&self) -> Result<(), ShardFailure> {
+        loop {
+            while let Some(input) = { self.inbox.borrow_mut().pop_front() } {
+                // Whoever asked may have gone.
+                let _ = match input {
+                    Input::Propose { region, reply, .. } => reply.send(Err(RegionError::Damaged(region))).is_ok(),
+                    Input::Freeze { region, reply } => reply.send(Err(RegionError::Damaged(region))).is_ok(),
+                    Input::Create { region, reply } => {
+                        reply.send(Err(RegionError::Damaged(RegionId(region.id)))).is_ok()
+                    }
+                    Input::Install { home, reply } => reply.send(Err(RegionError::Damaged(region_of(&home)))).is_ok(),
+                    Input::Ingest { record, reply } => {
+                        let region = record.home.as_ref().map_or(RegionId(0), region_of);
+                        reply.send(Err(RegionError::Damaged(region))).is_ok()
+                    }
+                    Input::End { region, reply } | Input::Destroy { region, reply, .. } => {
+                        reply.send(Err(RegionError::Damaged(region))).is_ok()
+                    }
+                    Input::Close { reply } => {
+                        let _ = reply.send(());
+                        return Ok(());
+                    }
+                    Input::Flush { reply } => reply.send(()).is_ok(),
+                    Input::Tick
+                    | Input::Campaign(_)
+                    | Input::Unfreeze(_)
+                    | Input::Measured { .. }
+                    | Input::Flushed { .. } => true,
+                };
+            }
+            self.wake.notified().await;
         }
     }
 

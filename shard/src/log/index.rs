@@ -354,7 +354,10 @@ impl Index {
                     cut = Some(next);
                     break;
                 }
-                below = Some(Position { index: run.first, term: run.term });
+                // The term of an entry that is not there is unknown; it is that of the next one at most, and whoever
+                // goes on from a flush asks the engine.
+                let index = run.first.min(log.released());
+                below = Some(Position { index, term: run.term });
             }
             next = run.next();
         }

@@ -143,7 +143,7 @@ impl<D: Disk> RaftLog<D> {
             }))
     }
 
-    /// The records of the blocks that begin at `start ..= end` of a segment; `None` if one of them is not whole.
+    /// The records of the whole blocks that begin at `start ..= end` of a segment; `None` if the segment is gone.
     async fn read_blocks(&self, segment: u64, start: u32, end: u32) -> Result<Option<Vec<Bytes>>, ReadError> {
         // Taken before the read: a block may become durable, and leave the memory, while it runs.
         let (memory, durable_end, file) = self.blocks_in_memory(segment, start, end);
@@ -151,9 +151,7 @@ impl<D: Disk> RaftLog<D> {
         if start < durable_end {
             let Some(file) = file else { return Ok(None) };
             let last = end.min(durable_end - 1);
-            if !self.read_from_file(&*file, segment, start, last, &mut blocks).await? {
-                return Ok(None);
-            }
+            self.read_from_file(&*file, segment, start, last, &mut blocks).await?;
         }
         for records in memory {
             match records {
@@ -188,7 +186,8 @@ impl<D: Disk> RaftLog<D> {
         (records, first, file)
     }
 
-    /// Appends the records of the blocks that begin at `start ..= last`; false if one of them is not whole.
+    /// Appends the records of the blocks that begin at `start ..= last`. A block that is not whole is left out: after
+    /// damage others around it are still read, and whoever reads sees what is missing.
     async fn read_from_file(
         &self,
         file: &D::File,
@@ -196,7 +195,7 @@ impl<D: Disk> RaftLog<D> {
         start: u32,
         last: u32,
         blocks: &mut Vec<Bytes>,
-    ) -> Result<bool, ReadError> {
+    ) -> Result<(), ReadError> {
         let units = u32::try_from(file.len_bytes() / UNIT as u64).unwrap_or(u32::MAX);
         let mut reach = (last + block::units_bound(self.config.block_bytes)).min(units);
         loop {
@@ -206,21 +205,25 @@ impl<D: Disk> RaftLog<D> {
             let mut unit = start;
             while unit <= last {
                 let at = (unit - start) as usize * UNIT;
-                let block::Parsed::Block(header) = block::parse(self.shard, unit, &bytes.as_slice()[at..]) else {
-                    break;
+                let block = match block::parse(self.shard, unit, &bytes.as_slice()[at..]) {
+                    block::Parsed::Block(header) if header.segment == segment => {
+                        block::records(&header, &bytes.as_slice()[at..]).map(|records| (records, header.units()))
+                    }
+                    _ => None,
                 };
-                let records = block::records(&header, &bytes.as_slice()[at..]);
-                let Some(records) = records.filter(|_| header.segment == segment) else { break };
-                blocks.push(records);
-                unit += header.units();
+                match block {
+                    Some((records, block_units)) => {
+                        blocks.push(records);
+                        unit += block_units;
+                    }
+                    // A block longer than most, perhaps: read to the end of the segment.
+                    None if reach < units => break,
+                    None => unit += 1,
+                }
             }
             if unit > last {
-                return Ok(true);
+                return Ok(());
             }
-            if reach == units {
-                return Ok(false);
-            }
-            // A block longer than most: read to the end of the segment.
             blocks.truncate(before);
             reach = units;
         }

@@ -1,7 +1,7 @@
 //! What only core 0 does: identity, PD, the directory, the listener, balancing.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::heartbeats::{Traffic, region_heartbeats, report_splits, store_heartbe
 use super::ident::api_name;
 use super::pd_events::PdEvents;
 use super::{DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, status};
-use crate::core::directory::{Claim, Directory, MoveTicket, Placement};
+use crate::core::directory::{Claim, Directory, MoveTicket, Placement, bury};
 use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, reply};
 use crate::engine::Engine;
 use crate::pd_client::{PdClient, PdClientError};
@@ -165,13 +165,19 @@ async fn start<S: EngineSource>(
     });
     tell_cores(node, || ToCore::Begin { shared: shared.clone(), shards: ident.shards, ident: ident.clone() }).await?;
     let mut claims: Vec<Claim> = Vec::new();
+    let mut all_buried = BTreeMap::new();
+    let mut shards: BTreeSet<ShardId> = (0..ident.shards).map(ShardId).collect();
     for _ in &node.begin {
         match from_cores.recv().await {
-            Some(FromCore::Opened { claims: more }) => claims.extend(more),
+            Some(FromCore::Opened { claims: more, buried, damaged }) => {
+                claims.extend(more);
+                bury(&mut all_buried, &buried);
+                shards.retain(|shard| !damaged.contains(shard));
+            }
             _ => return Err(NodeError::Stopped),
         }
     }
-    let (directory, erase) = Directory::settle((0..ident.shards).map(ShardId), claims);
+    let (directory, erase) = Directory::settle(shards, claims, &all_buried);
     let routes: Vec<Route> = directory.routes().map(|(region, shard)| (region, Some(shard))).collect();
     *zero.directory.borrow_mut() = directory;
     tell_cores(node, || ToCore::Serve { erase: erase.clone(), routes: routes.clone() }).await?;
@@ -250,7 +256,7 @@ async fn patiently<T>(attempt: impl AsyncFn() -> Result<T, NodeError>) -> Result
 
 impl<E: Engine> CoreZero<E> {
     pub(super) fn new() -> Rc<CoreZero<E>> {
-        let (directory, _) = Directory::settle([], Vec::new());
+        let (directory, _) = Directory::settle([], Vec::new(), &BTreeMap::new());
         Rc::new(CoreZero {
             directory: RefCell::new(directory),
             pd: OnceCell::new(),

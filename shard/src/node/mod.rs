@@ -12,19 +12,21 @@
 //! [`run_core`] is the main of each core, on every backend.
 
 mod core_zero;
+mod damage;
 mod heartbeats;
 mod ident;
 mod letters;
 mod pd_events;
 mod status;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base::{CoreId, RegionId, ShardId};
+use base::{CoreId, PeerId, RegionId, ShardId};
 use executor::{Class, MailReceiver, MailSender};
 
 use crate::core::directory::Claim;
@@ -33,6 +35,7 @@ use crate::engine::Engine;
 use crate::log::LogConfig;
 
 use core_zero::CoreZero;
+pub use damage::examine_node;
 pub use ident::{IdentError, NodeIdent};
 pub use status::StatusReport;
 
@@ -141,6 +144,9 @@ enum ToCore {
 enum FromCore {
     Opened {
         claims: Vec<Claim>,
+        buried: BTreeMap<RegionId, PeerId>,
+        /// Shards whose logs take no records.
+        damaged: Vec<ShardId>,
     },
     Started,
     Failed,
@@ -272,7 +278,10 @@ async fn run_shards<S: EngineSource>(
         opened.push(open_shard(node, &ident, shard, outlet.clone()).await?);
     }
     let claims = opened.iter().flat_map(|opened| opened.claims.iter().cloned()).collect();
-    if node.up.send(FromCore::Opened { claims }).await.is_err() {
+    let mut buried = BTreeMap::new();
+    opened.iter().for_each(|opened| crate::core::directory::bury(&mut buried, &opened.buried));
+    let damaged = opened.iter().filter(|opened| opened.damage.is_some()).map(|opened| opened.shard.id).collect();
+    if node.up.send(FromCore::Opened { claims, buried, damaged }).await.is_err() {
         return Err(NodeError::Stopped);
     }
     let Some(ToCore::Serve { erase, routes }) = receive(&mut begin).await else {
@@ -336,12 +345,16 @@ async fn receive(begin: &mut MailReceiver<ToCore>) -> Option<ToCore> {
     }
 }
 
+/// Gives the shards their sense of time. Where raft needs none, once a second is enough for flushes by age and for values
+/// that expire, and lets an idle core sleep.
 async fn tick<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>) {
+    const SECOND: Duration = Duration::from_secs(1);
     loop {
         node.source.tick(executor::unix_time().seconds());
-        let period = host.shards().first().map_or(Duration::from_secs(1), |shard| shard.config.tick);
-        executor::sleep(period).await;
-        for shard in host.shards() {
+        let shards = host.shards();
+        let raft = shards.iter().filter(|shard| shard.needs_ticks()).map(|shard| shard.config.tick).min();
+        executor::sleep(raft.unwrap_or(SECOND)).await;
+        for shard in shards {
             shard.tick();
         }
     }
@@ -380,7 +393,11 @@ async fn open_shard<S: EngineSource>(
     )
     .await?;
     if let Some(damage) = &opened.damage {
-        tracing::error!(shard = shard.0, ?damage, "raft log is damaged: its peers neither vote nor serve");
+        tracing::error!(
+            shard = shard.0,
+            ?damage,
+            "raft log is damaged: its peers neither vote nor serve (`basalt ctl damage`)"
+        );
     }
     tracing::info!(shard = shard.0, regions = opened.claims.len(), replayed = opened.replayed, "shard opened");
     Ok(opened)

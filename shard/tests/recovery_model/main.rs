@@ -122,6 +122,42 @@ fn rocksdb_is_killed_at_many_steps_and_recovers_what_the_model_says() {
     check_marks(&marks);
 }
 
+/// A block of a log is spoiled after a life, whichever it is; an operator accepts what is lost, perhaps not at the first
+/// try; everything that is left serves, and the story goes on.
+#[test]
+fn what_a_damaged_log_leaves_serves_once_an_operator_says_so() {
+    let (mut damaged, mut kept, mut overlapping) = (0, 0, 0);
+    for seed in 0..40 * seeds(6) {
+        let mut world = World::new(seed, Twins::default(), None);
+        must(world.live(Plan { ops: OPS, end_before: NEVER, close: seed % 3 == 0 }), seed, NEVER);
+        world.spoil_a_block();
+        let mut is_damaged = false;
+        if seed % 5 == 0 {
+            // A node that starts with a damaged log changes nothing.
+            let opened = world.live(Plan { ops: 0, end_before: NEVER, close: false });
+            is_damaged = opened.is_err_and(|why| why.contains("damage"));
+        }
+        if seed % 2 == 0 {
+            let end_before = world.draw(12);
+            is_damaged |= must(world.accept(end_before), seed, end_before).unwrap_or(false);
+        }
+        is_damaged |= must(world.accept(NEVER), seed, NEVER).expect("not cut short");
+        if !must(world.give_up(), seed, NEVER) {
+            overlapping += 1;
+            continue;
+        }
+        let again = must(world.accept(NEVER), seed, NEVER).expect("not cut short");
+        assert!(!again, "seed {seed}: accepted damage is still there");
+        must(world.live(Plan { ops: OPS_AFTER, end_before: NEVER, close: false }), seed, NEVER);
+        must(world.live(Plan { ops: 0, end_before: NEVER, close: false }), seed, NEVER);
+        damaged += u64::from(is_damaged);
+        kept += world.marks().get("kept").copied().unwrap_or(0);
+    }
+    println!("{damaged} damaged logs, {kept} regions kept, {overlapping} stories that end with two owners of a key");
+    assert!(damaged > 20, "{damaged} of the stories had a damaged log");
+    assert!(overlapping < damaged / 4, "{overlapping} of {damaged}");
+}
+
 /// What one shard alone can do wrong, and this test can see. The rest of the planted faults is for whole clusters.
 const FAULTS: [PlantedFault; 10] = [
     PlantedFault::AnswerBeforeLog,

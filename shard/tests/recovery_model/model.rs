@@ -70,6 +70,8 @@ pub(crate) struct Model {
     promises: BTreeMap<(u64, u64), HardState>,
     pending: BTreeMap<u64, Pending>,
     last_id: u64,
+    /// Every value that a key was ever given, by family.
+    given: BTreeSet<(usize, Vec<u8>, Vec<u8>)>,
 }
 
 impl Model {
@@ -89,9 +91,31 @@ impl Model {
     pub(crate) fn begin(&mut self, states: Vec<Vec<Region>>) -> u64 {
         let regions: BTreeSet<u64> = states.iter().flatten().map(Region::id).collect();
         assert!(self.pending.values().all(|other| other.regions.is_disjoint(&regions)));
+        for region in states.iter().flatten() {
+            let pairs = region.data.iter().enumerate().flat_map(|(cf, data)| data.iter().map(move |pair| (cf, pair)));
+            self.given.extend(pairs.map(|(cf, (key, value))| (cf, key.clone(), value.clone())));
+        }
         let number = self.next_id();
         self.pending.insert(number, Pending { regions, states });
         number
+    }
+
+    /// Goes on from what is left after a damage that was accepted: every value must be one that its key had. What
+    /// ended, was promised or asked for before is forgotten.
+    pub(crate) fn give_up(&mut self, found: &BTreeMap<u64, Region>) -> Result<(), String> {
+        for region in found.values() {
+            for (cf, data) in region.data.iter().enumerate() {
+                let wrong =
+                    data.iter().find(|(key, value)| !self.given.contains(&(cf, (*key).clone(), (*value).clone())));
+                if let Some((key, _)) = wrong {
+                    return Err(format!("{} of region {} was never so", key.escape_ascii(), region.id()));
+                }
+            }
+        }
+        self.regions.clone_from(found);
+        self.pending.clear();
+        self.ended.clear();
+        Ok(())
     }
 
     /// The next state is acknowledged. After the last one it is over.
@@ -129,6 +153,11 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Whatever was promised is void.
+    pub(crate) fn forget_promises(&mut self) {
+        self.promises.clear();
     }
 
     /// Notes what a peer that serves has promised.

@@ -13,9 +13,10 @@ use executor::LogSync;
 use executor::sim::{Sim, SimConfig, SimNode};
 use mvcc::Cf;
 use proto::kvrpcpb;
-use shard::core::directory::{Claim, Directory};
+use shard::core::directory::{Claim, Directory, bury};
 use shard::core::{
-    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, NodeShared, Opened, PlantedFault, Shard, ShardConfig, moves, open,
+    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, NodeShared, Opened, PlantedFault, Shard, ShardConfig, examine,
+    moves, open,
 };
 use shard::engine::rocks::{BlockCache, RocksEngine, RocksOptions};
 use shard::engine::twin::{TwinDisk, TwinEngine, TwinFaults};
@@ -168,12 +169,66 @@ impl<S: Store> World<S> {
         self.inner.marks.borrow().clone()
     }
 
-    /// One life: everything is opened and compared with the model, then `plan` is followed. Returns its steps.
-    pub(crate) fn live(&mut self, plan: Plan) -> Result<u64, String> {
-        let flush_one_in = [0, 4, 30][self.prng.below(3) as usize];
-        let steps = Steps::new(plan.end_before, flush_one_in, self.prng.next_u64());
+    /// Spoils the beginning of one of a log's blocks, acknowledged or not.
+    pub(crate) fn spoil_a_block(&mut self) {
+        let disk = self.sim.disk(self.node);
+        let mut blocks = Vec::new();
+        for (path, _) in disk.files().into_iter().filter(|(path, _)| path.to_string_lossy().starts_with("/log-")) {
+            let bytes = disk.bytes(&path).unwrap_or_default();
+            let used = bytes.chunks(4096).enumerate().filter(|(_, unit)| unit.iter().any(|byte| *byte != 0));
+            blocks.extend(used.map(|(at, _)| (path.clone(), at as u64 * 4096)));
+        }
+        let (path, at) = &blocks[self.draw(blocks.len() as u64) as usize];
+        disk.corrupt(path, at + 8, &[0xA5; 16]);
+    }
+
+    /// A life that looks for damage and accepts it; it ends before step `end_before`. Returns whether there was any,
+    /// or `None` if it was cut short.
+    pub(crate) fn accept(&mut self, end_before: u64) -> Result<Option<bool>, String> {
+        // What a lost block promised is lost with it.
+        self.inner.model.borrow_mut().forget_promises();
+        let steps = Steps::new(end_before, 0, self.prng.next_u64());
+        let (inner, life_steps, seed) = (self.inner.clone(), steps.clone(), self.prng.next_u64());
+        let outcome = self.run(&steps, async move {
+            let mut damaged = false;
+            for shard in (0..SHARDS).map(ShardId) {
+                let engine = Killable::new(inner.store.open(shard, seed ^ u64::from(shard.0)), life_steps.clone());
+                let (log_dir, snap_dir) = (PathBuf::from(format!("/log-{shard}")), inner.store.snap_dir(shard));
+                let report = examine(shard, STORE, &engine, &log_dir, &snap_dir, inner.log.clone(), true).await;
+                let report = report.map_err(|error| error.to_string())?;
+                damaged |= !report.is_whole();
+            }
+            Ok(damaged)
+        });
+        match outcome {
+            _ if steps.over() => Ok(None),
+            Some(result) => result.map(Some),
+            None => Err(format!("accepting hangs after {} steps", steps.count())),
+        }
+    }
+
+    /// A life in which whatever is left serves; the model goes on from there. False if it cannot: one shard has lost the
+    /// end of a region in whose range the other one has another, which only the placement driver can settle.
+    pub(crate) fn give_up(&mut self) -> Result<bool, String> {
+        let steps = Steps::new(u64::MAX, 0, self.prng.next_u64());
+        let (inner, life_steps, seed) = (self.inner.clone(), steps.clone(), self.prng.next_u64());
+        let outcome = self.run(&steps, async move {
+            let life = Life::start(inner.clone(), life_steps, seed).await?;
+            let found = life.found()?;
+            *inner.marks.borrow_mut().entry("kept").or_default() += found.len() as u64;
+            inner.model.borrow_mut().give_up(&found)?;
+            let overlap = |a: &Region, b: &Region| {
+                let (a, b) = (&a.meta, &b.meta);
+                a.id != b.id && base::keys::overlaps(&a.start_key, &a.end_key, &b.start_key, &b.end_key)
+            };
+            Ok(!found.values().any(|a| found.values().any(|b| overlap(a, b))))
+        });
+        outcome.unwrap_or_else(|| Err("a life after damage hangs".into()))
+    }
+
+    /// Runs a life until it ends or is cut short, and kills its process.
+    fn run<T: 'static>(&mut self, steps: &Arc<Steps>, life: impl Future<Output = T> + 'static) -> Option<T> {
         let outcome = Rc::new(RefCell::new(None));
-        let life = super::script::live(self.inner.clone(), steps.clone(), plan, self.prng.fork());
         let task = {
             let outcome = outcome.clone();
             async move {
@@ -198,7 +253,16 @@ impl<S: Store> World<S> {
         self.inner.store.kill();
         // What helpers had begun is dropped when it would be done; until then it may hold a database open.
         self.sim.run_for(Duration::from_millis(100));
-        match outcome.take() {
+        outcome.take()
+    }
+
+    /// One life: everything is opened and compared with the model, then `plan` is followed. Returns its steps.
+    pub(crate) fn live(&mut self, plan: Plan) -> Result<u64, String> {
+        let flush_one_in = [0, 4, 30][self.prng.below(3) as usize];
+        let steps = Steps::new(plan.end_before, flush_one_in, self.prng.next_u64());
+        let life = super::script::live(self.inner.clone(), steps.clone(), plan, self.prng.fork());
+        let outcome = self.run(&steps, life);
+        match outcome {
             _ if steps.over() => Ok(steps.count()),
             Some(result) => result.map(|()| steps.count()),
             None => Err(format!("the life hangs after {} steps", steps.count())),
@@ -214,8 +278,15 @@ pub(crate) struct Life<S: Store> {
 }
 
 impl<S: Store> Life<S> {
-    /// Opens all shards, settles who has what, starts them, and waits until every region serves.
+    /// Starts, and compares with the model.
     pub(crate) async fn open(world: Rc<Inner<S>>, steps: Arc<Steps>, seed: u64) -> Result<Life<S>, String> {
+        let life = Life::start(world, steps, seed).await?;
+        life.check()?;
+        Ok(life)
+    }
+
+    /// Opens all shards, settles who has what, starts them, and waits until every region serves.
+    pub(crate) async fn start(world: Rc<Inner<S>>, steps: Arc<Steps>, seed: u64) -> Result<Life<S>, String> {
         let (sender, mail) = executor::mailbox(1024);
         let shared = NodeShared { cluster: ClusterId(1), store: STORE, mail: vec![sender], api: ApiMode::V1 };
         let host = CoreHost::new(CoreId(0), Arc::new(shared));
@@ -245,7 +316,9 @@ impl<S: Store> Life<S> {
             opened.push(shard);
         }
         let claims: Vec<Claim> = opened.iter().flat_map(|shard| shard.claims.iter().cloned()).collect();
-        let (_, erase) = Directory::settle((0..SHARDS).map(ShardId), claims);
+        let mut buried = BTreeMap::new();
+        opened.iter().for_each(|shard| bury(&mut buried, &shard.buried));
+        let (_, erase) = Directory::settle((0..SHARDS).map(ShardId), claims, &buried);
         check_promises(&world, &opened, &erase)?;
         let handler = {
             let host = host.clone();
@@ -263,7 +336,6 @@ impl<S: Store> Life<S> {
         }
         let life = Life { world, host, failure };
         life.serve().await?;
-        life.check()?;
         Ok(life)
     }
 
@@ -295,6 +367,12 @@ impl<S: Store> Life<S> {
 
     /// Compares what is here with the model.
     pub(crate) fn check(&self) -> Result<(), String> {
+        self.world.model.borrow_mut().check(&self.found()?)?;
+        self.note_promises()
+    }
+
+    /// The regions that are here.
+    pub(crate) fn found(&self) -> Result<BTreeMap<u64, Region>, String> {
         let mut found = BTreeMap::new();
         for shard in self.host.shards() {
             for region in regions_of(&shard)? {
@@ -303,8 +381,7 @@ impl<S: Store> Life<S> {
                 }
             }
         }
-        self.world.model.borrow_mut().check(&found)?;
-        self.note_promises()
+        Ok(found)
     }
 
     /// Checks that no peer has taken anything back, and notes what they promise now. All regions serve.
