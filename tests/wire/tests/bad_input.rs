@@ -693,7 +693,8 @@ fn a_flood_of_half_sent_messages_stays_within_the_budget() {
         }
         println!("half-sent messages: {} MiB counted, {} MiB resident", most / MIB, during / MIB);
         assert!(most >= 64 * MIB, "the flood arrives: {} MiB", most / MIB);
-        // What a core may hold, and what the windows that it gave before allow.
+        // What a core may hold (core_inbound_bytes, 512 MiB), what the windows that it gave before allow
+        // (core_window_bytes, the same), and what one pass reads; in memory, chunks take up to half as much again.
         assert!(most <= 1040 * MIB, "{} MiB of messages", most / MIB);
         assert_grown(&node.cluster, before, 1536 * MIB, "half-sent messages");
         drop(flood);
