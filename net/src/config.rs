@@ -1,5 +1,6 @@
 //! Settings of servers and channels. Each default says its reason.
 
+use crate::tls::Tls;
 use std::time::Duration;
 
 /// Settings of a [`Server`](crate::Server): what one connection and one core may take.
@@ -36,7 +37,8 @@ pub struct ServerConfig {
     pub connections_max: u64,
     /// Calls of a core in progress; one more is answered RESOURCE_EXHAUSTED. 65536.
     pub calls_max: u64,
-    /// How long a client may take until its first complete request line or HTTP/2 settings. 10 s.
+    /// How long a client may take until its TLS handshake is done and its first bytes are there, and from then on until
+    /// its first complete request line or HTTP/2 settings. 10 s.
     pub handshake_timeout: Duration,
     /// How long a started frame, header block, message or HTTP/1 request may go without a byte of progress. 30 s.
     pub half_sent_timeout: Duration,
@@ -64,6 +66,8 @@ pub struct ServerConfig {
     pub http1_body_bytes_max: usize,
     /// How long an HTTP/1.1 connection may stay idle between requests. 75 s, a little above usual clients.
     pub http1_idle_timeout: Duration,
+    /// The certificates. With them, all that is not mutual TLS is refused; without, all that is TLS. Without.
+    pub tls: Option<Tls>,
 }
 
 impl Default for ServerConfig {
@@ -94,6 +98,7 @@ impl Default for ServerConfig {
             gzip: false,
             http1_body_bytes_max: 1 << 20,
             http1_idle_timeout: Duration::from_secs(75),
+            tls: None,
         }
     }
 }
@@ -109,7 +114,7 @@ pub struct ChannelConfig {
     pub message_bytes_max: usize,
     /// Bytes of one stream not yet written over which its sender waits. 1 MiB.
     pub stream_outbound_bytes: u64,
-    /// How long connecting may take, name look-up included. 3 s.
+    /// How long connecting may take, name look-up and TLS handshake included. 3 s.
     pub connect_timeout: Duration,
     /// Wait after the first failed connect. Grows by 1.6 per failure. 100 ms. Calls made meanwhile fail at once.
     pub backoff_min: Duration,
@@ -121,6 +126,10 @@ pub struct ChannelConfig {
     pub keepalive_timeout: Duration,
     /// How long bytes may wait for a server that reads nothing. 30 s.
     pub stalled_write_timeout: Duration,
+    /// The certificates. With them, every connection is mutual TLS, whether the address begins with `https://`,
+    /// `http://` or neither: TiKV's clients do so, as the addresses that PD hands out name no scheme, or the wrong one.
+    /// Without them an address that begins with `https://` cannot be reached. Without.
+    pub tls: Option<Tls>,
 }
 
 impl Default for ChannelConfig {
@@ -136,6 +145,7 @@ impl Default for ChannelConfig {
             keepalive_interval: Some(Duration::from_secs(10)),
             keepalive_timeout: Duration::from_secs(3),
             stalled_write_timeout: Duration::from_secs(30),
+            tls: None,
         }
     }
 }

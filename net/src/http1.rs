@@ -302,13 +302,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
 
     /// Writes `bytes`; each part that the client takes gives it the whole time again.
     async fn write(&mut self, mut bytes: &[u8]) -> Result<(), HttpError> {
+        let patience = self.config.stalled_write_timeout;
+        let stalled = || {
+            add(&self.metrics.stalled_total, 1);
+            HttpError::Io(io::ErrorKind::TimedOut.into())
+        };
         while !bytes.is_empty() {
-            let Ok(written) = executor::timeout(self.config.stalled_write_timeout, self.stream.write(bytes)).await
-            else {
-                add(&self.metrics.stalled_total, 1);
-                return Err(HttpError::Io(io::ErrorKind::TimedOut.into()));
-            };
-            let written = written?;
+            let written = executor::timeout(patience, self.stream.write(bytes)).await.map_err(|_| stalled())??;
             if written == 0 {
                 return Err(HttpError::Io(io::ErrorKind::WriteZero.into()));
             }
@@ -316,7 +316,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
             add(&self.metrics.sent_bytes_total, written as u64);
             bytes = &bytes[written..];
         }
-        self.stream.flush().await.map_err(HttpError::Io)
+        // TLS may hold what it took.
+        executor::timeout(patience, self.stream.flush()).await.map_err(|_| stalled())?.map_err(HttpError::Io)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Acceptor ── a connection to the core with the fewest ──> Server::serve
-//!                                                               │ sniff
+//!                                                               │ sniff, and tls if the server has certificates
 //!                       HTTP/1.1 <── http1 ─────────────────────┴── server::connection (h2)
 //!                                                                        │ wire: one read, one write per pass
 //!                                                                        └ calls ──> Router ──> rpc::Service
@@ -26,6 +26,7 @@ mod http1;
 mod memory;
 mod metrics;
 mod server;
+mod tls;
 mod wire;
 
 pub use acceptor::{Acceptor, ConnectionCounter, Placed, Target};
@@ -35,3 +36,4 @@ pub use health::{Health, Serving};
 pub use http1::{HttpHandler, HttpRequest, HttpResponse};
 pub use metrics::NetMetrics;
 pub use server::{Router, Server};
+pub use tls::{Reload, Tls, TlsConfig, TlsError};

@@ -11,6 +11,11 @@ pub struct NetMetrics {
     pub connections: Cell<u64>,
     /// Connections refused because the core had too many.
     pub connections_refused_total: Cell<u64>,
+    /// TLS handshakes that went well, as server or as client.
+    pub tls_handshakes_total: Cell<u64>,
+    /// Connections refused by a server because of TLS: the handshake failed or took too long, there was none, or there
+    /// was one where TLS is not configured.
+    pub tls_refused_total: Cell<u64>,
     /// Calls open now.
     pub streams: Cell<u64>,
     /// gRPC calls begun.
@@ -25,9 +30,9 @@ pub struct NetMetrics {
     pub refused_total: Cell<u64>,
     /// HTTP/1.1 requests.
     pub http1_requests_total: Cell<u64>,
-    /// Bytes read from sockets.
+    /// Bytes read from sockets; of TLS, those that it carried.
     pub received_bytes_total: Cell<u64>,
-    /// Bytes written to sockets.
+    /// Bytes written to sockets; of TLS, those that it carried.
     pub sent_bytes_total: Cell<u64>,
     /// Reads from sockets that gave bytes.
     pub socket_reads_total: Cell<u64>,

@@ -1,8 +1,11 @@
-//! Our channel against our server: on sockets of every kind, and in the simulator.
+//! Our channel against our server: on sockets of every kind, plain and with mutual TLS, and in the simulator.
 
+#[path = "common/certificates.rs"]
+mod certificates;
 mod common;
 
 use bytes::Bytes;
+use certificates::{Authority, Wish};
 use common::{Seen, TestServer, kinds, server};
 use executor::Class;
 use executor::net::TcpListener;
@@ -41,8 +44,8 @@ async fn send(outbound: &Rc<dyn rpc::RawOutbound>, message: impl Into<Bytes>) ->
 }
 
 /// All that a channel has to do while the server is there.
-async fn exercise(address: String) {
-    let channel = Channel::new(address, ChannelConfig::default());
+async fn exercise(address: String, config: ChannelConfig) {
+    let channel = Channel::new(address, config);
     assert!(!channel.is_connected(), "nothing is sent before the first call");
     for size in [0, 1, 20_000, 5 << 20] {
         let message = Bytes::from(vec![3; size]);
@@ -118,10 +121,13 @@ async fn exercise(address: String) {
 
 #[test]
 fn calls_of_all_shapes_over_sockets() {
-    for io in kinds() {
-        let server = TestServer::start(io, ServerConfig::default());
+    let authority = Authority::new("test authority");
+    let files = authority.files(&authority.sign(&Wish::default()));
+    let ways = kinds().into_iter().flat_map(|io| [(io, None), (io, Some(files.tls(&["node"])))]);
+    for (io, tls) in ways {
+        let server = TestServer::start(io, ServerConfig { tls: tls.clone(), ..ServerConfig::default() });
         let address = server.address.to_string();
-        executor::run_one(io, move || exercise(address));
+        executor::run_one(io, move || exercise(address, ChannelConfig { tls, ..ChannelConfig::default() }));
         server.wait_for("connections", |open| open == 0);
         assert_eq!(server.metric("connections_total"), 1);
         assert_eq!(server.metric("inbound_bytes"), 0);
@@ -284,7 +290,7 @@ impl World {
 fn calls_of_all_shapes_in_the_simulator_are_the_same_run_for_the_same_seed() {
     let hash = |seed| {
         let world = World::new(seed);
-        world.run(exercise(ADDRESS.to_owned()));
+        world.run(exercise(ADDRESS.to_owned(), ChannelConfig::default()));
         world.sim.event_hash()
     };
     for seed in 0..5 {

@@ -1,6 +1,7 @@
 //! From an address to a connection, and what is known about it.
 
 use super::driver::Driver;
+use super::transport::Transport;
 use super::{Channel, Connected};
 use crate::config::{ChannelConfig, ServerConfig};
 use crate::memory::{ConnectionMemory, CoreMemory};
@@ -22,26 +23,29 @@ use std::time::Duration;
 /// An address, read once.
 pub(crate) struct Target {
     pub(crate) authority: Authority,
-    host: String,
+    /// Whether it is spoken to over TLS.
+    pub(crate) is_tls: bool,
+    pub(super) host: String,
     port: u16,
 }
 
 impl Target {
-    /// Reads `host:port` or `http://host:port`.
+    /// Reads `host:port`, `http://host:port` or `https://host:port`. The scheme decides nothing: with certificates
+    /// (`is_tls`) it is TLS in any case, and without them `https` cannot be.
     ///
     /// # Errors
-    /// UNAVAILABLE if it is neither.
-    pub(crate) fn parse(address: &str) -> Result<Target, Status> {
+    /// UNAVAILABLE if it is none of these, or `https` without certificates.
+    pub(crate) fn parse(address: &str, is_tls: bool) -> Result<Target, Status> {
         let bad = |why: &str| Status::unavailable(format!("address {address:?}: {why}"));
-        if address.starts_with("https://") {
-            return Err(bad("TLS is not supported"));
+        if address.starts_with("https://") && !is_tls {
+            return Err(bad("no certificates are configured for TLS"));
         }
-        let plain = address.strip_prefix("http://").unwrap_or(address);
+        let plain = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://")).unwrap_or(address);
         let plain = plain.strip_suffix('/').unwrap_or(plain);
-        let authority: Authority = plain.parse().map_err(|_| bad("neither host:port nor http://host:port"))?;
+        let authority: Authority = plain.parse().map_err(|_| bad("neither host:port nor http(s)://host:port"))?;
         let port = authority.port_u16().ok_or_else(|| bad("it has no port"))?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Target { authority, host, port })
+        Ok(Target { authority, is_tls, host, port })
     }
 
     /// The socket addresses, in the order to be tried.
@@ -58,7 +62,7 @@ impl Target {
         executor::blocking(Class::Foreground, look_up).await
     }
 
-    async fn connect(&self) -> io::Result<TcpStream> {
+    pub(super) async fn connect(&self) -> io::Result<TcpStream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in self.resolve().await? {
             match TcpStream::connect(address).await {
@@ -166,20 +170,22 @@ async fn connect(channel: Weak<super::Inner>, done: Rc<Notify>) {
         return;
     };
     let began = executor::now();
-    let has_read = driver.await;
+    let ended = driver.await;
     if let Some(channel) = channel.upgrade() {
         let mut link = channel.link.borrow_mut();
         let is_current = matches!(&link.state, State::Up(connected) if connected.number == number);
-        let was_useless = !has_read && executor::now().since(began) < channel.config.backoff_max;
+        let was_useless = !ended.has_read && executor::now().since(began) < channel.config.backoff_max;
         if is_current && was_useless {
-            link.failed(Status::unavailable("the server closed the connection at once"), &channel.config);
+            let why = ended.error.map(|error| format!(": {error}")).unwrap_or_default();
+            let status = Status::unavailable(format!("the server closed the connection at once{why}"));
+            link.failed(status, &channel.config);
         } else if is_current {
             link.state = State::Idle;
         }
     }
 }
 
-async fn handshake(channel: &Rc<super::Inner>) -> Option<(Driver<TcpStream>, u64)> {
+async fn handshake(channel: &Rc<super::Inner>) -> Option<(Driver<Transport>, u64)> {
     let result = attempt(channel).await;
     let mut link = channel.link.borrow_mut();
     match result {
@@ -218,18 +224,19 @@ impl Drop for Counted {
     }
 }
 
-type Ready = (h2::client::SendRequest<crate::memory::OutMessage>, Driver<TcpStream>);
+type Ready = (h2::client::SendRequest<crate::memory::OutMessage>, Driver<Transport>);
 
 async fn attempt(channel: &super::Inner) -> Result<Ready, Status> {
     let config = &channel.config;
     let target = channel.target.as_ref().map_err(Clone::clone)?;
     let cannot = |why: String| Status::unavailable(format!("cannot connect to {}:{}: {why}", target.host, target.port));
-    let stream = executor::timeout(config.connect_timeout, target.connect())
+    let stream = executor::timeout(config.connect_timeout, Transport::connect(target, config.tls.as_ref()))
         .await
         .map_err(|_| cannot("no answer in time".to_owned()))?
         .map_err(|error| cannot(error.to_string()))?;
-    // Without it small requests wait for acknowledgements; a failure shows at the first write.
-    let _ = stream.set_nodelay(true);
+    if target.is_tls {
+        add(&channel.metrics.tls_handshakes_total, 1);
+    }
     let budgets = ServerConfig { core_window_bytes: 0, ..ServerConfig::default() };
     let core = CoreMemory::new(&budgets, Rc::clone(&channel.metrics));
     let memory = ConnectionMemory::new(&core, &budgets);
@@ -256,14 +263,16 @@ mod tests {
 
     #[test]
     fn addresses_are_read_with_and_without_scheme() {
-        for good in ["127.0.0.1:20160", "http://127.0.0.1:20160", "http://127.0.0.1:20160/"] {
-            let target = Target::parse(good).expect(good);
-            assert_eq!((target.host.as_str(), target.port), ("127.0.0.1", 20160));
+        for good in ["127.0.0.1:20160", "http://127.0.0.1:20160", "http://127.0.0.1:20160/", "https://127.0.0.1:20160"]
+        {
+            let target = Target::parse(good, true).expect(good);
+            assert_eq!((target.host.as_str(), target.port, target.is_tls), ("127.0.0.1", 20160, true));
+            assert_eq!(Target::parse(good, false).is_ok_and(|target| !target.is_tls), !good.starts_with("https"));
         }
-        let target = Target::parse("[::1]:2379").expect("IPv6");
+        let target = Target::parse("[::1]:2379", false).expect("IPv6");
         assert_eq!((target.host.as_str(), target.port), ("::1", 2379));
         for bad in ["", "host", "https://host:1", "http://host", "a b:1", "host:x", "host:1/path"] {
-            assert!(Target::parse(bad).is_err(), "{bad}");
+            assert!(Target::parse(bad, false).is_err(), "{bad}");
         }
     }
 

@@ -14,7 +14,15 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-/// A connection to a server: a future that ends with it and says whether the server has ever sent anything.
+/// How a connection ended.
+pub(crate) struct Ended {
+    /// Whether the server has ever sent anything.
+    pub(crate) has_read: bool,
+    /// What went wrong, if h2 knows.
+    pub(crate) error: Option<h2::Error>,
+}
+
+/// A connection to a server: a future that ends with it.
 pub(crate) struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
     h2: h2::client::Connection<Wire<S>, OutMessage>,
     wire: WireHandle<S>,
@@ -29,6 +37,7 @@ pub(crate) struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
     ping_sent: Option<Instant>,
     timer: Option<Sleep>,
     has_read: bool,
+    error: Option<h2::Error>,
     /// When bytes came last, or when the first call after a quiet time began.
     last_read: Instant,
     last_written: Instant,
@@ -56,6 +65,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             ping_sent: None,
             timer: None,
             has_read: false,
+            error: None,
             last_read: now,
             last_written: now,
             was_quiet: true,
@@ -65,7 +75,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn pass(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.wire.begin_pass();
-        if Pin::new(&mut self.h2).poll(cx).is_ready() {
+        if let Poll::Ready(ended) = Pin::new(&mut self.h2).poll(cx) {
+            self.error = ended.err();
             self.has_read |= self.wire.activity().has_read;
             return Poll::Ready(());
         }
@@ -131,12 +142,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
-    type Output = bool;
+    type Output = Ended;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
         match self.pass(cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => Poll::Ready(self.has_read),
+            Poll::Ready(()) => Poll::Ready(Ended { has_read: self.has_read, error: self.error.take() }),
         }
     }
 }

@@ -4,6 +4,7 @@ mod connect;
 mod driver;
 mod request;
 mod stream;
+mod transport;
 
 use crate::config::ChannelConfig;
 use crate::grpc::message::Deframer;
@@ -57,14 +58,16 @@ struct Begun {
 }
 
 impl Channel {
-    /// A channel to `address`, which is `host:port` or `http://host:port`. Nothing is sent before the first call.
+    /// A channel to `address`, which is `host:port`, `http://host:port` or `https://host:port`; whether it is by TLS is
+    /// said by [`ChannelConfig::tls`] alone. Nothing is sent before the first call.
     pub fn new(address: String, config: ChannelConfig) -> Channel {
         Channel::with_metrics(address, config, Rc::default())
     }
 
     /// The same, counting in `metrics`, which other channels of the core may share.
     pub fn with_metrics(address: String, config: ChannelConfig, metrics: Rc<NetMetrics>) -> Channel {
-        Channel(Rc::new(Inner { target: Target::parse(&address), config, link: RefCell::default(), metrics }))
+        let target = Target::parse(&address, config.tls.is_some());
+        Channel(Rc::new(Inner { target, config, link: RefCell::default(), metrics }))
     }
 
     /// The counters.

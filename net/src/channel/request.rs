@@ -15,7 +15,7 @@ use proto::rpc::{CallContext, Status};
 pub(crate) fn head(target: &Target, path: &'static str, cx: &CallContext) -> Result<Request<()>, Status> {
     let path = PathAndQuery::try_from(path).map_err(|_| Status::invalid_argument(format!("{path:?} is no path")))?;
     let mut uri = Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(if target.is_tls { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(target.authority.clone());
     uri.path_and_query = Some(path);
     let mut request = Request::new(());

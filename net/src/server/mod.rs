@@ -5,7 +5,9 @@ mod calls;
 mod connection;
 mod hub;
 mod lifecycle;
+mod opening;
 mod reader;
+mod refusals;
 mod router;
 mod shared;
 mod sniff;
@@ -17,30 +19,17 @@ pub(crate) use shared::CoreShared;
 
 use crate::acceptor::{ConnectionGuard, Placed};
 use crate::config::ServerConfig;
-use crate::http1::{self, HttpHandler};
+use crate::http1::HttpHandler;
 use crate::memory::CoreMemory;
 use crate::metrics::{NetMetrics, add, sub};
-use connection::{Connection, Ended};
-use executor::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use executor::io::{AsyncRead, AsyncWrite};
 use executor::net::TcpStream;
 use lifecycle::{Lifecycle, Open};
-use sniff::{Sniffed, sniff};
+use refusals::RefusalLog;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// SETTINGS without a setting, and GOAWAY for stream 0: what a connection too many is told, before the reason.
-const GO_AWAY: [u8; 25] = [
-    0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
-    0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, // GOAWAY
-];
-/// The reason: none, since the server stops, or ENHANCE_YOUR_CALM, since it has too many.
-const NO_ERROR: u8 = 0;
-const ENHANCE_YOUR_CALM: u8 = 11;
-/// How long one that is refused may take to read that, and how many may do so at a time; others are closed at once.
-const REFUSAL_TIME: Duration = Duration::from_millis(100);
-const REFUSALS_MAX: u64 = 64;
 
 /// A server on one core. Clones are the same server.
 #[derive(Clone)]
@@ -50,7 +39,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of `router`'s services, and of HTTP/1.1 by `http` if there is one.
+    /// A server of `router`'s services, and of HTTP/1.1 by `http` if there is one. With [`ServerConfig::tls`] it serves
+    /// all of it over TLS and nothing else.
     pub fn new(
         router: Rc<Router>,
         http: Option<Rc<dyn HttpHandler>>,
@@ -65,6 +55,7 @@ impl Server {
                 metrics,
                 memory,
                 refusals: Cell::new(0),
+                refusal_log: RefusalLog::default(),
                 lifecycle: Rc::default(),
                 hubs: RefCell::default(),
             }),
@@ -92,64 +83,12 @@ impl Server {
         self.serve_guarded(stream, peer, guard).await;
     }
 
-    /// Serves one connection over any stream of bytes: the seam for TLS.
+    /// Serves one connection over any stream of bytes, as if it were a socket.
     pub async fn serve_stream<S>(&self, stream: S, peer: Option<SocketAddr>)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         self.serve_guarded(stream, peer, None).await;
-    }
-
-    async fn serve_guarded<S>(&self, mut stream: S, peer: Option<SocketAddr>, guard: Option<ConnectionGuard>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
-        let metrics = &self.shared.metrics;
-        if metrics.connections.get() >= self.shared.config.connections_max || self.shared.is_draining() {
-            self.refuse(&mut stream).await;
-            return;
-        }
-        let _open = OpenConnection::begin(metrics, &self.shared.lifecycle);
-        let (config, lifecycle) = (&self.shared.config, &self.shared.lifecycle);
-        // Who has not said anything yet has no work with us that a stop would have to wait for.
-        let first = lifecycle.unless(Phase::Draining, sniff(&mut stream));
-        match executor::timeout(config.handshake_timeout, first).await {
-            Ok(Some(Ok(Sniffed::Http2(bytes)))) => {
-                let connection = Connection::new(stream, bytes, peer, guard, &self.shared);
-                let wire = connection.wire();
-                let ended = connection.await;
-                if ended == Ended::InOrder
-                    && let Some(mut stream) = wire.into_io()
-                {
-                    let linger = http1::linger(&mut stream, config.stalled_write_timeout);
-                    lifecycle.unless(Phase::Closing, linger).await;
-                }
-            }
-            Ok(Some(Ok(Sniffed::Http1(bytes)))) => {
-                if let Some(handler) = &self.http {
-                    let serving = http1::serve(stream, bytes, peer, Rc::clone(handler), &self.shared);
-                    lifecycle.unless(Phase::Closing, serving).await;
-                }
-            }
-            Ok(Some(Ok(Sniffed::Nothing) | Err(_)) | None) => {}
-            Err(_) => add(&metrics.stalled_total, 1),
-        }
-    }
-
-    /// Tells a connection too many to go away. Best effort: the peer sees the end of the stream in any case.
-    async fn refuse(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
-        let shared = &self.shared;
-        add(&shared.metrics.connections_refused_total, 1);
-        if shared.refusals.get() < REFUSALS_MAX {
-            add(&shared.refusals, 1);
-            let mut goodbye = GO_AWAY.to_vec();
-            goodbye.push(if shared.is_draining() { NO_ERROR } else { ENHANCE_YOUR_CALM });
-            let said = executor::timeout(REFUSAL_TIME, stream.write_all(&goodbye)).await;
-            if matches!(said, Ok(Ok(()))) {
-                http1::linger(stream, REFUSAL_TIME).await;
-            }
-            sub(&shared.refusals, 1);
-        }
     }
 
     /// Stops taking new work; returns at once. New connections are refused. Open ones are told to go away (GOAWAY) and

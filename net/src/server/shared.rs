@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 
 use super::hub::Hub;
 use super::lifecycle::{Lifecycle, Phase};
+use super::refusals::RefusalLog;
 
 /// What the connections of a server share.
 pub(crate) struct CoreShared {
@@ -21,6 +22,8 @@ pub(crate) struct CoreShared {
     pub(crate) memory: Rc<CoreMemory>,
     /// Connections that are being told to go away.
     pub(crate) refusals: Cell<u64>,
+    /// Says why connections are refused.
+    pub(crate) refusal_log: RefusalLog,
     pub(crate) lifecycle: Rc<Lifecycle>,
     pub(crate) hubs: RefCell<Vec<Weak<Hub>>>,
 }

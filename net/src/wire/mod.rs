@@ -4,8 +4,10 @@
 //! h2 owns its end ([`Wire`]) and writes frame by frame; all that lands in one buffer, and the connection's task calls
 //! [`WireHandle::flush`] at the end of its pass. So the answers of many streams leave in one system call.
 
+mod filled;
 mod meter;
 
+pub(crate) use filled::Filled;
 pub(crate) use meter::{Flood, Meter};
 
 use crate::metrics::{NetMetrics, add};
@@ -17,44 +19,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-/// Bytes asked of the socket at once.
-const READ_BYTES: usize = 64 << 10;
 /// Bytes that one pass reads before others get their turn.
 const PASS_READ_BYTES: usize = 256 << 10;
 /// Bytes that wait to be written; beyond them h2 is told to wait.
 const WRITE_BYTES_MAX: usize = 64 << 10;
 /// An empty write buffer larger than this is given back.
 const WRITE_BYTES_KEPT: usize = 16 << 10;
-
-thread_local! {
-    /// Read buffers of this core's connections. A pass empties what it fills, so one or two serve all.
-    static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A buffer of `READ_BYTES` with what is not yet handed on.
-struct Filled {
-    buffer: Box<[u8]>,
-    at: usize,
-    len: usize,
-}
-
-impl Filled {
-    fn empty() -> Filled {
-        let buffer = BUFFERS.with_borrow_mut(Vec::pop);
-        Filled { buffer: buffer.unwrap_or_else(|| vec![0; READ_BYTES].into_boxed_slice()), at: 0, len: 0 }
-    }
-}
-
-impl Drop for Filled {
-    fn drop(&mut self) {
-        let buffer = std::mem::take(&mut self.buffer);
-        BUFFERS.with_borrow_mut(|buffers| {
-            if buffers.len() < 4 {
-                buffers.push(buffer);
-            }
-        });
-    }
-}
 
 struct State<S> {
     io: S,
@@ -75,6 +45,8 @@ struct State<S> {
     has_read: bool,
     out: Vec<u8>,
     out_at: usize,
+    /// `io` took bytes that it may not have passed on: TLS has a buffer of its own.
+    is_unflushed: bool,
     /// Bytes were written since it was last asked.
     has_written: bool,
     meter: Option<Meter>,
@@ -98,30 +70,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
                 return Poll::Pending;
             }
             let mut filled = Filled::empty();
-            let mut buffer = ReadBuf::new(&mut filled.buffer);
-            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+            match filled.poll_fill(&mut self.io, cx) {
                 Poll::Pending => {
                     self.is_dry = true;
                     return Poll::Pending;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(read)) => {
+                    self.pass_left = self.pass_left.saturating_sub(read);
+                    self.has_read = true;
+                    add(&self.metrics.socket_reads_total, 1);
+                    add(&self.metrics.received_bytes_total, read as u64);
+                }
             }
-            filled.len = buffer.filled().len();
-            if filled.len == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            self.pass_left = self.pass_left.saturating_sub(filled.len);
-            self.has_read = true;
-            add(&self.metrics.socket_reads_total, 1);
-            add(&self.metrics.received_bytes_total, filled.len as u64);
             self.filled = Some(filled);
         }
         let mut filled = self.filled.take().expect("filled above if it was empty");
-        let take = (filled.len - filled.at).min(out.remaining());
-        self.hand_on(&filled.buffer[filled.at..filled.at + take], out);
-        filled.at += take;
-        if filled.at < filled.len {
+        let take = filled.rest().len().min(out.remaining());
+        self.hand_on(&filled.rest()[..take], out);
+        filled.advance(take);
+        if !filled.rest().is_empty() {
             self.filled = Some(filled);
         }
         if self.flood.is_some() { Poll::Pending } else { Poll::Ready(Ok(())) }
@@ -139,7 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.is_empty() {
+        if self.out.is_empty() && !self.is_unflushed {
             return Poll::Ready(Ok(()));
         }
         while self.out_at < self.out.len() {
@@ -149,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
             }
             self.out_at += written;
             self.has_written = true;
+            self.is_unflushed = true;
             add(&self.metrics.socket_writes_total, 1);
             add(&self.metrics.sent_bytes_total, written as u64);
         }
@@ -157,7 +127,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> State<S> {
         if self.out.capacity() > WRITE_BYTES_KEPT {
             self.out = Vec::new();
         }
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.is_unflushed = false;
+        self.has_written = true;
+        Poll::Ready(Ok(()))
     }
 
     /// Room for this many bytes, at least one, or pending.
@@ -229,6 +202,7 @@ pub(crate) fn wire<S: AsyncRead + AsyncWrite + Unpin>(
         has_read: false,
         out: Vec::new(),
         out_at: 0,
+        is_unflushed: false,
         has_written: false,
         meter,
         metrics,
@@ -280,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WireHandle<S> {
             has_more: state.has_more,
             is_inside_frame: state.meter.as_ref().is_some_and(Meter::is_inside),
             has_settings: state.meter.as_ref().is_some_and(Meter::has_settings),
-            has_unwritten: state.out_at < state.out.len(),
+            has_unwritten: state.out_at < state.out.len() || state.is_unflushed,
             flood: state.flood,
         }
     }
@@ -351,6 +325,8 @@ mod tests {
     struct Slow {
         may_take: usize,
         taken: usize,
+        /// Taken and kept back, as TLS does.
+        holds: bool,
     }
 
     impl AsyncRead for Slow {
@@ -368,12 +344,28 @@ mod tests {
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
+            if self.holds { Poll::Pending } else { Poll::Ready(Ok(())) }
         }
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
         }
+    }
+
+    #[test]
+    fn what_the_stream_below_holds_is_flushed_again_and_counts_as_unwritten() {
+        let (mut end, handle) =
+            wire(Slow { may_take: 100, holds: true, ..Slow::default() }, Bytes::new(), None, Rc::default());
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut end).poll_write(cx, b"answer").is_ready());
+        for _ in 0..2 {
+            assert!(handle.flush(cx).is_pending());
+            assert!(handle.activity().has_unwritten);
+        }
+        handle.0.borrow_mut().io.holds = false;
+        assert!(handle.flush(cx).is_ready());
+        let activity = handle.activity();
+        assert!(activity.has_written && !activity.has_unwritten);
     }
 
     #[test]

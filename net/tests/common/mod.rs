@@ -304,6 +304,8 @@ fn snapshot(metrics: &NetMetrics) -> Vec<(&'static str, u64)> {
         ("connections_total", metrics.connections_total.get()),
         ("connections", metrics.connections.get()),
         ("connections_refused_total", metrics.connections_refused_total.get()),
+        ("tls_handshakes_total", metrics.tls_handshakes_total.get()),
+        ("tls_refused_total", metrics.tls_refused_total.get()),
         ("streams", metrics.streams.get()),
         ("requests_total", metrics.requests_total.get()),
         ("errors_total", metrics.errors_total.get()),
