@@ -9,6 +9,7 @@ export CXX := ccache c++
 endif
 
 N ?= 200
+SIM_NODES ?= 1
 NODES ?= 1
 CORES ?= 0
 PD_PORT ?= 2379
@@ -38,7 +39,7 @@ check: deps
 ## The simulator: `make sim SEED=42` replays one seed, `make sim N=2000` runs many.
 sim: deps
 	cargo build --release -p basalt-tests --bin sim
-	target/release/sim $(if $(SEED),--seed $(SEED),--count $(N))
+	target/release/sim $(if $(SEED),--seed $(SEED),--count $(N)) --nodes $(SIM_NODES)
 
 ## Measure: Basalt, the bare HTTP/2 echo and bare RocksDB in one run.
 bench: deps

@@ -23,6 +23,8 @@ ALLOWED = {
 OWNERS = {
     "rocksdb": {"shard"},
     "h2": {"net", "perf"},
+    "rustls": {"net"},
+    "x509-cert": {"net"},
     "glommio": {"executor"},
     "tokio": {"executor"},
     "raft": {"raftstore"},

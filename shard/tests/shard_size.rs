@@ -29,7 +29,7 @@ struct Alone;
 
 impl Outlet for Alone {
     fn report(&self, _: RegionReport) {}
-    fn split(&self, _: ShardId, _: RegionId, _: Vec<metapb::Region>, _: u64) {}
+    fn split(&self, _: ShardId, _: bool, _: Vec<metapb::Region>, _: u64) {}
     fn split_due(&self, _: ShardId, _: metapb::Region, _: Vec<Vec<u8>>) {}
     fn failed(&self, shard: ShardId, why: String) {
         panic!("shard {shard}: {why}");

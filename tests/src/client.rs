@@ -97,8 +97,9 @@ impl Client {
         let request =
             pdpb::GetRegionRequest { header: self.header(), region_key: key.to_vec().into(), ..Default::default() };
         let answer = self.pd.get_region(call(ATTEMPT), &request).await?;
-        let (Some(region), Some(leader)) = (answer.region, answer.leader) else {
-            return Err(Status::unavailable("no region or no leader yet"));
+        let (Some(region), Some(leader)) = (answer.region.clone(), answer.leader) else {
+            let region = answer.region.map_or(0, |region| region.id);
+            return Err(Status::unavailable(format!("no leader of region {region} yet")));
         };
         let cached = CachedRegion { region, leader };
         self.remember(cached.clone());

@@ -24,6 +24,23 @@ fn seeds_that_found_bugs_pass() {
     }
 }
 
+/// Three nodes, to which the placement driver gives replicas while they fail, and are cut off from each other.
+#[test]
+fn three_nodes_lose_nothing() {
+    let found = [
+        6,    // nodes that started together each kept a first region
+        1032, // a voter was counted that had no log, and nobody could be elected to send it one
+    ];
+    let (mut regions, mut replicas) = (0, 0);
+    for seed in (20..32).chain(found) {
+        let report = run(seed, Plan { nodes: 3, ..Plan::default() });
+        regions += report.regions;
+        replicas += report.replicas;
+    }
+    println!("{replicas} replicas of {regions} regions");
+    assert!(replicas > 2 * regions, "{replicas} replicas of {regions} regions");
+}
+
 #[test]
 fn a_window_of_seeds_derived_from_the_commit_passes() {
     let commit =

@@ -114,7 +114,7 @@ impl Reader {
             progress: Watched::Own(Progress::new(shared.now.get())),
             shared: Rc::clone(shared),
             owes_end: shape == Shape::Unary,
-            is_session: shape == Shape::Bidi,
+            is_session: matches!(shape, Shape::Bidi | Shape::ClientStream),
             is_over: false,
         }
     }

@@ -5,9 +5,10 @@ use mvcc::Cf;
 use proto::metapb;
 use raftstore::command::{Admin, CfName, Command, Header, WriteOp};
 use raftstore::epoch::{CommandKind, check_epoch};
-use raftstore::eraftpb::Entry;
+use raftstore::eraftpb::{ConfChangeV2, Entry};
 
 use super::error::RegionError;
+use super::membership::changes_of;
 use super::meta::PeerMeta;
 use crate::engine::{WriteBatch, data_range};
 
@@ -20,6 +21,13 @@ pub(crate) enum Outcome {
     Refused(RegionError),
     /// It split the region; all resulting regions in key order, the applying one with its new range among them.
     Split(Vec<metapb::Region>),
+    /// It changed the members.
+    Members {
+        /// What raft does.
+        change: ConfChangeV2,
+        /// The region with its new members.
+        region: metapb::Region,
+    },
 }
 
 /// The effect of one entry: its outcome, and what it wrote.
@@ -54,7 +62,7 @@ pub(crate) fn apply_entry(meta: &mut PeerMeta, entry: &Entry, batch: &mut impl W
             Err(refused) => Applied::nothing(Outcome::Refused(refused)),
             Ok(()) => write_ops(&write.ops, batch, meta),
         },
-        Command::Admin(admin) => apply_admin(meta, &admin),
+        Command::Admin(admin) => apply_admin(meta, *admin),
     }
 }
 
@@ -121,10 +129,17 @@ fn family(name: CfName) -> Cf {
     }
 }
 
-fn apply_admin(meta: &PeerMeta, admin: &Admin) -> Applied {
+fn apply_admin(meta: &PeerMeta, admin: Admin) -> Applied {
     let kind = CommandKind::Admin(admin.request.cmd_type());
     if check_epoch(&admin.header.epoch, &meta.region, kind).is_err() {
         return Applied::nothing(Outcome::Refused(epoch_not_match(meta, vec![(*meta.region).clone()])));
+    }
+    if let (Some(changes), Some(change)) = (changes_of(&admin.request), admin.conf_change) {
+        let next = raftstore::membership::change_peers(&meta.region, &changes);
+        return Applied::nothing(match next {
+            Ok(region) => Outcome::Members { change, region },
+            Err(_) => Outcome::Refused(RegionError::StaleCommand),
+        });
     }
     let split = admin.request.splits.as_ref().map(|splits| raftstore::split::split_region(&meta.region, splits));
     match split {

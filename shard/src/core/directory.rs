@@ -27,6 +27,8 @@ pub struct Placement {
     pub end: Vec<u8>,
     /// Bytes of data, as last estimated.
     pub bytes: u64,
+    /// Members of its group, as last heard. Those of several do not move between shards yet.
+    pub members: usize,
 }
 
 /// A reserved move. The source hands the region over and the target installs it under `move_number`.
@@ -129,11 +131,24 @@ impl Directory {
         }
     }
 
-    /// Notes the size of a region, for balancing.
-    pub fn note_bytes(&mut self, region: RegionId, bytes: u64) {
+    /// Notes the size of a region and how many members it has, for balancing.
+    pub fn note(&mut self, region: RegionId, bytes: u64, members: usize) {
         if let Some(held) = self.regions.get_mut(&region) {
             held.bytes = bytes;
+            held.members = members;
         }
+    }
+
+    /// Regions other than `region` that have keys of `[start, end)`.
+    pub fn overlaps(&self, region: RegionId, start: &[u8], end: &[u8]) -> bool {
+        self.regions.iter().any(|(id, held)| *id != region && base::keys::overlaps(&held.start, &held.end, start, end))
+    }
+
+    /// The shard with the fewest regions, among those that take part in moves.
+    pub fn emptiest(&self) -> Option<ShardId> {
+        let loads = self.loads();
+        let open = loads.iter().filter(|(shard, _)| self.shards.contains(shard));
+        open.min_by_key(|(shard, count)| (**count, **shard)).map(|(shard, _)| *shard)
     }
 
     /// Reserves the move of `region` to `target`. `None` if it is unknown, already there or already moving.
@@ -198,7 +213,9 @@ impl Directory {
         let region = self
             .regions
             .iter()
-            .filter(|(region, placement)| placement.shard == fullest && !self.moving.contains_key(region))
+            .filter(|(region, placement)| {
+                placement.shard == fullest && placement.members <= 1 && !self.moving.contains_key(region)
+            })
             .min_by_key(|(region, placement)| (placement.bytes, **region))
             .map(|(region, _)| *region)?;
         self.reserve(region, emptiest)
@@ -210,7 +227,7 @@ mod tests {
     use super::*;
 
     fn placement(shard: u32, move_number: u64) -> Placement {
-        Placement { shard: ShardId(shard), move_number, version: 1, start: vec![], end: vec![], bytes: 0 }
+        Placement { shard: ShardId(shard), move_number, version: 1, start: vec![], end: vec![], bytes: 0, members: 1 }
     }
 
     fn claim(region: u64, shard: u32, move_number: u64) -> Claim {

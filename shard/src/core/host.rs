@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use base::{ClusterId, CoreId, Instant, RegionId, ShardId, StoreId};
+use base::{ClusterId, CoreId, Instant, PeerId, RegionId, ShardId, StoreId};
 use bytes::Bytes;
 use executor::{Class, MailReceiver, MailSender};
 use futures_channel::oneshot;
-use proto::{metapb, pdpb};
+use proto::rpc::LocalFuture;
+use proto::{metapb, pdpb, raft_serverpb};
 
 use super::error::RegionError;
+use super::lines::Lines;
 use super::mail::{Answered, Control, CoreMail, RegionReport, RemoteRequest, Route, reply};
-use super::shard::{Outlet, Shard};
+use super::shard::{Input, Outlet, Shard};
 use crate::engine::Engine;
 
 /// Letters that a core takes at most before it looks at its other tasks.
@@ -57,6 +59,7 @@ pub struct CoreHost<E: Engine> {
     routes: RefCell<BTreeMap<RegionId, ShardId>>,
     waiting: RefCell<BTreeMap<u64, oneshot::Sender<Answered>>>,
     next_token: Cell<u64>,
+    next_name: Cell<u64>,
 }
 
 impl<E: Engine> CoreHost<E> {
@@ -69,7 +72,30 @@ impl<E: Engine> CoreHost<E> {
             routes: RefCell::default(),
             waiting: RefCell::default(),
             next_token: Cell::new(0),
+            next_name: Cell::new(0),
         })
+    }
+
+    /// A name for a file that no other one of this core had since its start.
+    pub(crate) fn next_name(&self) -> String {
+        self.next_name.set(self.next_name.get() + 1);
+        format!("{}-{}", self.core, self.next_name.get())
+    }
+
+    /// Takes a raft message to its peer, or to core 0 if no peer of its region is known. Messages may be lost: those
+    /// for a core that has no room for them are.
+    pub fn deliver(&self, letter: Box<raft_serverpb::RaftMessage>) {
+        let region = RegionId(letter.region_id);
+        match self.local(region) {
+            Ok(shard) => shard.push(Input::Raft(letter)),
+            Err(_) => {
+                let core = self.route(region);
+                if core != self.core {
+                    let mail = CoreMail::Control(Box::new(Control::Raft(letter)));
+                    drop(self.node.mail[usize::from(core.0)].try_send(mail));
+                }
+            }
+        }
     }
 
     /// The core that hosts `shard`.
@@ -231,6 +257,8 @@ pub struct CoreOutlet<E: Engine> {
     pub host: Weak<CoreHost<E>>,
     /// Called when a shard cannot go on.
     pub on_failure: Rc<dyn Fn(ShardId, String)>,
+    /// The ways to other stores.
+    pub lines: Lines,
 }
 
 impl<E: Engine> Outlet for CoreOutlet<E> {
@@ -240,11 +268,11 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
         }
     }
 
-    fn split(&self, shard: ShardId, parent: RegionId, regions: Vec<metapb::Region>, bytes: u64) {
+    fn split(&self, shard: ShardId, leads: bool, regions: Vec<metapb::Region>, bytes: u64) {
         let Some(host) = self.host.upgrade() else { return };
         let routes: Vec<Route> = regions.iter().map(|region| (RegionId(region.id), Some(shard))).collect();
         host.update_routes(&routes);
-        host.control(CoreId(0), Control::SplitDone { shard, parent, regions, bytes });
+        host.control(CoreId(0), Control::SplitDone { shard, leads, regions, bytes });
     }
 
     fn split_due(&self, shard: ShardId, region: metapb::Region, keys: Vec<Vec<u8>>) {
@@ -259,6 +287,21 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
 
     fn failed(&self, shard: ShardId, why: String) {
         (self.on_failure)(shard, why);
+    }
+
+    fn send_raft(&self, to: StoreId, letter: raft_serverpb::RaftMessage) {
+        self.lines.send(to, letter);
+    }
+
+    fn channel(&self, store: StoreId) -> LocalFuture<Option<net::Channel>> {
+        self.lines.channel(store)
+    }
+
+    fn ended(&self, _shard: ShardId, region: RegionId, peer: PeerId) {
+        if let Some(host) = self.host.upgrade() {
+            host.update_routes(&[(region, None)]);
+            host.control(CoreId(0), Control::Ended { region, peer });
+        }
     }
 }
 

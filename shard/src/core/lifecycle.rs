@@ -29,6 +29,7 @@ use prost::Message as _;
 use raftstore::LogPosition;
 
 use super::error::RegionError;
+use super::lease::quiet_ticks;
 use super::meta::{INITIAL_INDEX, PeerMeta, erase_range};
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
@@ -132,6 +133,7 @@ impl<E: Engine> Shard<E> {
     fn sleeping_peer(&self, meta: PeerMeta, state: HardState) -> Result<PeerState, ShardFailure> {
         let mut init = raftstore::PeerInit::first((*meta.region).clone(), meta.peer);
         init.seed = self.seed;
+        init.quiet_ticks = quiet_ticks(&self.config);
         init.hard_state.term = state.term;
         init.hard_state.vote = state.vote;
         init.hard_state.commit = meta.applied_index;
@@ -200,6 +202,7 @@ impl<E: Engine> Shard<E> {
         put_event(&mut batch, event);
         self.carry_out_event(end_event(event, LifecycleKind::Destroyed, &meta), batch, log).await?;
         self.tombstones.borrow_mut().insert(region, meta.peer_id());
+        self.outlet.ended(self.id, region, meta.peer_id());
         // Whoever asked may be gone.
         let _ = reply.send(Ok(()));
         Ok(())
@@ -324,8 +327,12 @@ pub(crate) fn ingest_files<E: Engine>(
     // Ingest is durable ahead of what is only in memory.
     engine.flush().map_err(|error| error.to_string())?;
     engine.write(batch, WriteMode::Helper).map_err(|error: WriteError<E::Batch>| error.to_string())?;
-    for (cf, name) in Cf::DATA.into_iter().zip(files).filter(|(_, name)| !name.is_empty()) {
-        engine.ingest(cf, &[folder.join(name)]).map_err(|error| error.to_string())?;
+    for cf in Cf::DATA {
+        let is_of = |name: &&String| Path::new(name).extension().is_some_and(|family| family == cf.name());
+        let tables: Vec<_> = files.iter().filter(is_of).map(|name| folder.join(name)).collect();
+        if !tables.is_empty() {
+            engine.ingest(cf, &tables).map_err(|error| error.to_string())?;
+        }
     }
     Ok(())
 }

@@ -1,15 +1,15 @@
 //! What cores of a node say to each other.
 
-use base::{CoreId, RegionId, ShardId};
+use base::{CoreId, PeerId, RegionId, ShardId, StoreId};
 use bytes::Bytes;
 use executor::{MailReceiver, MailSender};
 use mvcc::Cf;
-use proto::{metapb, pdpb};
+use proto::{metapb, pdpb, raft_serverpb};
 
 use super::directory::MoveTicket;
 use super::error::RegionError;
-use super::orders::SplitOrder;
-use super::records::HomeRecord;
+use super::orders::Order;
+use super::records::{ApplyingRecord, HomeRecord};
 
 /// One letter in a core's mailbox.
 pub enum CoreMail {
@@ -76,8 +76,8 @@ pub enum Control {
     SplitDone {
         /// Where.
         shard: ShardId,
-        /// The parent.
-        parent: RegionId,
+        /// Whether the parent leads here.
+        leads: bool,
         /// All resulting regions in key order.
         regions: Vec<metapb::Region>,
         /// Estimated bytes of each.
@@ -140,8 +140,75 @@ pub enum Control {
     },
     /// To every core: report all leaders to core 0.
     Report,
-    /// To the core of a region: PD asks for its split.
-    SplitOrder(SplitOrder),
+    /// To the core of a region: PD wants something of it.
+    Order(Order),
+    /// To the core of a region, or to core 0 if it is not here: a raft message.
+    Raft(Box<raft_serverpb::RaftMessage>),
+    /// To core 0: where is that store?
+    StoreAddress {
+        /// Which.
+        store: StoreId,
+        /// Its address, or why it is unknown.
+        reply: Reply<Result<String, String>>,
+    },
+    /// To core 0: a snapshot of `region` comes in for its peer of this id; which shard is to take it?
+    Reserve {
+        /// As the snapshot has it.
+        region: metapb::Region,
+        /// Our peer.
+        peer: PeerId,
+        /// The shard, or why it must not come.
+        reply: Reply<Result<ShardId, String>>,
+    },
+    /// To the core of a shard: part of a snapshot, engine keys that ascend.
+    SnapshotTable {
+        /// Where.
+        shard: ShardId,
+        /// Of which family.
+        cf: Cf,
+        /// The name that the file gets.
+        name: String,
+        /// Key, value.
+        entries: Vec<(Bytes, Bytes)>,
+        /// Done: the file is durable.
+        reply: Reply<Result<(), String>>,
+    },
+    /// To the core of a shard: all of a snapshot is there.
+    SnapshotInstall {
+        /// Where.
+        shard: ShardId,
+        /// The peer and its files.
+        record: Box<ApplyingRecord>,
+        /// Who sent it.
+        leader: metapb::Peer,
+        /// In which term.
+        term: u64,
+        /// Done: the peer serves.
+        reply: Reply<Result<(), String>>,
+    },
+    /// To the core of a shard: nothing comes of a snapshot.
+    SnapshotDrop {
+        /// Where.
+        shard: ShardId,
+        /// Its files so far.
+        files: Vec<String>,
+    },
+    /// To core 0: a peer came with a snapshot.
+    Born {
+        /// Where it lives.
+        shard: ShardId,
+        /// Its region.
+        region: metapb::Region,
+        /// Estimated bytes.
+        bytes: u64,
+    },
+    /// To core 0: a peer ended, durably.
+    Ended {
+        /// Its region.
+        region: RegionId,
+        /// Which.
+        peer: PeerId,
+    },
     /// To every core: your counters as lines of the Prometheus text format.
     Metrics {
         /// The lines.
@@ -165,6 +232,10 @@ pub struct RegionReport {
     pub leader: metapb::Peer,
     /// Raft's term.
     pub term: u64,
+    /// Followers that have nothing yet.
+    pub pending: Vec<metapb::Peer>,
+    /// Followers that were not heard of for long, with the seconds since.
+    pub down: Vec<(metapb::Peer, u64)>,
     /// Estimated size; 1 stands for known empty.
     pub approximate_bytes: u64,
     /// Estimated keys.

@@ -5,8 +5,11 @@ mod config;
 pub mod directory;
 mod error;
 mod host;
+mod lease;
 mod lifecycle;
+mod lines;
 mod mail;
+mod membership;
 mod meta;
 pub mod moves;
 pub mod orders;
@@ -14,13 +17,16 @@ mod peer;
 mod planted;
 pub mod records;
 mod recovery;
+mod replication;
 mod shard;
+pub mod snapshots;
 mod split;
 mod turn;
 
 pub use config::ShardConfig;
 pub use error::RegionError;
 pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};
+pub use lines::Lines;
 pub use mail::{
     Answer, Answered, Control, CoreMail, MoveError, RegionDescription, RegionReport, RemoteRequest, Reply, Route,
     ShardDescription, reply,
@@ -29,6 +35,7 @@ pub(crate) use peer::check_store;
 pub use peer::{Done, hex};
 pub use planted::PlantedFault;
 pub use recovery::{DamageReport, DamagedRegion, OpenError, Opened, examine, open};
+pub use replication::answer_absent;
 pub use shard::{Outlet, RegionRead, Shard, ShardMetrics};
 pub use split::{Measured, cuts_inside};
 pub use turn::ShardFailure;

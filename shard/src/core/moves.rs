@@ -108,7 +108,7 @@ async fn ask<E: Engine>(
 }
 
 /// Reads about [`PIECE_BYTES`] from `at` on; answers with the key to go on from, if there is more.
-fn read_piece<E: Engine>(
+pub(crate) fn read_piece<E: Engine>(
     snapshot: &E::Snapshot,
     cf: Cf,
     at: &[u8],

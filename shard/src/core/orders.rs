@@ -6,10 +6,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use base::RegionId;
+use base::{PeerId, RegionId};
 use bytes::Bytes;
 use executor::Class;
-use proto::{metapb, pdpb};
+use proto::{metapb, pdpb, raft_cmdpb};
 
 use super::apply::epoch_not_match;
 use super::error::RegionError;
@@ -17,6 +17,29 @@ use super::host::{CoreHost, SplitError, split_at};
 use super::shard::Shard;
 use super::split::{cuts_inside, middle};
 use crate::engine::Engine;
+
+/// What the placement driver can ask of a region.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// Split it.
+    Split(SplitOrder),
+    /// Change its members.
+    Peers {
+        /// Which.
+        region: RegionId,
+        /// The epoch that the placement driver knew; with other members the order is void.
+        epoch: metapb::RegionEpoch,
+        /// One is a simple change, several go through a joint configuration, none leaves it.
+        changes: Vec<raft_cmdpb::ChangePeerRequest>,
+    },
+    /// Hand its leadership over.
+    Transfer {
+        /// Which.
+        region: RegionId,
+        /// To this peer.
+        to: PeerId,
+    },
+}
 
 /// An order to split a region.
 #[derive(Clone, Debug)]
@@ -53,13 +76,31 @@ pub enum OrderError {
 }
 
 /// Carries an order out in the background.
-pub fn begin<E: Engine>(host: &Rc<CoreHost<E>>, order: SplitOrder) {
+pub fn begin<E: Engine>(host: &Rc<CoreHost<E>>, order: Order) {
     let host = host.clone();
     executor::spawn_local(Class::Background, async move {
-        let region = order.region;
-        match split(&host, order).await {
-            Ok(regions) => tracing::debug!(%region, into = regions.len(), "region was split as ordered"),
-            Err(error) => tracing::debug!(%region, %error, "region was not split as ordered"),
+        match order {
+            Order::Split(order) => {
+                let region = order.region;
+                match split(&host, order).await {
+                    Ok(regions) => tracing::debug!(%region, into = regions.len(), "region was split as ordered"),
+                    Err(error) => tracing::debug!(%region, %error, "region was not split as ordered"),
+                }
+            }
+            Order::Peers { region, epoch, changes } => {
+                let result = match host.local(region) {
+                    Ok(shard) => shard.change_peers(region, &epoch, changes).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = result {
+                    tracing::debug!(%region, %error, "members were not changed as ordered");
+                }
+            }
+            Order::Transfer { region, to } => {
+                if let Ok(shard) = host.local(region) {
+                    shard.transfer(region, to);
+                }
+            }
         }
     });
 }

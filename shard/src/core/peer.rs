@@ -8,8 +8,13 @@ use proto::{kvrpcpb, metapb};
 
 use super::apply::epoch_not_match;
 use super::error::RegionError;
+use super::lease::Lease;
 use super::mail::{RegionDescription, RegionReport};
 use super::meta::PeerMeta;
+use super::replication::Contacts;
+
+/// A follower is reported as down after so long without a word (`raftstore.max-peer-down-duration`).
+const PEER_DOWN_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// What a peer may do at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +77,12 @@ pub(crate) struct PeerState {
     /// Bytes and keys written since the size was measured.
     pub(crate) unmeasured: (u64, u64),
     pub(crate) measuring: bool,
+    pub(crate) contacts: Contacts,
+    pub(crate) lease: Lease,
+    /// Followers that get a snapshot, and until when no other one is begun.
+    pub(crate) snapshots: BTreeMap<u64, Instant>,
+    /// A committed entry removes this peer: it applies nothing more, and ends.
+    pub(crate) leaving: bool,
     /// What the last split here made of the region, this peer's part left out: for clients with the epoch of before.
     split_off: Vec<metapb::Region>,
 }
@@ -95,6 +106,10 @@ impl PeerState {
             traffic: Traffic::begin(),
             unmeasured: (0, 0),
             measuring: false,
+            contacts: Contacts::default(),
+            lease: Lease::default(),
+            snapshots: BTreeMap::new(),
+            leaving: false,
             split_off: Vec::new(),
         }
     }
@@ -166,6 +181,8 @@ impl PeerState {
             region: (*self.meta.region).clone(),
             leader: self.meta.peer,
             term: self.term,
+            pending: self.pending_peers(),
+            down: self.down_peers(),
             approximate_bytes: self.meta.approximate_bytes.max(1),
             approximate_keys: self.meta.approximate_keys,
             bytes_written: traffic.bytes_written,
@@ -174,6 +191,24 @@ impl PeerState {
             keys_read: traffic.keys_read,
             counted_since: traffic.since,
         }
+    }
+
+    /// Followers that have nothing yet.
+    fn pending_peers(&self) -> Vec<metapb::Peer> {
+        let behind: Vec<u64> =
+            self.raft.followers().into_iter().filter(|(_, matched)| *matched == 0).map(|(peer, _)| peer.0).collect();
+        self.meta.region.peers.iter().filter(|peer| behind.contains(&peer.id)).copied().collect()
+    }
+
+    /// Followers that were not heard of for long, with the seconds since.
+    fn down_peers(&mut self) -> Vec<(metapb::Peer, u64)> {
+        let now = executor::now();
+        let others = self.meta.region.peers.iter().filter(|peer| peer.id != self.meta.peer.id);
+        let silent = others.map(|peer| (*peer, now.since(self.contacts.heard_or(peer.id, now))));
+        silent
+            .filter(|(_, silence)| *silence > PEER_DOWN_AFTER)
+            .map(|(peer, silence)| (peer, silence.as_secs()))
+            .collect()
     }
 
     pub(crate) fn describe(&self) -> RegionDescription {
@@ -194,6 +229,7 @@ impl PeerState {
 
     /// Everybody who waits is told `error`.
     pub(crate) fn fail_waiters(&mut self, error: &RegionError) {
+        self.lease.end(error);
         for waiter in std::mem::take(&mut self.waiting).into_values() {
             waiter.answer(Err(error.clone()));
         }

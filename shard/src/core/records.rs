@@ -81,7 +81,7 @@ pub struct ApplyingRecord {
     /// What the peer is once the files are in.
     #[prost(message, optional, tag = "1")]
     pub home: Option<HomeRecord>,
-    /// File names below the shard's `snap` folder: default, lock, write; an empty name is an empty family.
+    /// File names below the shard's `snap` folder, whose extensions name their families; in key order within a family.
     #[prost(string, repeated, tag = "2")]
     pub files: Vec<String>,
 }

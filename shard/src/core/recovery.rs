@@ -23,7 +23,9 @@ use raftstore::{InitError, LogPosition, PeerInit};
 use super::apply::{Outcome, apply_entry, apply_split, is_split};
 use super::config::ShardConfig;
 use super::directory::{Claim, Placement};
+use super::lease::quiet_ticks;
 use super::lifecycle::{end_event, home_meta, ingest_files, put_event, range_of};
+use super::membership::{apply_members, removes_own};
 use super::meta::PeerMeta;
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
@@ -187,11 +189,13 @@ impl Recovering {
         Recovering { meta, entries, hard_state, damaged }
     }
 
-    /// `index`, or the one before the first split up to it. A split whose record is not in the log is not replayed:
-    /// raft commits it again, and the turn writes its record before the children exist anywhere.
-    fn before_split(&self, index: u64) -> u64 {
-        let split = self.entries.iter().take_while(|entry| entry.index <= index).find(|entry| is_split(entry));
-        split.map_or(index, |entry| entry.index - 1)
+    /// `index`, or the one before the first entry up to it that is an event of its own: a split whose record is not in
+    /// the log, or the removal of this very peer. Those are not replayed: raft commits them again, and the turn writes
+    /// the record first.
+    fn before_event(&self, index: u64) -> u64 {
+        let is_event = |entry: &&Entry| is_split(entry) || removes_own(&self.meta, entry);
+        let event = self.entries.iter().take_while(|entry| entry.index <= index).find(is_event);
+        event.map_or(index, |entry| entry.index - 1)
     }
 }
 
@@ -266,6 +270,7 @@ pub async fn open<E: Engine>(
         outlet,
         last_event: Cell::new(last_event.max(last_logged)),
         is_damaged: damage.is_some(),
+        sending: Cell::new(0),
         closing: Cell::new(false),
         finished: Cell::new(false),
         seed,
@@ -372,6 +377,7 @@ fn claim(shard: ShardId, meta: &PeerMeta) -> Claim {
             start: meta.region.start_key.to_vec(),
             end: meta.region.end_key.to_vec(),
             bytes: meta.approximate_bytes,
+            members: meta.region.peers.len(),
         },
     }
 }
@@ -386,6 +392,7 @@ fn revive(recovering: Recovering, config: &ShardConfig, seed: u64) -> Result<Pee
         truncated: applied,
         applied,
         entries: entries.into(),
+        quiet_ticks: quiet_ticks(config),
         ..PeerInit::first((*meta.region).clone(), meta.peer)
     };
     if damaged {
@@ -398,7 +405,7 @@ fn revive(recovering: Recovering, config: &ShardConfig, seed: u64) -> Result<Pee
 }
 
 /// The entries of a log record, as raft takes them.
-fn decode_entries(logged: Vec<LogEntry>) -> impl Iterator<Item = Entry> {
+pub(crate) fn decode_entries(logged: Vec<LogEntry>) -> impl Iterator<Item = Entry> {
     logged.into_iter().map(|entry| Entry::decode(entry.data).expect("a record whose checksum is right holds an entry"))
 }
 
@@ -473,7 +480,7 @@ impl<E: Engine> Replay<'_, E> {
         }
         let regions: Vec<RegionId> = self.peers.keys().copied().collect();
         for region in regions {
-            let committed = self.peers.get(&region).map_or(0, |peer| peer.before_split(peer.hard_state.commit));
+            let committed = self.peers.get(&region).map_or(0, |peer| peer.before_event(peer.hard_state.commit));
             self.replay_through(region, committed, 0).await?;
         }
         self.write().await
@@ -599,11 +606,13 @@ impl<E: Engine> Replay<'_, E> {
             meta.approximate_bytes += effect.bytes;
             meta.approximate_keys += effect.keys;
             self.replayed += 1;
-            if let Outcome::Split(regions) = effect.outcome {
-                let children = apply_split(meta, regions, self.store, &mut self.batch);
-                self.bear(children, event);
-            } else {
-                meta.put_applied(&mut self.batch);
+            match effect.outcome {
+                Outcome::Split(regions) => {
+                    let children = apply_split(meta, regions, self.store, &mut self.batch);
+                    self.bear(children, event);
+                }
+                Outcome::Members { region, .. } => apply_members(meta, region, &mut self.batch),
+                Outcome::Done | Outcome::Refused(_) => meta.put_applied(&mut self.batch),
             }
             if self.batch.data_bytes() > 1 << 20 {
                 self.write().await?;

@@ -19,11 +19,14 @@ use base::{Instant, PeerId, RegionId, ShardId, StoreId};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use mvcc::Modify;
-use proto::{kvrpcpb, metapb, raft_cmdpb};
+use proto::rpc::LocalFuture;
+use proto::{kvrpcpb, metapb, raft_cmdpb, raft_serverpb};
 use raftstore::command;
+use raftstore::eraftpb::ConfChangeV2;
 
 use super::config::ShardConfig;
 use super::error::RegionError;
+use super::lease::ReadReply;
 use super::lifecycle::EventReply;
 use super::mail::{RegionReport, ShardDescription};
 use super::peer::{Done, PeerState, Phase, Waiter, check_store};
@@ -31,18 +34,26 @@ use super::records::{ApplyingRecord, HomeRecord};
 use super::split::Measured;
 use super::turn::FlushMark;
 use crate::engine::Engine;
-use crate::log::HardState;
+use crate::log::{HardState, LogEntry};
 
 /// What a shard tells its core.
 pub trait Outlet {
     /// A leader reports its region.
     fn report(&self, report: RegionReport);
-    /// A split was applied; all resulting regions in key order.
-    fn split(&self, shard: ShardId, parent: RegionId, regions: Vec<metapb::Region>, bytes: u64);
+    /// A split was applied; all resulting regions in key order. `leads`: here is the leader, who tells PD.
+    fn split(&self, shard: ShardId, leads: bool, regions: Vec<metapb::Region>, bytes: u64);
     /// `region` is too large: it should be split at `keys`.
     fn split_due(&self, shard: ShardId, region: metapb::Region, keys: Vec<Vec<u8>>);
     /// The shard cannot go on; the process must end without acknowledging anything more.
     fn failed(&self, shard: ShardId, why: String);
+    /// A raft message leaves for another store. It may be lost on its way.
+    fn send_raft(&self, _to: StoreId, _letter: raft_serverpb::RaftMessage) {}
+    /// The way to another store, for a snapshot; nothing if the store is unknown.
+    fn channel(&self, _store: StoreId) -> LocalFuture<Option<net::Channel>> {
+        Box::pin(std::future::ready(None))
+    }
+    /// A peer ended, durably.
+    fn ended(&self, _shard: ShardId, _region: RegionId, _peer: PeerId) {}
 }
 
 /// A region's data at one moment, for a read.
@@ -76,6 +87,14 @@ pub struct ShardMetrics {
     pub moves_in_total: Cell<u64>,
     /// Regions whose data came as files.
     pub ingests_total: Cell<u64>,
+    /// Raft messages that were sent.
+    pub raft_sent_total: Cell<u64>,
+    /// Raft messages that came in for a peer that is here.
+    pub raft_received_total: Cell<u64>,
+    /// Times that a leader without a lease asked its quorum.
+    pub read_index_total: Cell<u64>,
+    /// Snapshots that were begun.
+    pub snapshots_sent_total: Cell<u64>,
     /// Bytes of log on disk.
     pub log_bytes: Cell<u64>,
     /// Bytes of log that a restart would replay.
@@ -92,23 +111,100 @@ pub(crate) fn add(cell: &Cell<u64>, by: u64) {
 pub(crate) enum Body {
     Write(Bytes),
     Admin(Bytes),
+    ConfChange(ConfChangeV2),
+}
+
+impl Body {
+    /// What it counts for while it waits.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Body::Write(data) | Body::Admin(data) => data.len(),
+            Body::ConfChange(change) => change.context.len(),
+        }
+    }
 }
 
 pub(crate) enum Input {
-    Propose { region: RegionId, body: Body, reply: oneshot::Sender<Result<Done, RegionError>> },
+    Propose {
+        region: RegionId,
+        body: Body,
+        reply: oneshot::Sender<Result<Done, RegionError>>,
+    },
     Tick,
+    /// A peer that is alone in its group leads it.
     Campaign(RegionId),
-    Freeze { region: RegionId, reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>> },
+    /// A region was split off one that leads here: its peer is to lead as well.
+    Lead(RegionId),
+    Raft(Box<raft_serverpb::RaftMessage>),
+    Fetched {
+        region: RegionId,
+        low: u64,
+        entries: Option<Vec<LogEntry>>,
+    },
+    SnapshotSent {
+        region: RegionId,
+        to: PeerId,
+    },
+    Read {
+        region: RegionId,
+        reply: ReadReply,
+    },
+    Transfer {
+        region: RegionId,
+        to: PeerId,
+    },
+    /// Letters to a peer on another store got lost.
+    Unreachable {
+        region: RegionId,
+        peer: PeerId,
+    },
+    /// The peer is no member any more.
+    Leave {
+        region: RegionId,
+        peer: PeerId,
+    },
+    Freeze {
+        region: RegionId,
+        reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>>,
+    },
     Unfreeze(RegionId),
-    Create { region: Box<metapb::Region>, reply: oneshot::Sender<Result<(), RegionError>> },
-    Install { home: Box<HomeRecord>, reply: oneshot::Sender<Result<(), RegionError>> },
-    End { region: RegionId, reply: oneshot::Sender<Result<(), RegionError>> },
-    Destroy { region: RegionId, peer: PeerId, reply: EventReply },
-    Ingest { record: Box<ApplyingRecord>, reply: EventReply },
-    Measured { region: RegionId, version: u64, result: Result<Measured, String> },
-    Flushed { applied: Vec<FlushMark>, last_event: u64, result: Result<(), String> },
-    Flush { reply: oneshot::Sender<()> },
-    Close { reply: oneshot::Sender<()> },
+    Create {
+        region: Box<metapb::Region>,
+        reply: oneshot::Sender<Result<(), RegionError>>,
+    },
+    Install {
+        home: Box<HomeRecord>,
+        reply: oneshot::Sender<Result<(), RegionError>>,
+    },
+    End {
+        region: RegionId,
+        reply: oneshot::Sender<Result<(), RegionError>>,
+    },
+    Destroy {
+        region: RegionId,
+        peer: PeerId,
+        reply: EventReply,
+    },
+    Ingest {
+        record: Box<ApplyingRecord>,
+        reply: EventReply,
+    },
+    Measured {
+        region: RegionId,
+        version: u64,
+        result: Result<Measured, String>,
+    },
+    Flushed {
+        applied: Vec<FlushMark>,
+        last_event: u64,
+        result: Result<(), String>,
+    },
+    Flush {
+        reply: oneshot::Sender<()>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// One RocksDB, one raft log, and the peers in them. See the module's text.
@@ -135,6 +231,8 @@ pub struct Shard<E: Engine> {
     pub(crate) last_event: Cell<u64>,
     /// Its log lost durable records and takes no more.
     pub(crate) is_damaged: bool,
+    /// Snapshots that are being sent.
+    pub(crate) sending: Cell<usize>,
     pub(crate) closing: Cell<bool>,
     /// True after the last turn.
     pub(crate) finished: Cell<bool>,
@@ -270,7 +368,7 @@ impl<E: Engine> Shard<E> {
         Ok(self.propose(region, Body::Write(data)))
     }
 
-    fn check_writable(&self, peer: &PeerState) -> Result<(), RegionError> {
+    pub(crate) fn check_writable(&self, peer: &PeerState) -> Result<(), RegionError> {
         if self.closing.get() {
             return Err(RegionError::Closing);
         }
@@ -280,10 +378,9 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    fn propose(&self, region: RegionId, body: Body) -> oneshot::Receiver<Result<Done, RegionError>> {
+    pub(crate) fn propose(&self, region: RegionId, body: Body) -> oneshot::Receiver<Result<Done, RegionError>> {
         let (reply, answer) = oneshot::channel();
-        let (Body::Write(data) | Body::Admin(data)) = &body;
-        self.inbox_bytes.set(self.inbox_bytes.get() + data.len());
+        self.inbox_bytes.set(self.inbox_bytes.get() + body.len());
         self.push(Input::Propose { region, body, reply });
         answer
     }
@@ -383,6 +480,11 @@ impl<E: Engine> Shard<E> {
         Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
     }
 
+    /// Messages to `peer` of `region` were lost.
+    pub fn unreachable(&self, region: RegionId, peer: PeerId) {
+        self.push(Input::Unreachable { region, peer });
+    }
+
     /// Whether a peer here has others in its group. Raft counts ticks for their sake.
     pub(crate) fn needs_ticks(&self) -> bool {
         self.peers.borrow().values().any(|peer| peer.meta.region.peers.len() > 1)
@@ -437,7 +539,7 @@ impl<E: Engine> Shard<E> {
     }
 }
 
-fn header(peer: &PeerState) -> command::Header {
+pub(crate) fn header(peer: &PeerState) -> command::Header {
     command::Header {
         region_id: peer.meta.region.id,
         peer_id: peer.meta.peer.id,

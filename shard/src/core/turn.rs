@@ -3,20 +3,23 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use base::{Instant, RegionId};
+use base::{Instant, PeerId, RegionId, StoreId};
 use executor::Class;
 use futures_channel::oneshot;
 use futures_util::FutureExt as _;
+use proto::raft_serverpb::RaftMessage;
 use raftstore::eraftpb::Entry;
 use raftstore::{Committed, Effect, Input as RaftInput, RejectReason};
 
 use super::apply::{Outcome, apply_entry, apply_split};
 use super::error::RegionError;
 use super::lifecycle::{EventReply, first_state, home_record, lifecycle, put_event, region_of, start_effect};
+use super::membership::{apply_members, removes_own};
 use super::meta::PeerMeta;
 use super::peer::{Done, PeerState, Phase, Waiter};
 use super::planted::PlantedFault;
 use super::records::{ApplyingRecord, HomeRecord, SplitRecord};
+use super::replication::Fetch;
 use super::shard::{Body, Input, Shard, add};
 use super::split::{Measured, measure};
 use crate::engine::{Engine, WriteBatch as _, WriteError, WriteMode};
@@ -71,7 +74,7 @@ impl AfterFlush {
 /// The turn's own state: it outlives one iteration, and nobody else sees it.
 #[derive(Default)]
 pub(crate) struct Turn {
-    dirty: BTreeSet<RegionId>,
+    pub(crate) dirty: BTreeSet<RegionId>,
     persisted: Vec<(RegionId, u64)>,
     committed: Vec<(RegionId, Vec<Committed>)>,
     freezing: Vec<Freezing>,
@@ -80,10 +83,16 @@ pub(crate) struct Turn {
     after_running_flush: Vec<AfterFlush>,
     close_waiters: Vec<oneshot::Sender<()>>,
     flushing: bool,
-    next_proposal: u64,
+    pub(crate) next_proposal: u64,
     oldest_unflushed: Option<Instant>,
     /// Records for the next log write.
     records: Vec<Record>,
+    /// Messages that promise what the next log write makes durable.
+    pub(crate) after_log: Vec<(StoreId, RaftMessage)>,
+    /// What followers need from the log.
+    pub(crate) fetches: Vec<Fetch>,
+    /// Followers that need a snapshot.
+    pub(crate) snapshots: Vec<(RegionId, PeerId)>,
     log_written: Instant,
 }
 
@@ -97,6 +106,7 @@ impl Turn {
 impl<E: Engine> Shard<E> {
     /// Runs the shard until it is closed or fails. The log comes from recovery, as do the peers.
     pub(crate) async fn run(self: Rc<Self>, log: RaftLog) {
+        let log = Rc::new(log);
         let mut turn = Turn {
             // What recovery replayed is in memory only.
             oldest_unflushed: (log.unflushed_bytes() > 0).then(executor::now),
@@ -122,7 +132,7 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    async fn run_turns(self: &Rc<Self>, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+    async fn run_turns(self: &Rc<Self>, turn: &mut Turn, log: &Rc<RaftLog>) -> Result<(), ShardFailure> {
         loop {
             self.wait(log).await?;
             let inputs: Vec<Input> = {
@@ -137,6 +147,8 @@ impl<E: Engine> Shard<E> {
                 self.step(input, turn, log).await?;
             }
             self.settle(turn, log).await?;
+            self.fetch(turn, log);
+            self.begin_snapshots(turn);
             self.hand_over(turn);
             self.maintain(turn, log).await?;
             if self.closing.get() && !turn.close_waiters.is_empty() && self.inbox.borrow().is_empty() {
@@ -169,7 +181,15 @@ impl<E: Engine> Shard<E> {
                         return Ok(());
                     }
                     Input::Flush { reply } => reply.send(()).is_ok(),
+                    Input::Read { region, reply } => reply.send(Err(RegionError::Damaged(region))).is_ok(),
                     Input::Tick
+                    | Input::Lead(_)
+                    | Input::Raft(_)
+                    | Input::Fetched { .. }
+                    | Input::SnapshotSent { .. }
+                    | Input::Transfer { .. }
+                    | Input::Unreachable { .. }
+                    | Input::Leave { .. }
                     | Input::Campaign(_)
                     | Input::Unfreeze(_)
                     | Input::Measured { .. }
@@ -203,7 +223,19 @@ impl<E: Engine> Shard<E> {
         match input {
             Input::Propose { region, body, reply } => self.step_propose(region, body, reply, turn),
             Input::Tick => self.step_tick(turn),
-            Input::Campaign(region) => self.step_campaign(region, turn),
+            Input::Campaign(region) => self.step_campaign(region, false, turn),
+            Input::Lead(region) => self.step_campaign(region, true, turn),
+            Input::Raft(letter) => self.step_raft(&letter, turn),
+            Input::Fetched { region, low, entries } => self.step_fetched(region, low, entries, turn),
+            Input::SnapshotSent { region, to } => self.step_snapshot_sent(region, to),
+            Input::Read { region, reply } => self.step_read(region, reply, turn),
+            Input::Transfer { region, to } => self.step_transfer(region, to, turn),
+            Input::Unreachable { region, peer } => {
+                if let Some(held) = self.peers.borrow_mut().get_mut(&region) {
+                    held.raft.handle(RaftInput::Unreachable { peer });
+                }
+            }
+            Input::Leave { region, peer } => self.step_destroy(region, peer, oneshot::channel().0, turn),
             Input::Freeze { region, reply } => self.step_freeze(region, reply, turn),
             Input::Unfreeze(region) => {
                 if let Some(peer) = self.peers.borrow_mut().get_mut(&region).filter(|peer| peer.phase == Phase::Frozen)
@@ -250,8 +282,7 @@ impl<E: Engine> Shard<E> {
         reply: oneshot::Sender<Result<Done, RegionError>>,
         turn: &mut Turn,
     ) {
-        let (Body::Write(data) | Body::Admin(data)) = body;
-        self.inbox_bytes.set(self.inbox_bytes.get().saturating_sub(data.len()));
+        self.inbox_bytes.set(self.inbox_bytes.get().saturating_sub(body.len()));
         let mut peers = self.peers.borrow_mut();
         let refusal = match peers.get_mut(&region) {
             None => Some(RegionError::RegionNotFound(region)),
@@ -260,7 +291,15 @@ impl<E: Engine> Shard<E> {
                 let now = executor::now();
                 turn.next_proposal += 1;
                 peer.waiting.insert(turn.next_proposal, Waiter { proposed: now, reply });
-                peer.raft.handle(RaftInput::Propose { id: turn.next_proposal, data, context: Default::default() });
+                let id = turn.next_proposal;
+                peer.raft.handle(match body {
+                    Body::Write(data) | Body::Admin(data) => {
+                        RaftInput::Propose { id, data, context: Default::default() }
+                    }
+                    Body::ConfChange(change) => {
+                        RaftInput::ProposeConfChange { id, change, context: Default::default() }
+                    }
+                });
                 turn.dirty.insert(region);
                 add(&self.metrics.proposals_total, 1);
                 return;
@@ -280,12 +319,14 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    fn step_campaign(&self, region: RegionId, turn: &mut Turn) {
+    fn step_campaign(&self, region: RegionId, leads: bool, turn: &mut Turn) {
         if let Some(peer) = self.peers.borrow_mut().get_mut(&region)
             && matches!(peer.phase, Phase::Serving | Phase::Asleep)
         {
             peer.phase = Phase::Serving;
-            peer.raft.handle(RaftInput::Campaign);
+            if leads || peer.raft.is_sole_voter() {
+                peer.raft.handle(RaftInput::Campaign);
+            }
             turn.dirty.insert(region);
         }
     }
@@ -299,7 +340,8 @@ impl<E: Engine> Shard<E> {
         let mut peers = self.peers.borrow_mut();
         let refusal = match peers.get_mut(&region) {
             None => RegionError::RegionNotFound(region),
-            Some(peer) if peer.phase != Phase::Serving || !peer.leads() => {
+            // What other members send would be lost meanwhile, and the tail of the log does not travel yet.
+            Some(peer) if peer.phase != Phase::Serving || !peer.leads() || !peer.raft.is_sole_voter() => {
                 RegionError::NotLeader { region, leader: None }
             }
             Some(peer) => {
@@ -327,6 +369,7 @@ impl<E: Engine> Shard<E> {
                 turn.records.splice(..0, unlogged);
             }
             self.write_log(turn, log).await?;
+            self.post_promises(turn);
             self.persisted(turn);
             if turn.dirty.is_empty() && turn.committed.is_empty() {
                 return Ok(());
@@ -386,8 +429,11 @@ impl<E: Engine> Shard<E> {
             }
             Effect::Apply(entries) => turn.committed.push((region, entries)),
             Effect::Rejected { id, reason } => {
-                if let Some(waiter) = peer.waiting.remove(&id) {
-                    waiter.answer(Err(rejection(peer, reason)));
+                let why = rejection(peer, reason);
+                if !self.read_rejected(peer, id, &why)
+                    && let Some(waiter) = peer.waiting.remove(&id)
+                {
+                    waiter.answer(Err(why));
                 }
             }
             Effect::Role(role) => {
@@ -396,10 +442,19 @@ impl<E: Engine> Shard<E> {
                 peer.term = role.term;
                 peer.leader = leader;
                 peer.readable &= !changed;
+                if changed {
+                    peer.lease.end(&RegionError::NotLeader { region, leader: peer.leader_peer() });
+                    peer.contacts.forget();
+                    peer.snapshots.clear();
+                }
                 peer.readable |= self.config.is_planted(PlantedFault::ReadTooEarly);
             }
-            // Peers on other nodes come with replication.
-            _ => {}
+            Effect::Send { messages, after_persist } => self.post(peer, &messages, after_persist.is_some(), turn),
+            Effect::FetchEntries { low, high, max_bytes } => {
+                turn.fetches.push(Fetch { region, low, high, max_bytes });
+            }
+            Effect::SnapshotWanted { to } => turn.snapshots.push((region, to)),
+            Effect::ReadReady { id, index } => self.read_ready(region, peer, id, index, turn),
         }
     }
 
@@ -428,13 +483,19 @@ impl<E: Engine> Shard<E> {
     ) {
         let mut peers = self.peers.borrow_mut();
         // A stopped peer applies nothing more: the flush that its end waits for would not contain it.
-        let Some(peer) = peers.get_mut(&region).filter(|peer| peer.phase != Phase::Stopped) else {
+        let Some(peer) = peers.get_mut(&region).filter(|peer| peer.phase != Phase::Stopped && !peer.leaving) else {
             entries.by_ref().for_each(drop);
             return;
         };
         pass.touched.insert(region);
         while pass.batch.data_bytes() < self.config.entry_cut_bytes {
             let Some(Committed { entry, proposal }) = entries.next() else { return };
+            if removes_own(&peer.meta, &entry) {
+                peer.leaving = true;
+                self.push(Input::Leave { region, peer: peer.meta.peer_id() });
+                entries.by_ref().for_each(drop);
+                return;
+            }
             add(&self.metrics.applied_total, 1);
             let effect = apply_entry(&mut peer.meta, &entry, &mut pass.batch);
             peer.meta.approximate_bytes += effect.bytes;
@@ -448,6 +509,11 @@ impl<E: Engine> Shard<E> {
             match effect.outcome {
                 Outcome::Done => {}
                 Outcome::Refused(error) => result = Err(error),
+                Outcome::Members { change, region: next } => {
+                    apply_members(&mut peer.meta, next.clone(), &mut pass.batch);
+                    peer.raft.handle(RaftInput::ConfChanged { change, region: next });
+                    pass.members_changed.push(region);
+                }
                 Outcome::Split(regions) => {
                     done.regions = regions.clone();
                     self.apply_split(peer, entry.index, regions, pass, turn);
@@ -476,8 +542,9 @@ impl<E: Engine> Shard<E> {
         peer.note_split(&regions);
         put_event(&mut pass.batch, event);
         add(&self.metrics.splits_total, 1);
-        pass.splits.push((peer.meta.region_id(), regions, peer.meta.approximate_bytes));
-        pass.children.extend(children);
+        pass.splits.push((peer.leads(), regions, peer.meta.approximate_bytes));
+        let leads = peer.leads();
+        pass.children.extend(children.into_iter().map(|child| (child, leads)));
     }
 
     /// Writes the pass's batch, answers those who waited for it, and wakes the children of its splits.
@@ -513,17 +580,24 @@ impl<E: Engine> Shard<E> {
                 peer.readable = true;
                 self.outlet.report(peer.report(self.id));
             }
+            self.finish_reads(region, peer, turn);
             self.measure_if_due(peer);
         }
-        for child in pass.children.drain(..) {
+        for region in pass.members_changed.drain(..) {
+            if let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads()) {
+                self.outlet.report(peer.report(self.id));
+            }
+        }
+        for (child, leads) in pass.children.drain(..) {
             let region = child.region_id();
             let child = self.fresh_peer(child);
             peers.insert(region, child);
-            self.inbox.borrow_mut().push_back(Input::Campaign(region));
+            let next = if leads { Input::Lead(region) } else { Input::Campaign(region) };
+            self.inbox.borrow_mut().push_back(next);
         }
         drop(peers);
-        for (parent, regions, bytes) in pass.splits.drain(..) {
-            self.outlet.split(self.id, parent, regions, bytes);
+        for (leads, regions, bytes) in pass.splits.drain(..) {
+            self.outlet.split(self.id, leads, regions, bytes);
         }
         for (waiter, result) in pass.answers.drain(..) {
             let (proposed, persisted) = (waiter.proposed, pass.persisted);
@@ -731,8 +805,11 @@ struct Pass<B> {
     persisted: Instant,
     touched: BTreeSet<RegionId>,
     answers: Vec<(Waiter, Result<Done, RegionError>)>,
-    children: Vec<PeerMeta>,
-    splits: Vec<(RegionId, Vec<proto::metapb::Region>, u64)>,
+    /// With whether the parent leads.
+    children: Vec<(PeerMeta, bool)>,
+    members_changed: Vec<RegionId>,
+    /// With whether the parent leads.
+    splits: Vec<(bool, Vec<proto::metapb::Region>, u64)>,
 }
 
 impl<B> Pass<B> {
@@ -743,6 +820,7 @@ impl<B> Pass<B> {
             touched: BTreeSet::new(),
             answers: Vec::new(),
             children: Vec::new(),
+            members_changed: Vec::new(),
             splits: Vec::new(),
         }
     }

@@ -6,22 +6,25 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{CoreId, RegionId, ShardId};
+use base::{CoreId, PeerId, RegionId, ShardId, StoreId};
 use executor::{Class, MailReceiver};
 use futures_util::FutureExt as _;
-use proto::{metapb, pdpb};
+use proto::{metapb, pdpb, raft_serverpb};
 
 use super::heartbeats::{Traffic, region_heartbeats, report_splits, store_heartbeats};
 use super::ident::api_name;
 use super::pd_events::PdEvents;
 use super::{DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, status};
 use crate::core::directory::{Claim, Directory, MoveTicket, Placement, bury};
-use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, reply};
+use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent, reply};
 use crate::engine::Engine;
 use crate::pd_client::{PdClient, PdClientError};
 
 /// Version that we announce: 8.1, so that later protocol duties are not owed (design.md, "Formats").
 pub(crate) const ANNOUNCED_VERSION: &str = "8.1.0";
+
+/// Of a cluster's first region.
+const FIRST_EPOCH: metapb::RegionEpoch = metapb::RegionEpoch { conf_ver: 1, version: 1 };
 
 /// How often the balancer looks when nobody wakes it.
 const BALANCE_PERIOD: Duration = Duration::from_secs(1);
@@ -41,6 +44,8 @@ pub(crate) struct CoreZero<E: Engine> {
     pub(super) wake_reporter: executor::Notify,
     pub(super) wake_store_heartbeat: executor::Notify,
     pub(super) pd_events: PdEvents,
+    /// The last peer of each region that ended on this node.
+    buried: RefCell<BTreeMap<RegionId, PeerId>>,
 }
 
 /// Core 0's part of the start, and its duties until the node stops. If they fail, the node stops.
@@ -180,6 +185,7 @@ async fn start<S: EngineSource>(
     let (directory, erase) = Directory::settle(shards, claims, &all_buried);
     let routes: Vec<Route> = directory.routes().map(|(region, shard)| (region, Some(shard))).collect();
     *zero.directory.borrow_mut() = directory;
+    *zero.buried.borrow_mut() = all_buried;
     tell_cores(node, || ToCore::Serve { erase: erase.clone(), routes: routes.clone() }).await?;
     for _ in &node.begin {
         match from_cores.recv().await {
@@ -264,6 +270,7 @@ impl<E: Engine> CoreZero<E> {
             traffic: Traffic::default(),
             wake_balancer: executor::Notify::new(),
             splits: RefCell::default(),
+            buried: RefCell::default(),
             wake_reporter: executor::Notify::new(),
             wake_store_heartbeat: executor::Notify::new(),
             pd_events: PdEvents::default(),
@@ -289,7 +296,7 @@ impl<E: Engine> CoreZero<E> {
     async fn bootstrap(&self, store: &metapb::Store) -> Result<(), NodeError> {
         let pd = self.pd()?;
         if pd.is_bootstrapped().await.map_err(pd_error)? {
-            return Ok(());
+            return self.drop_the_losing_region().await;
         }
         let host = self.host()?;
         let shard = host.shard(ShardId(0)).ok_or(NodeError::Stopped)?;
@@ -303,7 +310,7 @@ impl<E: Engine> CoreZero<E> {
             None => {
                 let region = metapb::Region {
                     id: pd.alloc_id().await.map_err(pd_error)?,
-                    region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version: 1 }),
+                    region_epoch: Some(FIRST_EPOCH),
                     peers: vec![metapb::Peer {
                         id: pd.alloc_id().await.map_err(pd_error)?,
                         store_id: store.id,
@@ -318,9 +325,30 @@ impl<E: Engine> CoreZero<E> {
         };
         match pd.bootstrap(store.clone(), region).await {
             // An earlier try got through, and its answer was lost; or another node was first.
-            Err(PdClientError::Refused { kind: pdpb::ErrorType::AlreadyBootstrapped, .. }) => Ok(()),
+            Err(PdClientError::Refused { kind: pdpb::ErrorType::AlreadyBootstrapped, .. }) => {
+                self.drop_the_losing_region().await
+            }
             done => done.map_err(pd_error),
         }
+    }
+
+    /// Nodes that start together each make a first region, and one of them wins. The others end theirs here, before
+    /// anybody hears of it: a region that has everything, and was never changed, though the cluster has another one.
+    async fn drop_the_losing_region(&self) -> Result<(), NodeError> {
+        let Some((region, shard)) = self.directory.borrow().routes().next() else { return Ok(()) };
+        let Some(shard) = self.host()?.shard(shard) else { return Ok(()) };
+        let Some(held) = shard.region_by_id(region) else { return Ok(()) };
+        let is_first = held.region_epoch == Some(FIRST_EPOCH) && held.start_key.is_empty() && held.end_key.is_empty();
+        let [peer] = held.peers[..] else { return Ok(()) };
+        if !is_first {
+            return Ok(());
+        }
+        let known = self.pd()?.region(bytes::Bytes::new()).await.map_err(pd_error)?;
+        if known.is_some_and(|(known, _)| known.id != region.0) {
+            tracing::info!(%region, "another node has made the cluster's first region");
+            shard.destroy(region, PeerId(peer.id)).await.map_err(|error| NodeError::Pd(error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// Notes a region's range on `shard` and tells every core where it is.
@@ -335,6 +363,7 @@ impl<E: Engine> CoreZero<E> {
             start: region.start_key.to_vec(),
             end: region.end_key.to_vec(),
             bytes,
+            members: region.peers.len(),
         };
         directory.update(id, placement);
         drop(directory);
@@ -359,9 +388,23 @@ impl<E: Engine> CoreZero<E> {
                     reply.send(zero.ask_split(region, count).await.map_err(|error| error.to_string()));
                 });
             }
-            Control::SplitDone { shard, parent: _, regions, bytes } => self.split_done(shard, regions, bytes),
+            Control::SplitDone { shard, leads, regions, bytes } => self.split_done(shard, leads, regions, bytes),
             Control::Arrived { ticket } => self.arrived(&ticket),
             Control::Timestamps { count, reply } => self.timestamps(count, reply),
+            Control::Raft(letter) => self.answer_for_absent(&letter),
+            Control::StoreAddress { store, reply } => {
+                let zero = self.clone();
+                executor::spawn_local(Class::Background, async move {
+                    reply.send(zero.store_address(store).await.map_err(|error| error.to_string()));
+                });
+            }
+            Control::Reserve { region, peer, reply } => reply.send(self.reserve(&region, peer)),
+            Control::Born { shard, region, bytes } => self.born(shard, &region, bytes),
+            Control::Ended { region, peer } => {
+                bury(&mut self.buried.borrow_mut(), &BTreeMap::from([(region, peer)]));
+                self.directory.borrow_mut().remove(region);
+                self.broadcast(&[(region, None)]);
+            }
             _ => {}
         }
     }
@@ -370,13 +413,48 @@ impl<E: Engine> CoreZero<E> {
         self.pd()?.ask_batch_split(region, count).await.map_err(pd_error)
     }
 
-    fn split_done(self: &Rc<Self>, shard: ShardId, regions: Vec<metapb::Region>, bytes: u64) {
+    fn split_done(self: &Rc<Self>, shard: ShardId, leads: bool, regions: Vec<metapb::Region>, bytes: u64) {
         for region in &regions {
             self.born(shard, region, bytes);
         }
-        self.splits.borrow_mut().push_back((shard, regions));
-        self.wake_reporter.notify();
+        if leads {
+            self.splits.borrow_mut().push_back((shard, regions));
+            self.wake_reporter.notify();
+        }
         self.wake_balancer.notify();
+    }
+
+    /// A raft message for a region that is not on this node.
+    fn answer_for_absent(&self, letter: &raft_serverpb::RaftMessage) {
+        let Ok(host) = self.host() else { return };
+        let (region, to) = (RegionId(letter.region_id), letter.to_peer.map_or(0, |peer| peer.id));
+        let is_buried = self.buried.borrow().get(&region).is_some_and(|last| last.0 >= to);
+        // A letter on its way between cores may find its region come or gone.
+        if is_buried || self.directory.borrow().placement(region).is_some() {
+            return;
+        }
+        if let (Some(answer), Some(shard)) = (answer_absent(letter, host.node.store), host.shards().first()) {
+            let to = answer.to_peer.map_or(0, |peer| peer.store_id);
+            shard.outlet.send_raft(to.into(), answer);
+        }
+    }
+
+    async fn store_address(&self, store: StoreId) -> Result<String, NodeError> {
+        Ok(self.pd()?.store(store.0).await.map_err(pd_error)?.address)
+    }
+
+    /// Where a snapshot is to go.
+    fn reserve(&self, region: &metapb::Region, peer: PeerId) -> Result<ShardId, String> {
+        let id = RegionId(region.id);
+        if self.buried.borrow().get(&id).is_some_and(|last| *last >= peer) {
+            return Err(format!("peer {peer} of region {id} has ended here"));
+        }
+        let directory = self.directory.borrow();
+        if directory.overlaps(id, &region.start_key, &region.end_key) {
+            return Err(format!("another region has keys of region {id}"));
+        }
+        let held = directory.placement(id).map(|held| held.shard);
+        held.or_else(|| directory.emptiest()).ok_or_else(|| "no shard takes regions".into())
     }
 
     fn arrived(&self, ticket: &MoveTicket) {

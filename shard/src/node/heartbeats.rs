@@ -31,7 +31,7 @@ impl<E: Engine> CoreZero<E> {
         add(&self.traffic.bytes_read, report.bytes_read);
         add(&self.traffic.keys_read, report.keys_read);
         let region = RegionId(report.region.id);
-        self.directory.borrow_mut().note_bytes(region, report.approximate_bytes);
+        self.directory.borrow_mut().note(region, report.approximate_bytes, report.region.peers.len());
         let Ok(pd) = self.pd() else { return };
         if self.split_is_unreported(&report.region) {
             return;
@@ -43,6 +43,12 @@ impl<E: Engine> CoreZero<E> {
             region: Some(report.region),
             leader: Some(report.leader),
             term: report.term,
+            pending_peers: report.pending,
+            down_peers: report
+                .down
+                .into_iter()
+                .map(|(peer, seconds)| pdpb::PeerStats { peer: Some(peer), down_seconds: seconds })
+                .collect(),
             approximate_size: report.approximate_bytes,
             approximate_keys: report.approximate_keys,
             bytes_written: report.bytes_written,

@@ -8,7 +8,7 @@ use executor::{Class, MailReceiver, Task};
 
 use super::core_zero::CoreZero;
 use super::{EngineSource, Node, status};
-use crate::core::{Control, CoreHost, CoreMail, moves, orders};
+use crate::core::{Control, CoreHost, CoreMail, moves, orders, snapshots};
 use crate::service::{self, ServiceHandle, TikvService};
 
 /// Regions that one letter reports, and that are looked at before other tasks get their turn.
@@ -51,7 +51,17 @@ pub(super) fn read<S: EngineSource>(
             | Control::MoveData { .. }
             | Control::MoveInstall { .. }) => moves::handle(&handler_host, control),
             Control::Report => report(&handler_host),
-            Control::SplitOrder(order) => orders::begin(&handler_host, order),
+            Control::Order(order) => orders::begin(&handler_host, order),
+            // It came here because this core has the region, or because this is core 0 and nobody has it.
+            Control::Raft(letter) => match (handler_host.local(RegionId(letter.region_id)), &zero) {
+                (Err(_), Some(zero)) if handler_host.route(RegionId(letter.region_id)) == CoreId(0) => {
+                    zero.handle(Control::Raft(letter));
+                }
+                _ => handler_host.deliver(letter),
+            },
+            control @ (Control::SnapshotTable { .. }
+            | Control::SnapshotInstall { .. }
+            | Control::SnapshotDrop { .. }) => snapshots::handle(&handler_host, control),
             Control::Describe { reply } => {
                 let core = handler_host.core;
                 reply.send(handler_host.shards().iter().map(|shard| shard.describe(core)).collect());

@@ -28,9 +28,12 @@ use std::time::Duration;
 
 use base::{CoreId, PeerId, RegionId, ShardId};
 use executor::{Class, MailReceiver, MailSender};
+use proto::rpc::LocalFuture;
 
 use crate::core::directory::Claim;
-use crate::core::{ApiMode, CoreHost, CoreMail, CoreOutlet, NodeShared, Opened, ShardConfig, core_of};
+use crate::core::{
+    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, Lines, NodeShared, Opened, ShardConfig, core_of, reply,
+};
 use crate::engine::Engine;
 use crate::log::LogConfig;
 
@@ -271,6 +274,7 @@ async fn run_shards<S: EngineSource>(
             let node = node.clone();
             Rc::new(move |shard, why| node.fail(format!("shard {shard}: {why}")))
         },
+        lines: lines(&host),
     });
     let mine = (0..shards).map(ShardId).filter(|shard| core_of(*shard, node.mail.len()) == core);
     let mut opened: Vec<Opened<S::Engine>> = Vec::new();
@@ -315,6 +319,25 @@ async fn run_shards<S: EngineSource>(
         }
     }
     Ok(())
+}
+
+/// The lines of `host`'s core to other stores.
+fn lines<E: Engine>(host: &Rc<CoreHost<E>>) -> Lines {
+    let (resolving, losing) = (Rc::downgrade(host), Rc::downgrade(host));
+    let resolve = move |store| -> LocalFuture<Option<String>> {
+        let host = resolving.upgrade();
+        Box::pin(async move {
+            let (reply, answer) = reply();
+            host?.control(CoreId(0), Control::StoreAddress { store, reply });
+            answer.wait().await?.ok()
+        })
+    };
+    let on_lost = move |region, peer| {
+        if let Some(shard) = losing.upgrade().and_then(|host| host.local(region).ok()) {
+            shard.unreachable(region, peer);
+        }
+    };
+    Lines::new(Rc::new(resolve), Rc::new(on_lost))
 }
 
 /// Finishes the calls of this core's connections, then waits until the other cores have done so: their calls may need our

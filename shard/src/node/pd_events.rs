@@ -1,20 +1,21 @@
 //! What the placement driver says on the stream of region heartbeats, and what core 0 does with it.
 //!
 //! A new stream may lead to a placement driver that has forgotten who leads, or that never heard: everything is
-//! reported at once. Orders go to the core of their region. Those that need replicas on other nodes are only counted.
+//! reported at once. Orders go to the core of their region. Those to merge are only counted.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::rc::Rc;
 
-use base::RegionId;
+use base::{PeerId, RegionId};
 use proto::pdpb::RegionHeartbeatResponse;
+use proto::{pdpb, raft_cmdpb};
 
 use super::NodeError;
 use super::core_zero::CoreZero;
 use super::heartbeats::ask_for_reports;
 use crate::core::Control;
-use crate::core::orders::SplitOrder;
+use crate::core::orders::{Order, SplitOrder};
 use crate::engine::Engine;
 use crate::pd_client::PdEvent;
 
@@ -67,7 +68,7 @@ pub(super) struct PdEvents {
     streams_total: Cell<u64>,
     /// Messages, by kind in the order of [`Kind::ALL`].
     orders_total: [Cell<u64>; 8],
-    /// Orders that were not carried out because they need replicas on other nodes.
+    /// Orders of kinds that are not carried out.
     ignored_total: Cell<u64>,
 }
 
@@ -115,25 +116,41 @@ impl<E: Engine> CoreZero<E> {
         let kind = Kind::of(&order);
         let at = Kind::ALL.iter().position(|(other, _)| *other == kind).expect("every kind is in the table");
         PdEvents::count(&self.pd_events.orders_total[at]);
+        let region = RegionId(order.region_id);
+        let epoch = order.region_epoch.unwrap_or_default();
         match (kind, order.split_region) {
             (Kind::Empty, _) => {}
+            (Kind::ChangePeer, _) => {
+                let change = |change: pdpb::ChangePeer| raft_cmdpb::ChangePeerRequest {
+                    change_type: change.change_type,
+                    peer: change.peer,
+                };
+                let several = order.change_peer_v2.map(|changes| changes.changes);
+                let changes = several.unwrap_or_else(|| order.change_peer.into_iter().collect());
+                self.order(region, Order::Peers { region, epoch, changes: changes.into_iter().map(change).collect() });
+            }
+            (Kind::TransferLeader, _) => {
+                let to = order.transfer_leader.and_then(|transfer| transfer.peer).map_or(0, |peer| peer.id);
+                self.order(region, Order::Transfer { region, to: PeerId(to) });
+            }
             (Kind::Refusal, _) => {
                 let error = order.header.and_then(|header| header.error).unwrap_or_default();
                 tracing::debug!(region = order.region_id, error = error.message, "a region's report is refused");
             }
             (Kind::SplitRegion, Some(split)) => {
-                let Ok(host) = self.host() else { return };
-                let region = RegionId(order.region_id);
-                let (policy, epoch) = (split.policy(), order.region_epoch.unwrap_or_default());
-                host.control(
-                    host.route(region),
-                    Control::SplitOrder(SplitOrder { region, epoch, policy, keys: split.keys }),
-                );
+                let policy = split.policy();
+                self.order(region, Order::Split(SplitOrder { region, epoch, policy, keys: split.keys }));
             }
             (kind, _) => {
                 PdEvents::count(&self.pd_events.ignored_total);
-                tracing::debug!(region = order.region_id, ?kind, "an order that needs other nodes is not carried out");
+                tracing::debug!(%region, ?kind, "an order of this kind is not carried out");
             }
+        }
+    }
+
+    fn order(&self, region: RegionId, order: Order) {
+        if let Ok(host) = self.host() {
+            host.control(host.route(region), Control::Order(order));
         }
     }
 }
@@ -141,7 +158,6 @@ impl<E: Engine> CoreZero<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::pdpb;
 
     #[test]
     fn the_first_of_several_orders_counts() {

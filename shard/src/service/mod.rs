@@ -14,6 +14,7 @@ mod command;
 mod errors;
 mod latches;
 mod ledger;
+mod raft;
 mod raw;
 mod room;
 
@@ -162,6 +163,7 @@ impl<E: Engine> Service for ServiceHandle<E> {
     fn shape(&self, method: &str) -> Option<Shape> {
         match method {
             "BatchCommands" => Some(Shape::Bidi),
+            "Raft" | "BatchRaft" | "Snapshot" => Some(Shape::ClientStream),
             "GetStoreSafeTS" | "GetHealthFeedback" => Some(Shape::Unary),
             _ => command::by_name(method).map(|_| Shape::Unary),
         }
@@ -200,6 +202,9 @@ impl<E: Engine> Service for ServiceHandle<E> {
     ) -> LocalFuture<Result<(), Status>> {
         match method {
             "BatchCommands" => Box::pin(batch::serve(self.0.clone(), inbound, outbound)),
+            "Raft" | "BatchRaft" | "Snapshot" => {
+                Box::pin(raft::serve(self.0.host.clone(), method.to_owned(), inbound, outbound))
+            }
             _ => refuse(Status::no_method("tikvpb.Tikv", method)),
         }
     }

@@ -283,8 +283,9 @@ impl<E: Engine> Request<E> {
         Ok(())
     }
 
-    fn view(&mut self, context: &Context) -> Result<(Rc<Shard<E>>, RegionRead<E>), RegionError> {
+    async fn view(&mut self, context: &Context) -> Result<(Rc<Shard<E>>, RegionRead<E>), RegionError> {
         let shard = self.shard(context)?;
+        shard.lease(RegionId(context.region_id)).await?;
         let read = shard.read(context)?;
         self.ledger.snapshot = executor::now();
         Ok((shard, read))
@@ -337,7 +338,7 @@ impl<E: Engine> Request<E> {
     async fn get(&mut self, message: kv::RawGetRequest) -> Outcome<kv::RawGetResponse> {
         let context = message.context.unwrap_or_default();
         let reader = self.reader(&context, &message.cf, [&message.key])?;
-        let (shard, read) = self.view(&context)?;
+        let (shard, read) = self.view(&context).await?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key;
         let found = self.look(&read, value_bytes, move |view| mvcc::raw::get(view, reader, &key)).await?;
@@ -353,7 +354,7 @@ impl<E: Engine> Request<E> {
     async fn batch_get(&mut self, message: kv::RawBatchGetRequest) -> Outcome<kv::RawBatchGetResponse> {
         let context = message.context.unwrap_or_default();
         let reader = self.reader(&context, &message.cf, &message.keys)?;
-        let (shard, read) = self.view(&context)?;
+        let (shard, read) = self.view(&context).await?;
         self.check_keys(&read, &message.keys)?;
         let keys = message.keys;
         let found = self.look(&read, pairs_bytes, move |view| get_many(view, reader, &keys)).await?;
@@ -371,7 +372,7 @@ impl<E: Engine> Request<E> {
         if !reader.mode.has_ttl() {
             return Err(Refusal::Request("ttl is not enabled, but get ttl request".into()));
         }
-        let (_, read) = self.view(&context)?;
+        let (_, read) = self.view(&context).await?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key;
         let found = self.look(&read, |_| 0, move |view| mvcc::raw::get(view, reader, &key)).await?;
@@ -459,7 +460,7 @@ impl<E: Engine> Request<E> {
         self.check_range(&range.start, &range.end)?;
         let options =
             ScanOptions { reverse: message.reverse, key_only: message.key_only, limit: message.limit as usize };
-        let (shard, read) = self.view(&context)?;
+        let (shard, read) = self.view(&context).await?;
         let scan = ScanState::new(reader, options, &range, &read.region.start_key, &read.region.end_key);
         let pairs = self.walk(&read, scan, 0).await?.into_pairs();
         Ok(kv::RawScanResponse { kvs: self.pairs(&shard, &read, pairs), ..Default::default() })
@@ -482,7 +483,7 @@ impl<E: Engine> Request<E> {
         }
         let options =
             ScanOptions { reverse: message.reverse, key_only: message.key_only, limit: message.each_limit as usize };
-        let (shard, read) = self.view(&context)?;
+        let (shard, read) = self.view(&context).await?;
         let mut kvs = Vec::new();
         let mut bytes = 0;
         for range in &ranges {
@@ -501,7 +502,7 @@ impl<E: Engine> Request<E> {
         if message.algorithm != kv::ChecksumAlgorithm::Crc64Xor as i32 {
             return Err(Refusal::Request(format!("unknown checksum algorithm {}", message.algorithm)));
         }
-        let (_, read) = self.view(&context)?;
+        let (_, read) = self.view(&context).await?;
         let mut sum = Checksum::default();
         for range in message.ranges {
             self.check_range(&range.start_key, &range.end_key)?;
@@ -620,7 +621,7 @@ impl<E: Engine> Request<E> {
     ) -> Outcome<()> {
         if keys.is_empty() {
             // Nothing to replicate; the region is checked all the same.
-            self.view(&context)?;
+            self.view(&context).await?;
             return Ok(());
         }
         if !latched {
@@ -654,7 +655,7 @@ impl<E: Engine> Request<E> {
             }
         }
         if !message.end_key.is_empty() && message.start_key >= message.end_key {
-            self.view(&context)?;
+            self.view(&context).await?;
             return Ok(kv::RawDeleteRangeResponse::default());
         }
         let end = if message.end_key.is_empty() { Vec::new() } else { reader.mode.prefix(&message.end_key) };
@@ -693,7 +694,7 @@ impl<E: Engine> Request<E> {
         let unlatched = self.shard(&context)?.config.is_planted(PlantedFault::NoLatches);
         let latched = (!unlatched).then_some(&message.key[..]);
         let _latched = service.latches.lock(latched).await;
-        let (_, read) = self.view(&context)?;
+        let (_, read) = self.view(&context).await?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key.clone();
         let found = self.look(&read, value_bytes, move |view| mvcc::raw::get(view, reader, &key)).await?;
@@ -720,13 +721,13 @@ impl<E: Engine> Request<E> {
 
     async fn read_index(&mut self, message: kv::ReadIndexRequest) -> Outcome<kv::ReadIndexResponse> {
         let context = message.context.unwrap_or_default();
-        let (_, read) = self.view(&context)?;
+        let (_, read) = self.view(&context).await?;
         Ok(kv::ReadIndexResponse { read_index: read.applied_index, ..Default::default() })
     }
 
     async fn split_region(&mut self, message: kv::SplitRegionRequest) -> Outcome<kv::SplitRegionResponse> {
         let context = message.context.unwrap_or_default();
-        let (shard, read) = self.view(&context)?;
+        let (shard, read) = self.view(&context).await?;
         #[allow(deprecated, reason = "old clients send one key in its own field")]
         let asked = if message.split_keys.is_empty() { vec![message.split_key] } else { message.split_keys };
         let encoded = !message.is_raw_kv || self.mode() == RawMode::V2;

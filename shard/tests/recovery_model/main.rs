@@ -176,7 +176,7 @@ const FAULTS: [PlantedFault; 10] = [
 #[test]
 fn every_planted_fault_is_caught() {
     for fault in FAULTS {
-        let caught = (0..300).find_map(|seed| {
+        let caught = (0..3000).find_map(|seed| {
             let steps = match told(seed, NEVER, Twins::default(), Some(fault)) {
                 Ok(steps) => steps,
                 Err(why) => return Some((seed, NEVER, why)),

@@ -15,8 +15,8 @@ use mvcc::Cf;
 use proto::kvrpcpb;
 use shard::core::directory::{Claim, Directory, bury};
 use shard::core::{
-    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, NodeShared, Opened, PlantedFault, Shard, ShardConfig, examine,
-    moves, open,
+    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, Lines, NodeShared, Opened, PlantedFault, Shard, ShardConfig,
+    examine, moves, open,
 };
 use shard::engine::rocks::{BlockCache, RocksEngine, RocksOptions};
 use shard::engine::twin::{TwinDisk, TwinEngine, TwinFaults};
@@ -296,7 +296,7 @@ impl<S: Store> Life<S> {
             let on_failure = Rc::new(move |shard: ShardId, why: String| {
                 failure.borrow_mut().get_or_insert(format!("shard {shard}: {why}"));
             });
-            Rc::new(CoreOutlet { host: Rc::downgrade(&host), on_failure })
+            Rc::new(CoreOutlet { host: Rc::downgrade(&host), on_failure, lines: Lines::default() })
         };
         let mut opened = Vec::new();
         for shard in (0..SHARDS).map(ShardId) {

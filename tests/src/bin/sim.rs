@@ -26,6 +26,9 @@ struct Args {
     /// Seeds that run at the same time, each on a thread of its own.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Nodes of the cluster.
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
     /// A mistake that the node makes on purpose: ends with the first seed that finds it.
     #[arg(long)]
     planted: Option<PlantedFault>,
@@ -89,7 +92,7 @@ fn work(args: &Args, next: &AtomicU64, end: u64, sums: &Mutex<Sums>) {
         if seed >= end {
             return;
         }
-        let plan = Plan { planted: args.planted, ..Plan::default() };
+        let plan = Plan { planted: args.planted, nodes: args.nodes.max(1), ..Plan::default() };
         let result = catch_unwind(AssertUnwindSafe(|| {
             let world = World::new(seed, plan);
             if args.trace {

@@ -1,4 +1,4 @@
-//! A whole cluster in the simulator: one placement driver, one node on the engine's twin, clients, and faults.
+//! A whole cluster in the simulator: one placement driver, one node or several on the engine's twin, clients, and faults.
 //!
 //! A run is a function of its seed. It ends after at least [`Plan::operations`] operations and [`Plan::duration`] of
 //! virtual time, with a check of every key. Panics name what is wrong; the seed replays it.
@@ -21,13 +21,15 @@ pub struct Plan {
     pub duration: Duration,
     /// Faults at least.
     pub faults: u64,
+    /// Nodes.
+    pub nodes: usize,
     /// A mistake that the node makes on purpose, which the run must find.
     pub planted: Option<PlantedFault>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3, planted: None }
+        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3, nodes: 1, planted: None }
     }
 }
 
@@ -50,6 +52,8 @@ pub struct Report {
     pub restarts: u64,
     /// Regions at the end.
     pub regions: u64,
+    /// Their replicas.
+    pub replicas: u64,
     /// Steps of the simulator.
     pub steps: u64,
 }

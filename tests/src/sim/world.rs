@@ -20,6 +20,7 @@ use super::{Plan, Report};
 use crate::client::{Client, Fate};
 
 const PD_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+/// The first node; the others follow at 10.0.1.1.
 const NODE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
 const PD_PORT: u16 = 2379;
@@ -42,6 +43,21 @@ struct Twins {
 }
 
 impl TwinSource {
+    fn new(prng: &mut Prng) -> TwinSource {
+        let source = TwinSource::default();
+        let faults = TwinFaults {
+            // These close the shard, which ends the node: they are faults of their own below.
+            flush_fails_one_in: 0,
+            background_error_one_in: 0,
+            ..TwinFaults::arbitrary(prng)
+        };
+        source.with(|twins| {
+            twins.seed = prng.next_u64();
+            twins.faults = faults;
+        });
+        source
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut Twins) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -66,6 +82,13 @@ impl EngineSource for TwinSource {
     }
 }
 
+/// One node, over all its lives.
+struct Member {
+    sim: SimNode,
+    twins: TwinSource,
+    config: NodeConfig,
+}
+
 /// One run. See the module's text.
 pub struct World {
     seed: u64,
@@ -73,10 +96,8 @@ pub struct World {
     prng: Prng,
     sim: Sim,
     pd: SimNode,
-    node: SimNode,
     client: SimNode,
-    twins: TwinSource,
-    config: NodeConfig,
+    nodes: Vec<Member>,
     faults: u64,
     restarts: u64,
 }
@@ -89,21 +110,22 @@ impl World {
         let pd = sim.add_node("pd", PD_IP);
         let node = sim.add_node("node", NODE_IP);
         let client = sim.add_node("client", CLIENT_IP);
-        let twins = TwinSource::default();
-        let faults = TwinFaults {
-            // These close the shard, which ends the node: they are faults of their own below.
-            flush_fails_one_in: 0,
-            background_error_one_in: 0,
-            ..TwinFaults::arbitrary(&mut prng)
-        };
-        twins.with(|twins| {
-            twins.seed = prng.next_u64();
-            twins.faults = faults;
-        });
+        let twins = TwinSource::new(&mut prng);
         let mut config = node_config(&mut prng);
         config.shard.planted = plan.planted;
         config.log.planted_no_sync = plan.planted == Some(PlantedFault::NoSync);
-        World { seed, plan, prng, sim, pd, node, client, twins, config, faults: 0, restarts: 0 }
+        let mut nodes = vec![Member { sim: node, twins, config: config.clone() }];
+        for number in 1..plan.nodes {
+            let ip = IpAddr::V4(Ipv4Addr::new(10, 0, 1, number as u8));
+            let config = NodeConfig {
+                listen: SocketAddr::new(ip, 20160),
+                status_listen: SocketAddr::new(ip, 20180),
+                ..config.clone()
+            };
+            let twins = TwinSource::new(&mut prng);
+            nodes.push(Member { sim: sim.add_node(&format!("node-{number}"), ip), twins, config });
+        }
+        World { seed, plan, prng, sim, pd, client, nodes, faults: 0, restarts: 0 }
     }
 
     /// Prints what happens, step by step.
@@ -117,7 +139,7 @@ impl World {
     /// See [`super::run`].
     pub fn run(mut self) -> Report {
         self.start_pd();
-        self.start_node();
+        (0..self.nodes.len()).for_each(|at| self.start_node(at));
         let history = Rc::new(History::default());
         let stop = Rc::new(Cell::new(false));
         for number in 0..WORKERS {
@@ -154,7 +176,7 @@ impl World {
         let finished = self.sim.run_until(RECOVERY_LIMIT, || done.workers_done.get() == WORKERS + CLOCKS);
         assert!(finished, "seed {}: workers hang after all faults are over", self.seed);
         assert!(history.timestamps.get() > 0, "seed {}: no timestamp was ever given out", self.seed);
-        let regions = self.verify(&history);
+        let (regions, replicas) = self.verify(&history);
         let report = Report {
             seed: self.seed,
             event_hash: self.sim.event_hash(),
@@ -164,12 +186,15 @@ impl World {
             faults: self.faults,
             restarts: self.restarts,
             regions,
+            replicas,
             steps: self.sim.steps(),
         };
-        let World { seed, sim, twins, .. } = self;
+        let World { seed, sim, nodes, .. } = self;
         drop(sim);
-        // Every node, of which each life was one, holds the source of its engines. What owns itself in a circle stays.
-        assert_eq!(Arc::strong_count(&twins.0), 1, "seed {seed}: nodes that are gone were never dropped");
+        for Member { twins, .. } in nodes {
+            // Every life of a node holds the source of its engines. What owns itself in a circle stays.
+            assert_eq!(Arc::strong_count(&twins.0), 1, "seed {seed}: nodes that are gone were never dropped");
+        }
         report
     }
 
@@ -182,13 +207,13 @@ impl World {
         const WRITES: usize = 20;
         self.calm_links();
         self.start_pd();
-        self.start_node();
+        self.start_node(0);
         let client = Rc::new(Client::new(&format!("{PD_IP}:{PD_PORT}")));
         let first = client.clone();
         let serving = async move { while !matches!(put(&first, 0).await, Fate::Done(())) {} };
         self.sim.block_on(self.client, serving, RECOVERY_LIMIT).expect("the cluster serves");
         let retries = client.retries.get();
-        self.sim.disk(self.node).slow(Duration::from_millis(300));
+        self.sim.disk(self.nodes[0].sim).slow(Duration::from_millis(300));
         let fates: Rc<RefCell<Vec<Fate<()>>>> = Rc::default();
         for number in 1..=WRITES {
             let (client, fates) = (client.clone(), fates.clone());
@@ -199,7 +224,7 @@ impl World {
         }
         self.sim.run_for(Duration::from_millis(50));
         assert!(fates.borrow().is_empty(), "seed {}: the writes are under way", self.seed);
-        let (sim, node, seed) = (&self.sim, self.node, self.seed);
+        let (sim, node, seed) = (&self.sim, self.nodes[0].sim, self.seed);
         sim.stop(node);
         let answered = sim.run_until(Duration::from_secs(4), || fates.borrow().len() == WRITES);
         assert!(answered, "seed {seed}: {:?}", fates.borrow());
@@ -231,49 +256,60 @@ impl World {
         });
     }
 
-    fn start_node(&mut self) {
+    fn start_node(&mut self, at: usize) {
         let cores = self.prng.range(1, 5) as usize;
-        let mut config = self.config.clone();
+        let mut config = self.nodes[at].config.clone();
         config.cores = cores;
         config.seed = self.prng.next_u64();
         let io = Io { kind: IoKind::Sim, reason: "simulated".into(), direct_files: true };
-        let node = Node::new(config, self.twins.clone(), io, |_| {});
-        self.sim.start(self.node, cores, move |core| Box::pin(run_core(node.clone(), core)));
+        let node = Node::new(config, self.nodes[at].twins.clone(), io, |_| {});
+        self.sim.start(self.nodes[at].sim, cores, move |core| Box::pin(run_core(node.clone(), core)));
     }
 
-    fn restart_node(&mut self) {
-        self.twins.kill();
+    fn restart_node(&mut self, at: usize) {
+        self.nodes[at].twins.kill();
         self.restarts += 1;
-        self.start_node();
+        self.start_node(at);
+    }
+
+    fn restart_those_that_stopped(&mut self) {
+        for at in 0..self.nodes.len() {
+            if !self.sim.running(self.nodes[at].sim) {
+                self.restart_node(at);
+            }
+        }
     }
 
     fn fault(&mut self) {
         self.faults += 1;
-        if !self.sim.running(self.node) {
-            // It stopped by itself, which it may when the engine or the log fails.
-            self.restart_node();
+        // One may have stopped by itself, when its engine or its log failed.
+        self.restart_those_that_stopped();
+        let at = if self.nodes.len() == 1 { 0 } else { self.prng.below(self.nodes.len() as u64) as usize };
+        let node = self.nodes[at].sim;
+        if self.nodes.len() > 1 && self.prng.one_in(4) {
+            return self.cut_off(at);
         }
         match self.prng.below(11) {
             0..=2 => {
-                self.sim.kill(self.node);
+                self.sim.kill(node);
                 self.down_for_a_while();
-                self.restart_node();
+                self.restart_node(at);
             }
             3 => {
-                self.sim.kill_process(self.node);
+                self.sim.kill_process(node);
                 self.down_for_a_while();
-                self.restart_node();
+                self.restart_node(at);
             }
             4 => {
-                self.sim.stop(self.node);
-                let (sim, node) = (&self.sim, self.node);
+                self.sim.stop(node);
+                let sim = &self.sim;
                 let stopped = sim.run_until(Duration::from_secs(60), || !sim.running(node));
                 assert!(stopped, "seed {}: the node does not stop when it is asked to", self.seed);
-                self.restart_node();
+                self.restart_node(at);
             }
             5 => {
                 let pause = Duration::from_millis(self.prng.range(10, 5000));
-                self.sim.pause(self.node, pause);
+                self.sim.pause(node, pause);
             }
             6 => {
                 match self.prng.below(3) {
@@ -291,34 +327,53 @@ impl World {
             }
             7 => {
                 let nanos = self.prng.range(0, 20_000_000_000) as i64 - 10_000_000_000;
-                let node = if self.prng.one_in(2) { self.node } else { self.pd };
+                let node = if self.prng.one_in(2) { node } else { self.pd };
                 self.sim.step_clock(node, nanos);
             }
             8 => {
                 let slow = Duration::from_millis(self.prng.range(0, 200));
-                self.sim.disk(self.node).slow(slow);
+                self.sim.disk(node).slow(slow);
                 self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
-                self.sim.disk(self.node).slow(Duration::ZERO);
+                self.sim.disk(node).slow(Duration::ZERO);
             }
             9 => {
                 // A failed sync ends the node; what it had not acknowledged may be gone. Half of the time only the
                 // process ends: then what was written can be read again, and is still not durable.
-                self.sim.disk(self.node).fail_syncs(true);
+                self.sim.disk(node).fail_syncs(true);
                 self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
-                self.sim.disk(self.node).fail_syncs(false);
+                self.sim.disk(node).fail_syncs(false);
                 if self.prng.one_in(2) {
-                    self.sim.kill(self.node)
+                    self.sim.kill(node)
                 } else {
-                    self.sim.kill_process(self.node)
+                    self.sim.kill_process(node)
                 }
-                self.restart_node();
+                self.restart_node(at);
             }
             _ => {
-                self.sim.partition(self.client, self.node);
+                self.sim.partition(self.client, node);
                 self.sim.run_for(Duration::from_millis(self.prng.range(100, 5000)));
-                self.sim.heal(self.client, self.node);
+                self.sim.heal(self.client, node);
             }
         }
+    }
+
+    /// Cuts the way between a node and another one, or all others and the placement driver, in one direction or both.
+    fn cut_off(&mut self, at: usize) {
+        let node = self.nodes[at].sim;
+        let others: Vec<SimNode> = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node).collect();
+        let other = others[self.prng.below(others.len() as u64) as usize];
+        match self.prng.below(3) {
+            0 => self.sim.partition(node, other),
+            1 => self.sim.partition_one_way(node, other),
+            _ => {
+                others.iter().for_each(|other| self.sim.partition(node, *other));
+                if self.prng.one_in(2) {
+                    self.sim.partition(node, self.pd);
+                }
+            }
+        }
+        self.sim.run_for(Duration::from_millis(self.prng.range(100, 8000)));
+        self.sim.heal_all();
     }
 
     fn down_for_a_while(&mut self) {
@@ -328,28 +383,35 @@ impl World {
 
     fn heal(&mut self) {
         self.sim.heal_all();
-        self.sim.disk(self.node).slow(Duration::ZERO);
-        self.calm_links();
-        if !self.sim.running(self.node) {
-            self.restart_node();
+        for node in &self.nodes {
+            self.sim.disk(node.sim).slow(Duration::ZERO);
         }
+        self.calm_links();
+        self.restart_those_that_stopped();
     }
 
     fn calm_links(&self) {
-        for (a, b) in [(self.client, self.node), (self.client, self.pd), (self.node, self.pd)] {
-            self.sim.set_link(a, b, Link { reset_rate: 0.0, ..calm_link() });
+        let ends = [self.client, self.pd].into_iter().chain(self.nodes.iter().map(|node| node.sim));
+        let ends: Vec<SimNode> = ends.collect();
+        for (at, a) in ends.iter().enumerate() {
+            for b in &ends[at + 1..] {
+                self.sim.set_link(*a, *b, Link { reset_rate: 0.0, ..calm_link() });
+            }
         }
     }
 
-    /// Reads everything back, restarts the node once more, and reads everything again.
-    fn verify(&mut self, history: &Rc<History>) -> u64 {
+    /// Reads everything back, restarts every node once more, and reads everything again.
+    fn verify(&mut self, history: &Rc<History>) -> (u64, u64) {
         self.check_all(history, "at the end");
-        self.sim.kill(self.node);
-        self.restart_node();
+        for at in 0..self.nodes.len() {
+            self.sim.kill(self.nodes[at].sim);
+            self.restart_node(at);
+        }
         self.check_all(history, "after one more crash")
     }
 
-    fn check_all(&self, history: &Rc<History>, when: &str) -> u64 {
+    /// Reads all keys; answers with the number of regions and of their replicas.
+    fn check_all(&self, history: &Rc<History>, when: &str) -> (u64, u64) {
         let history = history.clone();
         let read = async move {
             let client = Client::new(&format!("{PD_IP}:{PD_PORT}"));
@@ -357,8 +419,9 @@ impl World {
             loop {
                 match client.scan_all(&bytes::Bytes::new()).await {
                     Fate::Done(pairs) => {
-                        let regions = client.regions().await.map_or(0, |regions| regions.len() as u64);
-                        return (history.check(&pairs), regions);
+                        let regions = client.regions().await.unwrap_or_default();
+                        let replicas = regions.iter().map(|region| region.peers.len() as u64).sum();
+                        return (history.check(&pairs), (regions.len() as u64, replicas));
                     }
                     Fate::Refused(why) | Fate::Unknown(why) => {
                         tries += 1;

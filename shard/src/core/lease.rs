@@ -1,0 +1,194 @@
+//! When a leader may read without asking anybody: the lease.
+//!
+//! A region with one voter needs none. Any other leader asks a quorum whether it still leads (raft's ReadIndex) and may
+//! then read for as long as no member of that quorum can vote for another: the shortest election time-out, counted from
+//! when it *sent* the question, less what clocks may drift. One question serves all reads that come meanwhile.
+//!
+//! Members of the quorum do not vote while they hear of a leader (pre-vote and check-quorum of raft-rs), and not for
+//! [`quiet_ticks`] after their own start. A transfer of leadership goes around that: from its order on there is no lease.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::{Instant, RegionId};
+use futures_channel::oneshot;
+use raftstore::Input as RaftInput;
+
+use super::config::ShardConfig;
+use super::error::RegionError;
+use super::peer::{PeerState, Phase};
+use super::shard::{Input, Shard, add};
+use super::turn::Turn;
+use crate::engine::Engine;
+
+/// How long a read waits for its quorum. Clients give up after a few of these.
+const READ_INDEX_WAIT: Duration = Duration::from_secs(1);
+
+/// A peer's lease, and the reads that wait for one.
+#[derive(Default)]
+pub(crate) struct Lease {
+    until: Option<Instant>,
+    /// No lease begins before: leadership is being handed over.
+    void_until: Option<Instant>,
+    /// The question that is out.
+    asked: Option<Question>,
+    /// Reads that came too late for it.
+    next: Vec<ReadReply>,
+}
+
+pub(crate) type ReadReply = oneshot::Sender<Result<(), RegionError>>;
+
+struct Question {
+    id: u64,
+    sent: Instant,
+    /// Where a quorum says that the log was committed up to; what was applied must reach it.
+    index: Option<u64>,
+    readers: Vec<ReadReply>,
+}
+
+impl Lease {
+    pub(crate) fn holds(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
+    /// Ends the lease and all that waits for one.
+    pub(crate) fn end(&mut self, why: &RegionError) {
+        self.until = None;
+        let asked = self.asked.take().into_iter().flat_map(|question| question.readers);
+        for reader in asked.chain(self.next.drain(..)) {
+            // A reader may have given up.
+            let _ = reader.send(Err(why.clone()));
+        }
+    }
+
+    /// Leadership is being handed over: whoever gets it need not wait for us.
+    pub(crate) fn hand_over(&mut self, now: Instant, config: &ShardConfig) {
+        self.until = None;
+        self.void_until = Some(now + 2 * config.tick * config.raft.election_ticks);
+    }
+}
+
+/// How long a lease lasts from the sending of the question. Ticks are coarse: a member's first one may come at once.
+pub(crate) fn lease_duration(config: &ShardConfig) -> Duration {
+    config.tick * config.raft.election_ticks.saturating_sub(1) * 9 / 10
+}
+
+/// Ticks for which a peer with others in its group neither votes nor campaigns after its start: before it, it may have
+/// confirmed a lease.
+pub(crate) fn quiet_ticks(config: &ShardConfig) -> u32 {
+    config.raft.election_ticks
+}
+
+impl PeerState {
+    /// Whether this leader may read right now.
+    pub(crate) fn may_read(&self, now: Instant) -> bool {
+        self.raft.is_sole_voter() || self.lease.holds(now)
+    }
+}
+
+impl<E: Engine> Shard<E> {
+    /// Waits until the leader of `region`, if it is here, may read. Others are told by the checks of the read itself.
+    ///
+    /// # Errors
+    /// [`RegionError::NotLeader`] if it loses its place meanwhile, or hears from no quorum in time.
+    pub async fn lease(&self, region: RegionId) -> Result<(), RegionError> {
+        {
+            let peers = self.peers.borrow();
+            let Some(peer) = peers.get(&region) else { return Ok(()) };
+            if !peer.leads() || !peer.readable || peer.may_read(executor::now()) || self.closing.get() {
+                return Ok(());
+            }
+        }
+        let (reply, answer) = oneshot::channel();
+        self.push(Input::Read { region, reply });
+        let lost = || RegionError::NotLeader { region, leader: None };
+        match executor::timeout(READ_INDEX_WAIT, answer).await {
+            Ok(answer) => answer.map_err(|_| RegionError::Closing)?,
+            Err(_) => Err(lost()),
+        }
+    }
+
+    /// Asks the quorum, unless the question is out already.
+    pub(crate) fn step_read(&self, region: RegionId, reply: ReadReply, turn: &mut Turn) {
+        let mut peers = self.peers.borrow_mut();
+        let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads() && peer.phase == Phase::Serving) else {
+            // Whoever asked may have given up.
+            let _ = reply.send(Err(RegionError::NotLeader { region, leader: None }));
+            return;
+        };
+        peer.lease.next.push(reply);
+        self.ask_quorum(region, peer, turn);
+    }
+
+    fn ask_quorum(&self, region: RegionId, peer: &mut PeerState, turn: &mut Turn) {
+        let now = executor::now();
+        // A lost question is never answered.
+        let is_lost = |question: &Question| now.since(question.sent) > READ_INDEX_WAIT;
+        if peer.lease.next.is_empty() || peer.lease.asked.as_ref().is_some_and(|question| !is_lost(question)) {
+            return;
+        }
+        turn.next_proposal += 1;
+        let lost = peer.lease.asked.take().into_iter().flat_map(|question| question.readers);
+        let readers = lost.chain(std::mem::take(&mut peer.lease.next)).collect();
+        peer.lease.asked = Some(Question { id: turn.next_proposal, sent: now, index: None, readers });
+        peer.raft.handle(RaftInput::ReadIndex { id: turn.next_proposal });
+        add(&self.metrics.read_index_total, 1);
+        turn.dirty.insert(region);
+    }
+
+    /// A quorum has answered.
+    pub(crate) fn read_ready(&self, region: RegionId, peer: &mut PeerState, id: u64, index: u64, turn: &mut Turn) {
+        if let Some(question) = peer.lease.asked.as_mut().filter(|question| question.id == id) {
+            question.index = Some(index);
+            self.finish_reads(region, peer, turn);
+        }
+    }
+
+    /// Raft refuses to ask.
+    pub(crate) fn read_rejected(&self, peer: &mut PeerState, id: u64, why: &RegionError) -> bool {
+        let is_ours = peer.lease.asked.as_ref().is_some_and(|question| question.id == id);
+        if is_ours {
+            let asked = peer.lease.asked.take().map_or_else(Vec::new, |question| question.readers);
+            for reader in asked {
+                // A reader may have given up.
+                let _ = reader.send(Err(why.clone()));
+            }
+        }
+        is_ours
+    }
+
+    /// Lets the reads go whose question is answered, once what they must see is applied.
+    pub(crate) fn finish_reads(&self, region: RegionId, peer: &mut PeerState, turn: &mut Turn) {
+        let applied = peer.meta.applied_index;
+        let is_ready = |question: &Question| question.index.is_some_and(|index| index <= applied);
+        if let Some(question) = peer.lease.asked.take_if(|question| is_ready(question)) {
+            if peer.leads() && peer.lease.void_until.is_none_or(|until| question.sent >= until) {
+                peer.lease.until = Some(question.sent + lease_duration(&self.config));
+            }
+            for reader in question.readers {
+                // A reader may have given up.
+                let _ = reader.send(Ok(()));
+            }
+            self.ask_quorum(region, peer, turn);
+        }
+    }
+
+    /// Hands the leadership of `region` to its member `to`, if it leads here. Nothing tells whether it comes about but
+    /// the next reports.
+    pub fn transfer(self: &Rc<Self>, region: RegionId, to: base::PeerId) {
+        self.push(Input::Transfer { region, to });
+    }
+
+    pub(crate) fn step_transfer(&self, region: RegionId, to: base::PeerId, turn: &mut Turn) {
+        let mut peers = self.peers.borrow_mut();
+        let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads() && peer.phase == Phase::Serving) else {
+            return;
+        };
+        if to == peer.meta.peer_id() || !peer.meta.region.peers.iter().any(|member| member.id == to.0) {
+            return;
+        }
+        peer.lease.hand_over(executor::now(), &self.config);
+        peer.raft.handle(RaftInput::TransferLeader { to });
+        turn.dirty.insert(region);
+    }
+}

@@ -1,0 +1,409 @@
+//! Raft snapshots: all of a region's data on its way to a peer that has none of it, or too little.
+//!
+//! ```text
+//!  leader's core                            connection's core                 core of the new peer
+//!  engine snapshot, pieces by a helper
+//!  ── SnapshotChunk: who, and where ─────▶  reserve a shard (core 0)
+//!  ── SnapshotChunk: entries … ──────────▶  gather ─── a table's worth ─────▶  table file, synced
+//!  ── SnapshotChunk: sums ───────────────▶  compare ── record ──────────────▶  ingest (redo), peer serves
+//!  ◀── Done ────────────────────────────────────────────────────────────────
+//! ```
+//!
+//! The first chunk's message is what TiKV's is: a `MsgSnapshot` with its metadata and `RaftSnapshotData`. The entries
+//! travel as `RaftSnapshotData.data`, family by family in key order, with the family's number in front of the key. The
+//! last chunk has the sums of each family (`SnapshotMeta.cf_files`). Whatever does not add up is discarded whole: tables
+//! are nothing before their record.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::{PeerId, RegionId, ShardId, StoreId};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use executor::Class;
+use mvcc::Cf;
+use prost::Message as _;
+use proto::rpc::{CallContext, Inbound, Status};
+use proto::{metapb, raft_serverpb, tikvpb};
+use raftstore::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
+
+use super::host::CoreHost;
+use super::lifecycle::region_of;
+use super::mail::{Control, Reply, reply};
+use super::meta::PeerMeta;
+use super::moves::read_piece;
+use super::peer::Phase;
+use super::records::{ApplyingRecord, HomeRecord};
+use super::shard::{Input, Shard, add};
+use super::turn::Turn;
+use crate::engine::{Engine, data_range};
+
+/// How long one may take. Slow networks move a region of usual size within minutes.
+const SEND_LIMIT: Duration = Duration::from_secs(600);
+/// The wait before the next one to the same follower: the leader hears of this one's arrival by raft.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Keys and values of one table file.
+const TABLE_BYTES: usize = 8 << 20;
+/// Snapshots that a shard sends at a time; others wait for the next time that raft asks.
+const SENDING_MAX: usize = 4;
+
+/// Why a snapshot did not get through.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error("store {0} cannot be reached")]
+    NoWay(StoreId),
+    #[error("engine: {0}")]
+    Engine(String),
+    #[error(transparent)]
+    Call(#[from] Status),
+}
+
+/// One that is to be sent.
+struct Job<E: Engine> {
+    meta: PeerMeta,
+    to: metapb::Peer,
+    term: u64,
+    snapshot: E::Snapshot,
+}
+
+impl<E: Engine> Shard<E> {
+    /// Begins the snapshots that raft asked for in this turn. All that is applied is in the engine at this point.
+    pub(crate) fn begin_snapshots(self: &Rc<Self>, turn: &mut Turn) {
+        for (region, to) in std::mem::take(&mut turn.snapshots) {
+            let now = executor::now();
+            let mut peers = self.peers.borrow_mut();
+            let sending: usize = self.sending.get();
+            let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads() && peer.phase == Phase::Serving) else {
+                continue;
+            };
+            let member = peer.meta.region.peers.iter().find(|member| member.id == to.0).copied();
+            let Some(member) = member else { continue };
+            let is_busy = peer.snapshots.get(&to.0).is_some_and(|until| now < *until);
+            if is_busy || sending >= SENDING_MAX {
+                continue;
+            }
+            peer.snapshots.insert(to.0, now + SEND_LIMIT);
+            self.sending.set(sending + 1);
+            add(&self.metrics.snapshots_sent_total, 1);
+            let job = Job { meta: peer.meta.clone(), to: member, term: peer.term, snapshot: self.engine.snapshot() };
+            let shard = self.clone();
+            executor::spawn_local(Class::Background, async move {
+                let result = shard.send_snapshot(job).await;
+                if let Err(error) = &result {
+                    tracing::info!(%region, to = member.id, %error, "a snapshot did not get through");
+                }
+                shard.sending.set(shard.sending.get() - 1);
+                shard.push(Input::SnapshotSent { region, to });
+            });
+        }
+    }
+
+    /// One is over. Raft asks again if it is still needed.
+    pub(crate) fn step_snapshot_sent(&self, region: RegionId, to: PeerId) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
+            peer.snapshots.insert(to.0, executor::now() + RETRY_PAUSE);
+        }
+    }
+
+    /// Tells the leader of `region` up to where its peer here has the log: what a raft of its own would say after a
+    /// snapshot. Until then the leader takes the peer for empty.
+    fn announce(&self, region: RegionId, leader: metapb::Peer, term: u64) {
+        let peers = self.peers.borrow();
+        let Some(peer) = peers.get(&region).filter(|peer| peer.phase != Phase::Stopped) else { return };
+        let answer = Message {
+            msg_type: MessageType::MsgAppendResponse as i32,
+            from: peer.meta.peer.id,
+            to: leader.id,
+            term,
+            index: peer.meta.applied_index,
+            ..Message::default()
+        };
+        let letter = raft_serverpb::RaftMessage {
+            region_id: region.0,
+            from_peer: Some(peer.meta.peer),
+            to_peer: Some(leader),
+            message: answer.encode_to_vec().into(),
+            region_epoch: peer.meta.region.region_epoch,
+            ..Default::default()
+        };
+        self.outlet.send_raft(StoreId(leader.store_id), letter);
+    }
+
+    async fn send_snapshot(&self, job: Job<E>) -> Result<(), SnapshotError> {
+        let store = StoreId(job.to.store_id);
+        let channel = self.outlet.channel(store).await.ok_or(SnapshotError::NoWay(store))?;
+        let context = CallContext { deadline: Some(executor::now() + SEND_LIMIT), ..Default::default() };
+        let (chunks, done) = tikvpb::TikvClient::new(channel).snapshot(context).await?;
+        chunks.send(&raft_serverpb::SnapshotChunk { message: Some(head(&job)), ..Default::default() }).await?;
+        let region = job.meta.region.clone();
+        let (lower, upper) = data_range(&region.start_key, &region.end_key);
+        let mut sums = Vec::new();
+        for cf in Cf::DATA {
+            let mut sum = Sum::default();
+            let mut from = Some(lower.clone());
+            while let Some(at) = from {
+                let (snapshot, upper) = (job.snapshot.clone(), upper.clone());
+                let (entries, next) =
+                    executor::blocking(Class::Background, move || read_piece::<E>(&snapshot, cf, &at, &upper))
+                        .await
+                        .map_err(SnapshotError::Engine)?;
+                from = next;
+                let mut piece = raft_serverpb::RaftSnapshotData::default();
+                for (cf, key, value) in entries {
+                    sum.take(&key, &value);
+                    let mut named = BytesMut::with_capacity(key.len() + 1);
+                    named.put_u8(cf.index() as u8);
+                    named.extend_from_slice(&key);
+                    piece.data.push(raft_serverpb::KeyValue { key: named.freeze(), value });
+                }
+                if !piece.data.is_empty() {
+                    let data = piece.encode_to_vec().into();
+                    chunks.send(&raft_serverpb::SnapshotChunk { data, ..Default::default() }).await?;
+                }
+            }
+            sums.push(sum.file(cf));
+        }
+        let meta = raft_serverpb::SnapshotMeta { cf_files: sums, ..Default::default() };
+        let last = raft_serverpb::RaftSnapshotData { meta: Some(meta), ..Default::default() };
+        let data = last.encode_to_vec().into();
+        chunks.send(&raft_serverpb::SnapshotChunk { data, ..Default::default() }).await?;
+        chunks.close();
+        done.one().await?;
+        Ok(())
+    }
+}
+
+fn head<E: Engine>(job: &Job<E>) -> raft_serverpb::RaftMessage {
+    let region = &job.meta.region;
+    let data = raft_serverpb::RaftSnapshotData { region: Some((**region).clone()), version: 2, ..Default::default() };
+    let metadata = SnapshotMetadata {
+        conf_state: Some(raftstore::conf_state(region)),
+        index: job.meta.applied_index,
+        term: job.meta.applied_term,
+    };
+    let message = Message {
+        msg_type: MessageType::MsgSnapshot as i32,
+        from: job.meta.peer.id,
+        to: job.to.id,
+        term: job.term,
+        snapshot: Some(Snapshot { data: data.encode_to_vec().into(), metadata: Some(metadata) }),
+        ..Message::default()
+    };
+    raft_serverpb::RaftMessage {
+        region_id: region.id,
+        from_peer: Some(job.meta.peer),
+        to_peer: Some(job.to),
+        message: message.encode_to_vec().into(),
+        region_epoch: region.region_epoch,
+        ..Default::default()
+    }
+}
+
+/// What a family's entries add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    bytes: u64,
+    checksum: u32,
+}
+
+impl Sum {
+    fn take(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes += (key.len() + value.len()) as u64;
+        let lengths = [key.len() as u64, value.len() as u64].map(u64::to_le_bytes).concat();
+        for part in [&lengths[..], key, value] {
+            self.checksum = crc32c::crc32c_append(self.checksum, part);
+        }
+    }
+
+    fn file(self, cf: Cf) -> raft_serverpb::SnapshotCfFile {
+        raft_serverpb::SnapshotCfFile { cf: cf.name().into(), size: self.bytes, checksum: self.checksum }
+    }
+}
+
+/// One that is being received.
+struct Receiving {
+    shard: ShardId,
+    /// Who sends it, and in which term.
+    leader: metapb::Peer,
+    term: u64,
+    record: ApplyingRecord,
+    prefix: String,
+    cf: usize,
+    table: Vec<(Bytes, Bytes)>,
+    table_bytes: usize,
+    sums: [Sum; 3],
+    last_key: Bytes,
+}
+
+/// Receives a snapshot on the core of its connection; when this returns, the peer serves.
+///
+/// # Errors
+/// What was wrong with it, or why it cannot be taken now. Nothing of it stays then.
+pub async fn receive<E: Engine>(
+    host: &Rc<CoreHost<E>>,
+    mut chunks: Inbound<raft_serverpb::SnapshotChunk>,
+) -> Result<raft_serverpb::Done, Status> {
+    let first = chunks.next().await?.and_then(|chunk| chunk.message);
+    let first = first.ok_or_else(|| Status::invalid_argument("a snapshot without its message"))?;
+    let mut receiving = begin(host, &first).await?;
+    let result = take_all(host, &mut receiving, &mut chunks).await;
+    let shard = receiving.shard;
+    if result.is_err() {
+        let files = receiving.record.files;
+        host.control(host.core_of(shard), Control::SnapshotDrop { shard, files });
+    }
+    result.map(|()| raft_serverpb::Done::default())
+}
+
+async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMessage) -> Result<Receiving, Status> {
+    let bad = || Status::invalid_argument("not a snapshot");
+    let message = Message::decode(letter.message.clone()).map_err(|_| bad())?;
+    let snapshot = message.snapshot.ok_or_else(bad)?;
+    let metadata = snapshot.metadata.ok_or_else(bad)?;
+    let data = raft_serverpb::RaftSnapshotData::decode(snapshot.data).map_err(|_| bad())?;
+    let region = data.region.ok_or_else(bad)?;
+    let to = letter.to_peer.ok_or_else(bad)?;
+    let is_member = region.peers.iter().any(|peer| peer.id == to.id && peer.store_id == host.node.store.0);
+    if !is_member || metadata.index == 0 || metadata.term == 0 {
+        return Err(bad());
+    }
+    let (reply, answer) = reply();
+    host.control(base::CoreId(0), Control::Reserve { region: region.clone(), peer: PeerId(to.id), reply });
+    let closing = || Status::unavailable("the node is closing");
+    let shard = answer.wait().await.ok_or_else(closing)?.map_err(Status::failed_precondition)?;
+    let home = HomeRecord {
+        region: Some(region),
+        peer_id: to.id,
+        term: message.term,
+        applied_index: metadata.index,
+        applied_term: metadata.term,
+        ..Default::default()
+    };
+    Ok(Receiving {
+        shard,
+        leader: letter.from_peer.ok_or_else(bad)?,
+        term: message.term,
+        prefix: format!("{}-{}-{}-{}", letter.region_id, to.id, metadata.index, host.next_name()),
+        record: ApplyingRecord { home: Some(home), files: Vec::new() },
+        cf: 0,
+        table: Vec::new(),
+        table_bytes: 0,
+        sums: Default::default(),
+        last_key: Bytes::new(),
+    })
+}
+
+async fn take_all<E: Engine>(
+    host: &Rc<CoreHost<E>>,
+    receiving: &mut Receiving,
+    chunks: &mut Inbound<raft_serverpb::SnapshotChunk>,
+) -> Result<(), Status> {
+    let mut last = None;
+    while let Some(chunk) = chunks.next().await? {
+        let bad = |_| Status::invalid_argument("a chunk cannot be read");
+        let data = raft_serverpb::RaftSnapshotData::decode(chunk.data).map_err(bad)?;
+        for pair in data.data {
+            receiving.take(host, pair).await?;
+        }
+        last = data.meta;
+    }
+    receiving.finish_table(host).await?;
+    let sums = Cf::DATA.into_iter().zip(receiving.sums).map(|(cf, sum)| sum.file(cf)).collect::<Vec<_>>();
+    if last.is_none_or(|meta| meta.cf_files != sums) {
+        return Err(Status::data_loss("the snapshot does not add up"));
+    }
+    let (shard, record) = (receiving.shard, Box::new(receiving.record.clone()));
+    let (leader, term) = (receiving.leader, receiving.term);
+    ask(host, shard, |reply| Control::SnapshotInstall { shard, record, leader, term, reply }).await?;
+    let region = receiving.record.home.as_ref().and_then(|home| home.region.clone()).unwrap_or_default();
+    let bytes = receiving.sums.iter().map(|sum| sum.bytes).sum();
+    host.update_routes(&[(RegionId(region.id), Some(shard))]);
+    host.control(base::CoreId(0), Control::Born { shard, region, bytes });
+    Ok(())
+}
+
+impl Receiving {
+    async fn take<E: Engine>(&mut self, host: &Rc<CoreHost<E>>, pair: raft_serverpb::KeyValue) -> Result<(), Status> {
+        let bad = || Status::invalid_argument("a pair of no family, or out of order");
+        let (&cf, _) = pair.key.split_first().ok_or_else(bad)?;
+        let (cf, key) = (usize::from(cf), pair.key.slice(1..));
+        if cf >= self.sums.len() || cf < self.cf || (cf == self.cf && key <= self.last_key) {
+            return Err(bad());
+        }
+        if cf != self.cf || self.table_bytes >= TABLE_BYTES {
+            self.finish_table(host).await?;
+            self.cf = cf;
+        }
+        self.sums[cf].take(&key, &pair.value);
+        self.table_bytes += key.len() + pair.value.len();
+        self.last_key = key.clone();
+        self.table.push((key, pair.value));
+        Ok(())
+    }
+
+    async fn finish_table<E: Engine>(&mut self, host: &Rc<CoreHost<E>>) -> Result<(), Status> {
+        if self.table.is_empty() {
+            return Ok(());
+        }
+        let cf = Cf::DATA[self.cf];
+        let name = format!("{}-{}.{}", self.prefix, self.record.files.len(), cf.name());
+        self.record.files.push(name.clone());
+        self.table_bytes = 0;
+        let (shard, entries) = (self.shard, std::mem::take(&mut self.table));
+        ask(host, shard, |reply| Control::SnapshotTable { shard, cf, name, entries, reply }).await
+    }
+}
+
+async fn ask<E: Engine>(
+    host: &Rc<CoreHost<E>>,
+    shard: ShardId,
+    letter: impl FnOnce(Reply<Result<(), String>>) -> Control,
+) -> Result<(), Status> {
+    let (reply, answer) = reply();
+    host.control(host.core_of(shard), letter(reply));
+    let closing = || Status::unavailable("the node is closing");
+    answer.wait().await.ok_or_else(closing)?.map_err(Status::failed_precondition)
+}
+
+/// At the core of the new peer: what the receiving core asks for.
+pub fn handle<E: Engine>(host: &Rc<CoreHost<E>>, control: Control) {
+    let host = host.clone();
+    executor::spawn_local(Class::Background, async move {
+        let find = |shard| host.shard(shard).ok_or_else(|| format!("shard {shard} is not on this core"));
+        match control {
+            Control::SnapshotTable { shard, cf, name, entries, reply } => {
+                let result = match find(shard) {
+                    Err(why) => Err(why),
+                    Ok(shard) => {
+                        let (engine, path) = (shard.engine.clone(), shard.snap_dir.join(name));
+                        let build = move || engine.build_table(cf, &path, entries).map(drop);
+                        executor::blocking(Class::Background, build).await.map_err(|error| error.to_string())
+                    }
+                };
+                reply.send(result);
+            }
+            Control::SnapshotInstall { shard, record, leader, term, reply } => {
+                let result = match find(shard) {
+                    Err(why) => Err(why),
+                    Ok(shard) => {
+                        let region = record.home.as_ref().map_or(RegionId(0), region_of);
+                        let result = shard.ingest(*record).await.map_err(|error| error.to_string());
+                        // Also if it has come before: then the leader did not hear of it.
+                        shard.announce(region, leader, term);
+                        result
+                    }
+                };
+                reply.send(result);
+            }
+            Control::SnapshotDrop { shard, files } => {
+                if let Ok(shard) = find(shard) {
+                    let (engine, folder) = (shard.engine.clone(), shard.snap_dir.clone());
+                    let remove = move || files.iter().try_for_each(|name| engine.remove_table(&folder.join(name)));
+                    if let Err(error) = executor::blocking(Class::Background, remove).await {
+                        tracing::warn!(%error, "files of a snapshot stay until the next start");
+                    }
+                }
+            }
+            _ => {}
+        }
+    });
+}
