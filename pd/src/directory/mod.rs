@@ -5,9 +5,11 @@
 
 mod query;
 mod region;
+mod tally;
 
 pub use query::{RangesError, ScanRange};
 pub use region::{Flow, Region};
+pub use tally::Tally;
 
 use proto::{metapb, pdpb};
 use std::collections::BTreeMap;
@@ -25,6 +27,7 @@ pub struct Directory {
     /// Region ids by start key. The ranges never overlap; there may be holes.
     by_start: BTreeMap<Bytes, u64>,
     buckets: BTreeMap<u64, Rc<metapb::Buckets>>,
+    tallies: tally::Tallies,
 }
 
 /// Why a region's news are not taken.
@@ -140,7 +143,9 @@ impl Directory {
         if let Some(known) = known.filter(|_| !changed) {
             region.meta.clone_from(&known.meta);
         }
-        self.by_id.insert(region.meta.id, Rc::new(region));
+        let id = region.meta.id;
+        let before = self.by_id.insert(region.meta.id, Rc::new(region));
+        self.recount(before, id);
         Ok(Taken { changed, overlapped })
     }
 
@@ -148,7 +153,23 @@ impl Directory {
     pub fn remove(&mut self, id: u64) -> bool {
         self.remove_range(id);
         self.buckets.remove(&id);
-        self.by_id.remove(&id).is_some()
+        let removed = self.by_id.remove(&id);
+        if let Some(region) = &removed {
+            self.tallies.leave(region);
+        }
+        removed.is_some()
+    }
+
+    /// Brings the stores' tallies up to what is known of `id`; `before` is what was.
+    fn recount(&mut self, before: Option<Rc<Region>>, id: u64) {
+        let Some(now) = self.by_id.get(&id) else { return };
+        match before {
+            Some(before) if before.weighs_like(now) => {}
+            before => {
+                before.iter().for_each(|before| self.tallies.leave(before));
+                self.tallies.enter(now);
+            }
+        }
     }
 
     fn remove_range(&mut self, id: u64) {
@@ -165,13 +186,6 @@ impl Directory {
         if self.by_id.contains_key(&buckets.region_id) && known.is_none_or(|known| known.version < buckets.version) {
             self.buckets.insert(buckets.region_id, Rc::new(buckets));
         }
-    }
-
-    /// Whether some region has a peer on `store`.
-    ///
-    /// Cost: a walk over all regions; asked for stores that are being taken out.
-    pub fn has_peer_on(&self, store: u64) -> bool {
-        self.by_id.values().any(|region| region.meta.peers.iter().any(|peer| peer.store_id == store))
     }
 
     /// A region's buckets.

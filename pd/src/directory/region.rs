@@ -112,6 +112,19 @@ impl Region {
         }
     }
 
+    /// What one of its peers weighs on a store, in MiB: empty ones and those of unknown size weigh 1.
+    pub fn load_mib(&self) -> u64 {
+        self.size_mib().max(1)
+    }
+
+    /// Whether nothing differs that counts for the stores' tallies.
+    pub(super) fn weighs_like(&self, other: &Region) -> bool {
+        self.meta.peers == other.meta.peers
+            && self.leader == other.leader
+            && self.size_mib() == other.size_mib()
+            && self.pending_peers == other.pending_peers
+    }
+
     /// The region in pdpb's list form.
     pub fn to_list_entry(&self, buckets: Option<metapb::Buckets>) -> pdpb::Region {
         pdpb::Region {

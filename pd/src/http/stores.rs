@@ -3,6 +3,7 @@
 use super::encoding::{Query, byte_size, go_duration, rfc3339};
 use super::regions::number;
 use super::{Answer, Failure, ok};
+use crate::directory::Tally;
 use crate::service::{Core, StoreVitals};
 use crate::state::ClusterError;
 use base::UnixTime;
@@ -27,8 +28,7 @@ pub(super) async fn list(core: &Core, query: &Query) -> Answer {
         [] => store.state() != StoreState::Tombstone,
         asked => asked.contains(&u64::from(store.state.unsigned_abs())),
     };
-    let counts = count_peers(core);
-    let stores: Vec<Value> = stores.into_iter().filter(wanted).map(|store| to_json(core, store, &counts)).collect();
+    let stores: Vec<Value> = stores.into_iter().filter(wanted).map(|store| to_json(core, store)).collect();
     ok(json!({ "count": stores.len(), "stores": stores }))
 }
 
@@ -36,7 +36,7 @@ pub(super) async fn list(core: &Core, query: &Query) -> Answer {
 pub(super) async fn one(core: &Core, id: &str) -> Answer {
     let id = number(id)?;
     match core.read(|state| state.store(id)).await? {
-        Some(store) => ok(to_json(core, store, &count_peers(core))),
+        Some(store) => ok(to_json(core, store)),
         None => Err(Failure::new(404, ClusterError::StoreNotFound(id))),
     }
 }
@@ -82,35 +82,10 @@ fn failure(error: ClusterError) -> Failure {
     Failure::new(status, error)
 }
 
-/// Leaders, peers and their sizes in MiB on a store.
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    leaders: u64,
-    leader_size: u64,
-    regions: u64,
-    region_size: u64,
-}
-
-fn count_peers(core: &Core) -> BTreeMap<u64, Counts> {
-    let mut counts: BTreeMap<u64, Counts> = BTreeMap::new();
-    for region in core.directory.borrow().iter() {
-        for peer in &region.meta.peers {
-            let count = counts.entry(peer.store_id).or_default();
-            count.regions += 1;
-            count.region_size += region.size_mib();
-        }
-        if let Some(leader) = &region.leader {
-            let count = counts.entry(leader.store_id).or_default();
-            count.leaders += 1;
-            count.leader_size += region.size_mib();
-        }
-    }
-    counts
-}
-
-fn to_json(core: &Core, store: metapb::Store, counts: &BTreeMap<u64, Counts>) -> Value {
+fn to_json(core: &Core, store: metapb::Store) -> Value {
     let vitals = core.vitals.borrow().of(store.id);
-    let counts = counts.get(&store.id).copied().unwrap_or_default();
+    let (directory, nothing) = (core.directory.borrow(), Tally::default());
+    let tally = directory.tally(store.id).unwrap_or(&nothing);
     let store = core.with_heartbeat(store);
     let labels: Vec<Value> =
         store.labels.iter().map(|label| json!({ "key": label.key, "value": label.value })).collect();
@@ -131,7 +106,7 @@ fn to_json(core: &Core, store: metapb::Store, counts: &BTreeMap<u64, Counts>) ->
             "state_name": state_name(&store, &vitals),
             "node_state_name": node_state_name(&store),
         },
-        "status": status(&vitals, counts),
+        "status": status(&vitals, tally),
     })
 }
 
@@ -155,20 +130,20 @@ fn node_state_name(store: &metapb::Store) -> &'static str {
     }
 }
 
-fn status(vitals: &StoreVitals, counts: Counts) -> Value {
+fn status(vitals: &StoreVitals, tally: &Tally) -> Value {
     let stats = &vitals.stats;
     let mut status = json!({
         "capacity": byte_size(stats.capacity),
         "available": byte_size(stats.available),
         "used_size": byte_size(stats.used_size),
-        "leader_count": counts.leaders,
+        "leader_count": tally.leaders(),
         "leader_weight": 1,
-        "leader_score": counts.leaders,
-        "leader_size": counts.leader_size,
-        "region_count": counts.regions,
+        "leader_score": tally.leaders(),
+        "leader_size": tally.leader_size_mib,
+        "region_count": tally.regions(),
         "region_weight": 1,
-        "region_score": counts.region_size,
-        "region_size": counts.region_size,
+        "region_score": tally.region_size_mib,
+        "region_size": tally.region_size_mib,
         "slow_score": stats.slow_score,
         "is_busy": stats.is_busy,
     });
