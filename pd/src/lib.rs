@@ -22,6 +22,7 @@ pub mod directory;
 mod http;
 pub mod kv;
 mod metrics;
+pub mod schedule;
 mod server;
 mod service;
 mod signal;

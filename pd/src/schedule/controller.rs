@@ -1,0 +1,345 @@
+//! The operators under way: at most one for each region, started within limits, watched until they end.
+//!
+//! ```text
+//!   plan ──admit──▶ step 0 ──▶ step 1 ─ … ─▶ success
+//!                     │ the region's heartbeat shows each step as done, or gets it as its answer
+//!                     └──▶ cancelled (something else changed the region), timed out, replaced (by a person's)
+//! ```
+
+use super::influence::Influence;
+use super::limits::{Limits, Way, cost};
+use super::operator::{Kind, Operator, Plan, Record};
+use super::step::{Progress, Step};
+use super::view::{Cluster, is_joint};
+use crate::directory::Region;
+use base::Instant;
+use proto::pdpb::{OperatorStatus, RegionHeartbeatResponse};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Operators under way at most, whoever wants them.
+const OPERATORS_MAX: usize = 4096;
+/// Operators that have ended and are remembered.
+const RECORDS_MAX: usize = 1024;
+/// A step is asked for again after so long without a heartbeat that shows it as done. PD waits as long.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Operators that one look at the time takes at most.
+const LOOKS_MAX: usize = 256;
+/// A region whose operator failed is left alone for so long.
+const REST_AFTER_CANCEL: Duration = Duration::from_secs(10);
+const REST_AFTER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Ids that new peers may need before more are fetched.
+const IDS_FETCHED: usize = 64;
+
+/// A message for the store that leads a region.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// The store.
+    pub store: u64,
+    /// What it is asked for; the header is missing.
+    pub message: RegionHeartbeatResponse,
+}
+
+/// Why a plan is not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The region is not known, or has no leader.
+    #[error("region {0} not found, or it has no leader")]
+    NoRegion(u64),
+    /// Something is done with it already.
+    #[error("region {0} has an operator already")]
+    Busy(u64),
+    /// Enough is done at the same time.
+    #[error("too many operators of this kind are under way")]
+    Full,
+    /// A store has taken or given enough peers for this minute.
+    #[error("store {0} has reached its limit")]
+    StoreLimit(u64),
+    /// There are no ids for new peers at the moment; they are being fetched.
+    #[error("no ids for new peers at the moment")]
+    NoIds,
+    /// The first step cannot be done.
+    #[error("it cannot be done: {0}")]
+    Impossible(&'static str),
+}
+
+/// The operators.
+#[derive(Debug, Default)]
+pub struct Controller {
+    running: BTreeMap<u64, Operator>,
+    /// Regions into which others are being merged, with those.
+    claimed: BTreeMap<u64, u64>,
+    by_kind: BTreeMap<Kind, u64>,
+    /// What the operators will have changed.
+    pub influence: Influence,
+    /// What stores take and give.
+    pub limits: Limits,
+    records: VecDeque<Record>,
+    rests: BTreeMap<u64, Instant>,
+    ids: VecDeque<u64>,
+    wants_ids: bool,
+    looked_at: u64,
+    counts: BTreeMap<(&'static str, &'static str), u64>,
+}
+
+impl Controller {
+    /// Whether something is done with `region`, or was in vain a moment ago.
+    pub fn is_free(&self, region: u64, now: Instant) -> bool {
+        !self.is_running(region) && self.rests.get(&region).is_none_or(|until| *until <= now)
+    }
+
+    /// Whether something is done with `region`.
+    pub fn is_running(&self, region: u64) -> bool {
+        self.running.contains_key(&region) || self.claimed.contains_key(&region)
+    }
+
+    /// Whether another operator of a kind may begin.
+    pub fn has_room(&self, cluster: &Cluster<'_>, kind: Kind) -> bool {
+        let config = cluster.config;
+        let limit = match kind {
+            Kind::Leader => config.leader_schedule_limit,
+            Kind::Region => config.region_schedule_limit,
+            Kind::Replica => config.replica_schedule_limit,
+            Kind::Merge => config.merge_schedule_limit,
+            Kind::Split | Kind::Scatter => OPERATORS_MAX as u64,
+        };
+        self.running.len() < OPERATORS_MAX && self.by_kind.get(&kind).copied().unwrap_or(0) < limit
+    }
+
+    /// Begins a plan.
+    ///
+    /// # Errors
+    /// [`Refused`]: why it is not begun.
+    pub fn admit(&mut self, cluster: &Cluster<'_>, plan: Plan) -> Result<(), Refused> {
+        let found = cluster.region(plan.region).filter(|region| region.leader.is_some());
+        let region = found.ok_or(Refused::NoRegion(plan.region))?;
+        self.make_way(cluster, &plan, region)?;
+        if self.running.len() >= OPERATORS_MAX || (!plan.is_admin && !self.has_room(cluster, plan.kind)) {
+            return Err(Refused::Full);
+        }
+        self.check_limits(cluster, &plan, region)?;
+        let mut plan = plan;
+        self.name_new_peers(&mut plan)?;
+        if let Some(Progress::Never(why)) =
+            plan.steps.first().map(|step| step.progress(cluster, region, region.version()))
+        {
+            return Err(Refused::Impossible(why));
+        }
+        if let Some(operator) = self.running.get(&plan.region) {
+            let (id, text) = (operator.plan.region, "another one was wanted");
+            self.end(id, OperatorStatus::Replace, text, cluster.now);
+        }
+        for (store, way) in plan.steps.iter().filter_map(taken_by) {
+            let rates = cluster.config.rates(store);
+            self.limits.take(cluster.now, store, way, rates, cost(region.size_mib()));
+        }
+        let (load_mib, epoch) = (region.load_mib(), region.meta.region_epoch.unwrap_or_default());
+        plan.steps.iter().for_each(|step| self.influence.expect(step, load_mib));
+        if let Some(target) = plan.merge_target() {
+            self.claimed.insert(target, plan.region);
+        }
+        *self.by_kind.entry(plan.kind).or_default() += 1;
+        self.count(plan.desc, "create");
+        self.running.insert(plan.region, Operator::new(plan, epoch, load_mib, cluster.now));
+        Ok(())
+    }
+
+    /// Whether a plan may begin beside, or in place of, what is done with its regions.
+    fn make_way(&self, cluster: &Cluster<'_>, plan: &Plan, region: &Region) -> Result<(), Refused> {
+        if self.claimed.contains_key(&plan.region) {
+            return Err(Refused::Busy(plan.region));
+        }
+        if let Some(target) = plan.merge_target() {
+            if self.is_running(target) {
+                return Err(Refused::Busy(target));
+            }
+            if cluster.region(target).is_none() {
+                return Err(Refused::NoRegion(target));
+            }
+        }
+        let Some(running) = self.running.get(&plan.region) else { return Ok(()) };
+        let same_split = plan.kind == Kind::Split && running.plan.kind == Kind::Split;
+        let outranks = plan.is_admin && !running.plan.is_admin && !is_joint(region);
+        if same_split || outranks { Ok(()) } else { Err(Refused::Busy(plan.region)) }
+    }
+
+    fn check_limits(&self, cluster: &Cluster<'_>, plan: &Plan, region: &Region) -> Result<(), Refused> {
+        if plan.is_admin {
+            return Ok(());
+        }
+        for (store, way) in plan.steps.iter().filter_map(taken_by) {
+            let rates = cluster.config.rates(store);
+            if !self.limits.has(cluster.now, store, way, rates, cost(region.size_mib())) {
+                return Err(Refused::StoreLimit(store));
+            }
+        }
+        Ok(())
+    }
+
+    fn name_new_peers(&mut self, plan: &mut Plan) -> Result<(), Refused> {
+        let new_on = |step: &Step| match step {
+            Step::AddLearner(peer) if peer.id == 0 => Some(peer.store_id),
+            _ => None,
+        };
+        let stores: Vec<u64> = plan.steps.iter().filter_map(new_on).collect();
+        if stores.len() > self.ids.len() {
+            self.wants_ids = true;
+            return Err(Refused::NoIds);
+        }
+        let ids = self.ids.drain(..stores.len());
+        let names: BTreeMap<u64, u64> = stores.iter().copied().zip(ids).collect();
+        plan.steps.iter_mut().for_each(|step| step.name_new_peers(|store| names.get(&store).copied()));
+        Ok(())
+    }
+
+    /// How many ids for new peers should be fetched now.
+    pub fn ids_wanted(&self) -> usize {
+        if self.wants_ids { IDS_FETCHED } else { 0 }
+    }
+
+    /// Takes ids that nobody else has.
+    pub fn take_ids(&mut self, ids: impl IntoIterator<Item = u64>) {
+        self.ids.extend(ids);
+        self.wants_ids = false;
+    }
+
+    /// Looks at a region as its leader has just reported it: what is done is done, and what is next is the answer.
+    pub fn observe(&mut self, cluster: &Cluster<'_>, region: &Region) -> Option<Order> {
+        let (id, now) = (region.meta.id, cluster.now);
+        loop {
+            let operator = self.running.get_mut(&id)?;
+            let Some(step) = operator.step() else {
+                self.end(id, OperatorStatus::Success, "", now);
+                return None;
+            };
+            if operator.is_stale(region.conf_ver()) {
+                self.end(id, OperatorStatus::Cancel, "its membership was changed by somebody else", now);
+                return None;
+            }
+            match step.progress(cluster, region, operator.epoch.version) {
+                Progress::Done => {
+                    self.influence.forget(step, operator.load_mib);
+                    operator.advance(now);
+                }
+                Progress::Never(why) => {
+                    self.end(id, OperatorStatus::Cancel, why, now);
+                    return None;
+                }
+                Progress::Wait(_) => return None,
+                Progress::Ask => {
+                    let message = step.order(cluster, region)?;
+                    operator.sent = Some(now);
+                    return Some(Order { store: region.leader?.store_id, message });
+                }
+            }
+        }
+    }
+
+    /// Looks at the time: what takes too long is given up, and what was asked for in vain is asked for again. Takes a
+    /// bounded number of operators; the next call goes on behind them.
+    pub fn tick(&mut self, cluster: &Cluster<'_>) -> Vec<Order> {
+        let now = cluster.now;
+        self.rests.retain(|_, until| *until > now);
+        let ids: Vec<u64> = self.running.range(self.looked_at..).map(|(id, _)| *id).take(LOOKS_MAX).collect();
+        self.looked_at = ids.last().filter(|_| ids.len() == LOOKS_MAX).map_or(0, |last| last + 1);
+        let mut orders = Vec::new();
+        for id in ids {
+            let Some(region) = cluster.region(id) else {
+                self.region_gone(id, now);
+                continue;
+            };
+            let Some(operator) = self.running.get(&id) else { continue };
+            if operator.is_late(now) {
+                self.end(id, OperatorStatus::Timeout, "it took too long", now);
+            } else if operator.sent.is_none_or(|sent| now.since(sent) >= ASK_AGAIN) {
+                orders.extend(self.observe(cluster, region));
+            }
+        }
+        orders
+    }
+
+    /// A region is not there any more, as after a merge.
+    pub fn region_gone(&mut self, id: u64, now: Instant) {
+        if let Some(operator) = self.running.get(&id) {
+            match operator.step() {
+                Some(Step::Merge { .. }) => self.end(id, OperatorStatus::Success, "", now),
+                _ => self.end(id, OperatorStatus::Cancel, "the region is gone", now),
+            }
+        }
+        if let Some(source) = self.claimed.get(&id).copied() {
+            self.end(source, OperatorStatus::Cancel, "the target is gone", now);
+        }
+    }
+
+    /// Gives an operator up because a person wants it; false if there is none.
+    pub fn cancel(&mut self, region: u64, now: Instant) -> bool {
+        let found = self.running.contains_key(&region);
+        self.end(region, OperatorStatus::Cancel, "a person wanted it", now);
+        found
+    }
+
+    fn end(&mut self, id: u64, status: OperatorStatus, why: &str, now: Instant) {
+        let Some(operator) = self.running.remove(&id) else { return };
+        operator.open_steps().iter().for_each(|step| self.influence.forget(step, operator.load_mib));
+        if let Some(target) = operator.plan.merge_target() {
+            self.claimed.remove(&target);
+        }
+        if let Some(count) = self.by_kind.get_mut(&operator.plan.kind) {
+            *count -= 1;
+        }
+        let event = match status {
+            OperatorStatus::Success => "finish",
+            OperatorStatus::Timeout => "timeout",
+            OperatorStatus::Replace => "replace",
+            _ => "cancel",
+        };
+        self.count(operator.plan.desc, event);
+        match status {
+            OperatorStatus::Timeout => drop(self.rests.insert(id, now + REST_AFTER_TIMEOUT)),
+            OperatorStatus::Cancel => drop(self.rests.insert(id, now + REST_AFTER_CANCEL)),
+            _ => {}
+        }
+        let mut text = operator.describe(now);
+        if !why.is_empty() {
+            text = format!("{text} {event}: {why}");
+        }
+        let Operator { plan: Plan { desc, kind, .. }, .. } = operator;
+        if self.records.len() >= RECORDS_MAX {
+            self.records.pop_front();
+        }
+        self.records.push_back(Record { region: id, desc, kind, status, text, ended: now });
+    }
+
+    fn count(&mut self, desc: &'static str, event: &'static str) {
+        *self.counts.entry((desc, event)).or_default() += 1;
+    }
+
+    /// The operator on a region.
+    pub fn operator(&self, region: u64) -> Option<&Operator> {
+        self.running.get(&region)
+    }
+
+    /// Every operator, by region.
+    pub fn operators(&self) -> impl Iterator<Item = &Operator> {
+        self.running.values()
+    }
+
+    /// Operators that have ended, the oldest first.
+    pub fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
+        self.records.iter()
+    }
+
+    /// How many operators of a name were created and have ended, by event.
+    pub fn counts(&self) -> &BTreeMap<(&'static str, &'static str), u64> {
+        &self.counts
+    }
+}
+
+/// Which of a store's limits a step counts against.
+fn taken_by(step: &Step) -> Option<(u64, Way)> {
+    match step {
+        Step::AddLearner(peer) => Some((peer.store_id, Way::Add)),
+        Step::RemovePeer(peer) => Some((peer.store_id, Way::Remove)),
+        _ => None,
+    }
+}

@@ -1,0 +1,98 @@
+//! The checker of small regions: two neighbours that are small together become one.
+
+use super::operator::{Kind, Plan};
+use super::placement::{Scene, new_peer};
+use super::step::{Step, have_the_same_stores};
+use super::view::{is_joint, peer_on, voters};
+use crate::directory::Region;
+use base::Instant;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Splits that are remembered. More than so many in an hour only means that some of them are merged sooner.
+const SPLITS_MAX: usize = 100_000;
+/// The merged region may be so many times what a small one may be: well below the size at which it would split again.
+const GROWTH: u64 = 2;
+
+/// When regions have split, as far as it was lately.
+#[derive(Debug)]
+pub struct Splits {
+    by_region: BTreeMap<u64, Instant>,
+    /// What happened before is not known.
+    since: Instant,
+}
+
+impl Splits {
+    /// Nothing is known of what was before `now`.
+    pub fn new(now: Instant) -> Splits {
+        Splits { by_region: BTreeMap::new(), since: now }
+    }
+
+    /// Notes that a region has split, or has come from a split.
+    pub fn note(&mut self, region: u64, now: Instant) {
+        if self.by_region.len() < SPLITS_MAX {
+            self.by_region.insert(region, now);
+        }
+    }
+
+    /// Forgets what is too long ago to count.
+    pub fn forget_old(&mut self, interval: Duration, now: Instant) {
+        if self.by_region.len() > SPLITS_MAX / 2 {
+            self.by_region.retain(|_, at| now.since(*at) < interval);
+        }
+    }
+
+    fn is_recent(&self, region: u64, interval: Duration, now: Instant) -> bool {
+        let at = self.by_region.get(&region).copied().unwrap_or(self.since);
+        now.since(at) < interval
+    }
+}
+
+/// Whether a region goes into a neighbour: the steps of that, or one that brings a peer to the neighbour's store.
+pub fn check(scene: &Scene<'_>, region: &Region, splits: &Splits) -> Option<Plan> {
+    let config = scene.cluster.config;
+    let small = region.approximate_size > 0
+        && region.size_mib() <= config.max_merge_region_size
+        && region.approximate_keys <= config.merge_keys_max();
+    let rests = |region: &Region| !splits.is_recent(region.meta.id, config.split_merge_interval, scene.cluster.now);
+    if !small || !scene.has_room(Kind::Merge) || !rests(region) || !is_in_order(scene, region) {
+        return None;
+    }
+    let directory = scene.cluster.directory;
+    let neighbours = [directory.after(region), directory.before_key(&region.meta.start_key)];
+    let fits = |other: &&Region| {
+        other.approximate_size > 0
+            && region.size_mib() + other.size_mib() <= GROWTH * config.max_merge_region_size
+            && region.approximate_keys + other.approximate_keys <= GROWTH * config.merge_keys_max()
+            && scene.is_free(other)
+            && rests(other)
+            && is_in_order(scene, other)
+    };
+    let neighbours = neighbours.into_iter().flatten().map(std::rc::Rc::as_ref);
+    let target = neighbours.filter(fits).min_by_key(|other| other.approximate_size)?;
+    plan(scene, region, target)
+}
+
+/// The next operator on the way of `source` into `target`.
+pub fn plan(scene: &Scene<'_>, source: &Region, target: &Region) -> Option<Plan> {
+    if have_the_same_stores(source, target) {
+        let merge = Step::Merge { target: target.meta.id };
+        return Some(Plan::new(source.meta.id, "merge-region", Kind::Merge, vec![merge]));
+    }
+    // One peer after the other: each move leaves the region as it should be, wherever this ends.
+    let old = source.meta.peers.iter().find(|peer| peer_on(target, peer.store_id).is_none())?;
+    let goals = target.meta.peers.iter().filter_map(|peer| scene.cluster.stores.get(&peer.store_id));
+    let goal = goals.into_iter().find(|store| scene.may_hold(source, store) && scene.has_time(source, store))?;
+    let steps = scene.replace(source, old, new_peer(goal.id))?;
+    Some(Plan::new(source.meta.id, "move-for-merge", Kind::Merge, steps))
+}
+
+/// Whether a region has all of its voters, healthy, and nothing else.
+pub fn is_in_order(scene: &Scene<'_>, region: &Region) -> bool {
+    let voters = voters(region);
+    voters.len() == region.meta.peers.len()
+        && voters.len() as u64 == scene.cluster.config.max_replicas
+        && region.leader.is_some()
+        && !is_joint(region)
+        && voters.iter().all(|peer| scene.cluster.is_healthy(region, peer))
+}
