@@ -1,5 +1,6 @@
 //! What a placement driver is told at its start.
 
+use crate::schedule::ScheduleConfig;
 use crate::storage::JournalConfig;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,9 +21,10 @@ pub struct PdConfig {
     pub data_dir: PathBuf,
     /// The member's name (`name`).
     pub name: String,
-    /// Replicas that a region should have (`replication.max-replicas`). Told to those who ask; replicas are not
-    /// placed yet.
+    /// Replicas that a region should have (`replication.max-replicas`), unless it was set otherwise over HTTP since.
     pub max_replicas: u32,
+    /// What the scheduling goes by, unless it was set otherwise over HTTP since (`schedule`, `replication`).
+    pub schedule: ScheduleConfig,
     /// Most bytes of keys and values that clients may keep here (`quota-backend-bytes`). They live in memory.
     pub quota_backend_bytes: usize,
     /// How the journal is kept.
@@ -39,6 +41,7 @@ impl Default for PdConfig {
             data_dir: PathBuf::from("pd"),
             name: String::from("pd"),
             max_replicas: 3,
+            schedule: ScheduleConfig::default(),
             quota_backend_bytes: 256 << 20,
             journal: JournalConfig::default(),
             server: net::ServerConfig::default(),

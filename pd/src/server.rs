@@ -122,7 +122,8 @@ impl PdServer {
         let accept = executor::spawn_local(Class::Foreground, accept(listener, server.clone()));
         let leases = executor::spawn_local(Class::Background, Rc::clone(&core).end_leases());
         tracing::info!(%cluster_id, %addr, url = client_url, "the placement driver serves");
-        let tasks = vec![accept, leases];
+        let schedule = executor::spawn_local(Class::Background, Rc::clone(&core).schedule());
+        let tasks = vec![accept, leases, schedule];
         let inner = Inner { core, server, health, metrics, writer: Some(writer), tasks, _lock: lock };
         Ok(PdServer { addr, url: client_url, cluster_id, inner })
     }

@@ -308,9 +308,13 @@ fn splits_at_keys_are_asked_of_the_leader() {
         let scatter = ScatterRegionRequest { header: pd.header(), regions_id: vec![2, 7, 99], ..Default::default() };
         let answer = pd.pd.scatter_region(cx(), &scatter).await.expect("answer");
         assert_eq!((answer.finished_percentage, answer.failed_regions_id), (66, vec![99]));
-        let operator = GetOperatorRequest { header: pd.header(), region_id: 2 };
-        let answer = pd.pd.get_operator(cx(), &operator).await.expect("answer");
-        assert_eq!(error_of(&answer.header), Some((ErrorType::RegionNotFound, "Not Found".to_owned())));
+        let get = async |region_id| {
+            let operator = GetOperatorRequest { header: pd.header(), region_id };
+            pd.pd.get_operator(cx(), &operator).await.expect("answer")
+        };
+        assert_eq!(get(2).await.desc, "admin-split-region");
+        let not_found = Some((ErrorType::RegionNotFound, "Not Found".to_owned()));
+        assert_eq!(error_of(&get(7).await.header), not_found);
     });
 }
 

@@ -4,6 +4,7 @@ mod encoding;
 mod keyspaces;
 mod operators;
 mod regions;
+mod schedulers;
 mod settings;
 mod stores;
 
@@ -111,6 +112,7 @@ async fn get(core: &Rc<Core>, path: &[&str], query: &Query) -> Answer {
         ["cluster", "status"] => cluster_status(core).await,
         ["min-resolved-ts", scope @ ..] => min_resolved_ts(core, scope),
         ["gc", "safepoint"] => gc_safe_point(core).await,
+        ["stores", "limit"] => stores::limits(core).await,
         ["stores"] | ["stores", "check"] => stores::list(core, query).await,
         ["store", id] => stores::one(core, id).await,
         ["regions", rest @ ..] => regions::list(core, rest, query).await,
@@ -121,8 +123,11 @@ async fn get(core: &Rc<Core>, path: &[&str], query: &Query) -> Answer {
         ["hotspot", "stores"] => ok(json!({
             "bytes-write-rate": {}, "bytes-read-rate": {}, "keys-write-rate": {}, "keys-read-rate": {},
         })),
-        ["operators"] | ["schedulers"] => ok(json!([])),
-        ["operators", _] => Err(Failure::new(404, "operator not found")),
+        ["operators"] => operators::list(core, query),
+        ["operators", "records"] => operators::records(core),
+        ["operators", region] => operators::one(core, region),
+        ["schedulers"] => schedulers::list(core, query),
+        ["scheduler-config", rest @ ..] => schedulers::config(core, rest),
         ["config", rest @ ..] => settings::get(core, rest),
         _ => Err(Failure::not_found()),
     }
@@ -132,31 +137,51 @@ async fn change(core: &Rc<Core>, request: &HttpRequest, path: &[&str], query: &Q
     match (request.method.as_str(), path) {
         ("POST", ["store", id, "label"]) => stores::label(core, id, request, query).await,
         ("POST", ["store", id, "state"]) => stores::set_state(core, id, query).await,
+        ("POST", ["store", id, "weight"]) => stores::set_weight(core, id, request).await,
+        ("POST", ["store", id, "limit"]) => stores::set_limit(core, Some(id), request).await,
+        ("POST", ["stores", "limit"]) => stores::set_limit(core, None, request).await,
         ("DELETE", ["store", id]) => stores::remove(core, id, query).await,
         ("POST", ["regions", "split"]) => regions::split(core, request).await,
-        ("POST", ["regions", "scatter"]) => ok(json!({ "processed-percentage": 100 })),
+        ("POST", ["regions", "scatter"]) => regions::scatter(core, request).await,
         ("POST", ["regions", "accelerate-schedule"] | ["regions", "accelerate-schedule", "batch"]) => {
-            ok(json!("Accelerate regions scheduling, nothing is scheduled"))
+            ok(json!("Accelerate regions scheduling in a given range, the patrol takes them in turn"))
         }
         ("DELETE", ["admin", "cache", "region", id]) => regions::forget(core, id),
         ("POST", ["operators"]) => operators::add(core, request).await,
-        // There is nothing behind these yet: 412 is what TiDB takes for "not supported".
-        ("POST" | "PATCH" | "PUT" | "DELETE", ["config", ..] | ["schedulers", ..] | ["operators", ..]) => {
-            Err(Failure::new(412, "this placement driver does not place replicas yet"))
+        ("DELETE", ["operators"]) => operators::remove_all(core),
+        ("DELETE", ["operators", region]) => operators::remove(core, region),
+        ("POST", ["schedulers"]) => schedulers::add(core, request).await,
+        ("POST", ["schedulers", name]) => schedulers::pause(core, name, request),
+        ("DELETE", ["schedulers", name]) => schedulers::remove(core, name).await,
+        (_, ["scheduler-config", rest @ ..]) => schedulers::set_config(core, request, rest).await,
+        ("POST", ["config"] | ["config", "schedule"] | ["config", "replicate"]) => {
+            settings::set(core, path, request).await
+        }
+        // There is nothing behind these: 412 is what TiDB takes for "not supported".
+        ("POST" | "PATCH" | "PUT" | "DELETE", ["config", ..]) => {
+            Err(Failure::new(412, "this placement driver has one placement rule, which cannot be changed here"))
         }
         _ => Err(Failure::not_found()),
     }
 }
 
 fn metrics(core: &Core) -> String {
+    let scheduler = core.scheduler();
+    let operators = scheduler.controller();
     let state = core.peek();
-    core.metrics.to_prometheus(&[
+    let text = core.metrics.to_prometheus(&[
+        ("pd_schedule_operators_running", operators.operators().count() as u64),
+        ("pd_schedule_up_stores", scheduler.stores().values().filter(|store| store.is_up()).count() as u64),
         ("pd_regions", core.directory.borrow().len() as u64),
         ("pd_stores", state.stores().len() as u64),
         ("pd_keys", state.space().len() as u64),
         ("pd_keys_bytes", state.space().bytes() as u64),
         ("pd_journal_backlog_bytes", core.writer.backlog() as u64),
-    ])
+    ]);
+    let counts = operators.counts().iter().map(|((name, event), count)| {
+        format!("pd_schedule_operators_count{{type=\"{name}\",event=\"{event}\"}} {count}\n")
+    });
+    text + "# TYPE pd_schedule_operators_count counter\n" + &counts.collect::<String>()
 }
 
 fn member(core: &Core) -> Value {

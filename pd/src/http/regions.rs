@@ -3,6 +3,7 @@
 use super::encoding::{Query, hex, unescape, unhex};
 use super::{Answer, Failure, ok};
 use crate::directory::Region;
+use crate::schedule;
 use crate::service::Core;
 use bytes::Bytes;
 use net::{HttpRequest, HttpResponse};
@@ -41,7 +42,7 @@ pub(super) async fn list(core: &Core, path: &[&str], query: &Query) -> Answer {
                 let before = directory.before_key(&region.meta.start_key);
                 before.into_iter().chain(directory.after(region)).cloned().collect()
             }
-            ["check", check] => directory.iter().filter(|region| checked(check, region)).cloned().collect(),
+            ["check", check] => directory.iter().filter(|region| checked(core, check, region)).cloned().collect(),
             ["count"] => return ok(json!({ "count": directory.len() })),
             ["replicated"] => return replicated(core, query),
             _ => return Err(Failure::not_found()),
@@ -61,8 +62,16 @@ pub(super) async fn list(core: &Core, path: &[&str], query: &Query) -> Answer {
     Ok(HttpResponse::json(200, body))
 }
 
-fn checked(check: &str, region: &Region) -> bool {
+fn checked(core: &Core, check: &str, region: &Region) -> bool {
+    let voters = || schedule::view::voters(region).len() as u64;
     match check {
+        "miss-peer" => voters() < core.scheduler().config().max_replicas,
+        "extra-peer" => voters() > core.scheduler().config().max_replicas,
+        "offline-peer" => {
+            let scheduler = core.scheduler();
+            let leaves = |peer: &metapb::Peer| scheduler.stores().get(&peer.store_id).is_none_or(|s| !s.is_up());
+            region.meta.peers.iter().any(leaves)
+        }
         "empty-region" => region.approximate_size == 1,
         "down-peer" => !region.down_peers.is_empty(),
         "pending-peer" => !region.pending_peers.is_empty(),
@@ -71,13 +80,15 @@ fn checked(check: &str, region: &Region) -> bool {
     }
 }
 
-/// Whether the regions of a range have their replicas: nothing waits to be placed.
+/// Whether the regions of a range have their replicas: nothing is on its way to be placed.
 fn replicated(core: &Core, query: &Query) -> Answer {
     let key =
         |name| unhex(query.bytes(name).unwrap_or_default()).ok_or_else(|| Failure::bad("the key is not hexadecimal"));
     let (start, end) = (key("startKey")?, key("endKey")?);
     let directory = core.directory.borrow();
-    let pending = directory.scan(&start, &end).any(|region| !region.pending_peers.is_empty());
+    let scheduler = core.scheduler();
+    let moves = |region: &Region| scheduler.controller().is_running(region.meta.id);
+    let pending = directory.scan(&start, &end).any(|region| !region.pending_peers.is_empty() || moves(region));
     ok(json!(if pending { "INPROGRESS" } else { "REPLICATED" }))
 }
 
@@ -148,6 +159,20 @@ pub(super) async fn split(core: &Core, request: &HttpRequest) -> Answer {
     let keys = keys.ok_or_else(|| Failure::bad("split_keys should be provided, in hexadecimal digits"))?;
     let (percentage, regions) = core.split_at(&keys, body["retry_limit"].as_u64().unwrap_or(0)).await;
     ok(json!({ "processed-percentage": percentage, "regions-id": regions }))
+}
+
+/// `POST /regions/scatter` with `{"start_key": hex, "end_key": hex}` or `{"regions_id": [n]}`, `"group"` and
+/// `"retry_limit"`.
+pub(super) async fn scatter(core: &Core, request: &HttpRequest) -> Answer {
+    let body: Value = serde_json::from_slice(&request.body).map_err(Failure::bad)?;
+    let key = |name: &str| {
+        let digits = body[name].as_str().unwrap_or_default();
+        unhex(digits.as_bytes()).ok_or_else(|| Failure::bad("the key is not hexadecimal"))
+    };
+    let (start, end) = (key("start_key")?, key("end_key")?);
+    let regions: Vec<u64> = body["regions_id"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let group = body["group"].as_str().unwrap_or_default();
+    super::operators::scatter(core, &start, &end, regions, group, body["retry_limit"].as_u64().unwrap_or(0)).await
 }
 
 /// `DELETE /admin/cache/region/{id}`: its leader's next heartbeat brings it back.

@@ -1,15 +1,17 @@
-//! `/config`: what clients and tools read of PD's configuration. Nothing can be changed over HTTP yet.
+//! `/config`: what clients and tools read of PD's configuration, and what of it can be changed.
 
 use super::{Answer, Failure, ok};
+use crate::schedule::config::ConfigError;
 use crate::service::Core;
+use net::HttpRequest;
 use serde_json::{Value, json};
 
 /// Answers what is under `/config`.
 pub(super) fn get(core: &Core, path: &[&str]) -> Answer {
     match path {
         [] => ok(all(core)),
-        ["schedule"] => ok(schedule()),
-        ["replicate"] => ok(replication(core)),
+        ["schedule"] => ok(core.scheduler().config().schedule_json()),
+        ["replicate"] => ok(core.scheduler().config().replication_json()),
         ["store"] => ok(json!({})),
         ["cluster-version"] => ok(json!(cluster_version(core))),
         ["rules"] | ["rules", "group", "pd"] | ["rules", "key", _] => ok(json!([default_rule(core)])),
@@ -37,39 +39,36 @@ fn all(core: &Core) -> Value {
         "tso-update-physical-interval": "50ms",
         "cluster-version": cluster_version(core),
         "quota-backend-bytes": core.config.quota_backend_bytes.to_string(),
-        "schedule": schedule(),
-        "replication": replication(core),
+        "schedule": core.scheduler().config().schedule_json(),
+        "replication": core.scheduler().config().replication_json(),
         "pd-server": { "metric-storage": "", "dashboard-address": "none" },
         "keyspace": { "pre-alloc": [] },
     })
 }
 
-/// PD's defaults. As long as no replica is placed they are what tools expect to find, no more.
-fn schedule() -> Value {
-    json!({
-        "max-snapshot-count": 64,
-        "max-pending-peer-count": 64,
-        "max-merge-region-size": 54,
-        "max-merge-region-keys": 0,
-        "split-merge-interval": "1h0m0s",
-        "max-store-down-time": "30m0s",
-        "leader-schedule-limit": 4,
-        "region-schedule-limit": 2048,
-        "replica-schedule-limit": 64,
-        "merge-schedule-limit": 8,
-        "hot-region-schedule-limit": 4,
-        "patrol-region-interval": "10ms",
-    })
-}
-
-fn replication(core: &Core) -> Value {
-    json!({
-        "max-replicas": core.config.max_replicas,
-        "location-labels": "",
-        "strictly-match-label": "false",
-        "enable-placement-rules": "true",
-        "isolation-level": "",
-    })
+/// `POST /config`, `/config/schedule` and `/config/replicate`: an object of items, their names with or without the
+/// section in front.
+pub(super) async fn set(core: &Core, path: &[&str], request: &HttpRequest) -> Answer {
+    let body: Value = serde_json::from_slice(&request.body).map_err(Failure::bad)?;
+    let items = body.as_object().ok_or_else(|| Failure::bad("the body is not an object"))?;
+    let changed = core
+        .change_settings(|config| {
+            for (name, value) in items {
+                match (name.as_str(), value) {
+                    ("schedule" | "replication", Value::Object(inner)) if path.len() == 1 => {
+                        inner.iter().try_for_each(|(name, value)| config.set(name, value))?;
+                    }
+                    (name, value) => {
+                        let bare = name.strip_prefix("schedule.").or_else(|| name.strip_prefix("replication."));
+                        config.set(bare.unwrap_or(name), value)?;
+                    }
+                }
+            }
+            Ok::<(), ConfigError>(())
+        })
+        .await?;
+    changed.map_err(Failure::bad)?;
+    ok(json!("The config is updated."))
 }
 
 fn cluster_version(core: &Core) -> String {
@@ -77,6 +76,8 @@ fn cluster_version(core: &Core) -> String {
 }
 
 fn default_rule(core: &Core) -> Value {
+    let scheduler = core.scheduler();
+    let config = scheduler.config();
     json!({
         "group_id": "pd",
         "id": "default",
@@ -84,7 +85,9 @@ fn default_rule(core: &Core) -> Value {
         "end_key": "",
         "role": "voter",
         "is_witness": false,
-        "count": core.config.max_replicas,
+        "count": config.max_replicas,
+        "location_labels": config.location_labels,
+        "isolation_level": config.isolation_level,
     })
 }
 

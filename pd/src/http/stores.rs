@@ -4,6 +4,8 @@ use super::encoding::{Query, byte_size, go_duration, rfc3339};
 use super::regions::number;
 use super::{Answer, Failure, ok};
 use crate::directory::Tally;
+use crate::schedule::config::{Weight, as_float};
+use crate::schedule::limits::Rates;
 use crate::service::{Core, StoreVitals};
 use crate::state::ClusterError;
 use base::UnixTime;
@@ -73,6 +75,70 @@ pub(super) async fn remove(core: &Core, id: &str, query: &Query) -> Answer {
     ok(json!("The store is set as Offline."))
 }
 
+/// `GET /stores/limit`.
+pub(super) async fn limits(core: &Core) -> Answer {
+    let stores = core.read(|state| state.stores()).await?;
+    let scheduler = core.scheduler();
+    let here = stores.iter().filter(|store| store.state() != StoreState::Tombstone);
+    let limits = here.map(|store| (store.id.to_string(), scheduler.config().rates(store.id).to_json()));
+    ok(Value::Object(limits.collect()))
+}
+
+/// `POST /store/{id}/limit` and `/stores/limit` with `{"rate": n, "type": "add-peer" | "remove-peer"}`; both types
+/// when none is named.
+pub(super) async fn set_limit(core: &Core, id: Option<&str>, request: &HttpRequest) -> Answer {
+    let id = id.map(|id| known(core, id)).transpose()?;
+    let body: Value = serde_json::from_slice(&request.body).map_err(Failure::bad)?;
+    let rate = as_float(&body["rate"]).filter(|rate| *rate > 0.0);
+    let rate = rate.ok_or_else(|| Failure::bad("rate should be a number that > 0."))?;
+    let (add, remove) = match body["type"].as_str() {
+        None => (true, true),
+        Some("add-peer") => (true, false),
+        Some("remove-peer") => (false, true),
+        Some(other) => return Err(Failure::bad(format!("unknown type {other:?}"))),
+    };
+    let set = |rates: &mut Rates| {
+        if add {
+            rates.add_peer = rate;
+        }
+        if remove {
+            rates.remove_peer = rate;
+        }
+    };
+    let changed = core.change_settings(|config| {
+        match id {
+            Some(id) => set(config.store_limit.entry(id).or_insert(config.default_store_limit)),
+            None => {
+                set(&mut config.default_store_limit);
+                config.store_limit.values_mut().for_each(set);
+            }
+        }
+        Ok::<(), Failure>(())
+    });
+    changed.await??;
+    ok(json!("The store's limit is updated."))
+}
+
+/// `POST /store/{id}/weight` with `{"leader": n, "region": n}`.
+pub(super) async fn set_weight(core: &Core, id: &str, request: &HttpRequest) -> Answer {
+    let id = known(core, id)?;
+    let body: Value = serde_json::from_slice(&request.body).map_err(Failure::bad)?;
+    let part = |name: &str| as_float(&body[name]).ok_or_else(|| Failure::bad(format!("bad format {name} weight")));
+    let weight = Weight { leader: part("leader")?, region: part("region")? };
+    let changed = core.change_settings(|config| {
+        config.store_weight.insert(id, weight);
+        Ok::<(), Failure>(())
+    });
+    changed.await??;
+    ok(json!("The store's weight is updated."))
+}
+
+/// The id of a store that there is.
+fn known(core: &Core, id: &str) -> Result<u64, Failure> {
+    let id = number(id)?;
+    core.peek().store(id).map(|store| store.id).ok_or_else(|| failure(ClusterError::StoreNotFound(id)))
+}
+
 fn failure(error: ClusterError) -> Failure {
     let status = match error {
         ClusterError::StoreNotFound(_) => 404,
@@ -106,7 +172,7 @@ fn to_json(core: &Core, store: metapb::Store) -> Value {
             "state_name": state_name(&store, &vitals),
             "node_state_name": node_state_name(&store),
         },
-        "status": status(&vitals, tally),
+        "status": status(&vitals, tally, core.scheduler().config().weight(store.id)),
     })
 }
 
@@ -130,18 +196,18 @@ fn node_state_name(store: &metapb::Store) -> &'static str {
     }
 }
 
-fn status(vitals: &StoreVitals, tally: &Tally) -> Value {
+fn status(vitals: &StoreVitals, tally: &Tally, weight: Weight) -> Value {
     let stats = &vitals.stats;
     let mut status = json!({
         "capacity": byte_size(stats.capacity),
         "available": byte_size(stats.available),
         "used_size": byte_size(stats.used_size),
         "leader_count": tally.leaders(),
-        "leader_weight": 1,
+        "leader_weight": weight.leader,
         "leader_score": tally.leaders(),
         "leader_size": tally.leader_size_mib,
         "region_count": tally.regions(),
-        "region_weight": 1,
+        "region_weight": weight.region,
         "region_score": tally.region_size_mib,
         "region_size": tally.region_size_mib,
         "slow_score": stats.slow_score,

@@ -84,8 +84,7 @@ fn is_target(scene: &Scene<'_>, store: &StoreView) -> bool {
 
 /// Stores that take part, those with the highest score first.
 fn by_score<'a>(scene: &Scene<'a>, score: impl Fn(&StoreView) -> f64) -> Vec<(f64, &'a StoreView)> {
-    let takes_part =
-        |store: &&StoreView| store.is_up() && store.is_tikv() && store.is_connected(scene.cluster.now);
+    let takes_part = |store: &&StoreView| store.is_up() && store.is_tikv() && store.is_connected(scene.cluster.now);
     let mut stores: Vec<_> =
         scene.cluster.stores.values().filter(takes_part).map(|store| (score(store), store)).collect();
     stores.sort_by(|(a, _), (b, _)| b.total_cmp(a));

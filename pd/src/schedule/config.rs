@@ -259,9 +259,7 @@ impl ScheduleConfig {
 
 impl Schedulers {
     fn to_json(&self) -> Value {
-        let one = |kind: &str, disable: bool, args: Vec<String>| {
-            json!({ "type": kind, "args": args, "disable": disable, "args-payload": "" })
-        };
+        let one = |kind: &str, disable: bool, args: Vec<String>| json!({ "type": kind, "args": args, "disable": disable, "args-payload": "" });
         let mut list = vec![
             one("balance-leader", !self.balance_leader, vec![]),
             one("balance-region", !self.balance_region, vec![]),
@@ -271,8 +269,7 @@ impl Schedulers {
     }
 
     fn from_json(list: &Value) -> Option<Schedulers> {
-        let mut schedulers =
-            Schedulers { balance_leader: false, balance_region: false, evict_leader: BTreeSet::new() };
+        let mut schedulers = Schedulers { balance_leader: false, balance_region: false, evict_leader: BTreeSet::new() };
         for entry in list.as_array()? {
             let runs = entry["disable"] != Value::Bool(true);
             match entry["type"].as_str()? {

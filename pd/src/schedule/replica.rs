@@ -130,9 +130,7 @@ fn worst_placed<'a>(scene: &Scene<'_>, region: &Region, voters: &'a [Peer]) -> O
         Some((scene.crowding(store, &others(region, Some(peer))), scene.region_score(store, mean)))
     };
     let known = voters.iter().filter_map(|peer| Some((peer, place(peer)?)));
-    known
-        .max_by(|(_, (a, a_score)), (_, (b, b_score))| a.cmp(b).then(a_score.total_cmp(b_score)))
-        .map(|(peer, _)| peer)
+    known.max_by(|(_, (a, a_score)), (_, (b, b_score))| a.cmp(b).then(a_score.total_cmp(b_score))).map(|(peer, _)| peer)
 }
 
 /// A voter that has a better place to go. Better means strictly farther apart, so this comes to an end.

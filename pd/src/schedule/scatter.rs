@@ -69,10 +69,8 @@ impl Groups {
             steps.push(Step::TransferLeader { from, to });
         }
         let leader = heir.map(|peer| peer.store_id);
-        let plan = (!steps.is_empty()).then(|| Plan {
-            is_admin: true,
-            ..Plan::new(region.meta.id, "scatter-region", Kind::Scatter, steps)
-        });
+        let plan = (!steps.is_empty())
+            .then(|| Plan { is_admin: true, ..Plan::new(region.meta.id, "scatter-region", Kind::Scatter, steps) });
         Scattered { plan, stores, leader }
     }
 

@@ -268,9 +268,8 @@ fn merge(cluster: &Cluster<'_>, region: &Region, target: u64) -> Progress {
 
 /// Whether one begins where the other ends.
 pub fn are_neighbours(one: &Region, other: &Region) -> bool {
-    let joins = |left: &Region, right: &Region| {
-        !left.meta.end_key.is_empty() && left.meta.end_key == right.meta.start_key
-    };
+    let joins =
+        |left: &Region, right: &Region| !left.meta.end_key.is_empty() && left.meta.end_key == right.meta.start_key;
     joins(one, other) || joins(other, one)
 }
 

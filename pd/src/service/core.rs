@@ -2,6 +2,7 @@
 
 use super::etcd_lease::LeaseGranted;
 use super::heartbeat::Streams;
+use super::scheduling::Scheduling;
 use super::tso::Clock;
 use super::vitals::Vitals;
 use crate::config::PdConfig;
@@ -51,6 +52,7 @@ pub(crate) struct Core {
     pub(crate) clock: Clock,
     pub(crate) streams: Streams,
     pub(crate) lease_granted: LeaseGranted,
+    pub(crate) scheduling: Scheduling,
     pub(crate) started: UnixTime,
     pub(crate) metrics: Rc<PdMetrics>,
     stopping: Cell<bool>,
@@ -66,6 +68,7 @@ impl Core {
         let clock = Clock::resume(state.timestamp_bound());
         let metrics = Rc::new(PdMetrics::default());
         let vitals = Vitals::resume(state.min_resolved_ts());
+        let scheduling = Scheduling::new(&config, executor::now());
         let state = Rc::new(RefCell::new(state));
         Core {
             identity,
@@ -78,6 +81,7 @@ impl Core {
             clock,
             streams: Streams::default(),
             lease_granted: LeaseGranted::default(),
+            scheduling,
             started: executor::unix_time(),
             stopping: Cell::new(false),
         }

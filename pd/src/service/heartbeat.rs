@@ -115,15 +115,20 @@ impl Core {
                 binding.bind(store);
                 bind_again = now + KEEPALIVE;
             }
-            if let Err(refused) = self.take_region(&request).await? {
-                answers.send(&self.refusal(&request, &refused)).await?;
+            match self.take_region(&request).await? {
+                Ok(None) => {}
+                Ok(Some(order)) => answers.send(&order).await?,
+                Err(refused) => answers.send(&self.refusal(&request, &refused)).await?,
             }
         }
     }
 
     /// Takes one heartbeat into the directory. What is new in it is put in line for the journal; nobody waits for
-    /// that, since the leader reports again after a restart.
-    async fn take_region(&self, request: &RegionHeartbeatRequest) -> Result<Result<(), Refused>, Status> {
+    /// that, since the leader reports again after a restart. Returns what the leader is asked for.
+    async fn take_region(
+        &self,
+        request: &RegionHeartbeatRequest,
+    ) -> Result<Result<Option<RegionHeartbeatResponse>, Refused>, Status> {
         self.writer.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
         let now_s = executor::unix_time().seconds();
         let taken = self.directory.borrow_mut().heartbeat(request, now_s);
@@ -143,8 +148,9 @@ impl Core {
             }
             drop(state);
             self.writer.collect();
+            self.regions_gone(&taken.overlapped);
         }
-        Ok(Ok(()))
+        Ok(Ok(self.order_for(request.region.as_ref().map_or(0, |region| region.id))))
     }
 
     fn refusal(&self, request: &RegionHeartbeatRequest, refused: &Refused) -> RegionHeartbeatResponse {

@@ -15,13 +15,15 @@ mod pd;
 mod pd_gc;
 mod pd_regions;
 mod pd_stores;
+mod scatter;
+mod scheduling;
 mod split;
 mod tso;
 mod vitals;
 mod watch;
 
 pub(crate) use self::core::{Core, Identity};
-pub(crate) use split::OrderError;
+pub(crate) use scheduling::OrderError;
 pub(crate) use vitals::StoreVitals;
 
 use proto::etcdserverpb::{ClusterService, KvService, LeaseService, MaintenanceService, WatchService};

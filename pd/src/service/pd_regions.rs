@@ -174,6 +174,7 @@ impl Core {
         let mut directory = self.directory.borrow_mut();
         let parent = regions.iter().find_map(|region| directory.by_id(region.id));
         let store = parent.and_then(|parent| parent.leader.as_ref().map(|leader| leader.store_id));
+        let mut gone = Vec::new();
         let mut state = self.state.borrow_mut();
         for region in regions {
             let leader = region.peers.iter().find(|peer| Some(peer.store_id) == store).cloned();
@@ -183,9 +184,12 @@ impl Core {
             {
                 taken.overlapped.iter().for_each(|id| state.drop_region(*id));
                 state.put_region(region);
+                gone.extend(taken.overlapped);
             }
         }
         drop((state, directory));
+        self.regions_gone(&gone);
+        self.regions_split(regions.iter().map(|region| region.id));
         self.writer.collect();
         Ok(())
     }
@@ -202,26 +206,5 @@ impl Core {
         let ids: Vec<_> = regions.iter().map(|region| region.id).collect();
         tracing::info!(regions = ?ids, "a region has split");
         self.header()
-    }
-
-    pub(super) async fn scatter_region(&self, request: ScatterRegionRequest) -> Result<ScatterRegionResponse, Status> {
-        // Where replicas are, they are: nothing is moved, so nothing is left to wait for.
-        let directory = self.directory.borrow();
-        let unknown = |id: &u64| directory.by_id(*id).is_none();
-        let failed: Vec<u64> = request.regions_id.iter().copied().filter(unknown).collect();
-        #[allow(deprecated, reason = "old clients scatter one region by this field")]
-        let single = request.region_id;
-        if request.regions_id.is_empty() && request.region.is_none() && unknown(&single) {
-            let header = self.error(ErrorType::RegionNotFound, format!("region {single} not found"));
-            return Ok(ScatterRegionResponse { header, ..ScatterRegionResponse::default() });
-        }
-        let (done, all) = (request.regions_id.len() - failed.len(), request.regions_id.len());
-        let finished_percentage = (done * 100).checked_div(all).unwrap_or(100) as u64;
-        Ok(ScatterRegionResponse { header: self.header(), finished_percentage, failed_regions_id: failed })
-    }
-
-    pub(super) async fn get_operator(&self, request: GetOperatorRequest) -> Result<GetOperatorResponse, Status> {
-        let header = self.error(ErrorType::RegionNotFound, "Not Found");
-        Ok(GetOperatorResponse { header, region_id: request.region_id, ..GetOperatorResponse::default() })
     }
 }

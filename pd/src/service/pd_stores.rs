@@ -91,7 +91,7 @@ impl Core {
                 return Ok(StoreHeartbeatResponse { header, ..StoreHeartbeatResponse::default() });
             }
         };
-        self.vitals.borrow_mut().heartbeat(stats, executor::unix_time().0);
+        self.vitals.borrow_mut().heartbeat(stats, executor::unix_time().0, executor::now());
         add(&self.metrics.store_heartbeats_total, 1);
         Ok(StoreHeartbeatResponse {
             header: self.header(),

@@ -1,6 +1,7 @@
 //! Splitting at keys that a client names: the leaders do it, asked over their heartbeat streams.
 
 use super::Core;
+use crate::schedule::Request;
 use bytes::Bytes;
 use proto::pdpb::*;
 use proto::rpc::Status;
@@ -25,10 +26,11 @@ impl Core {
         request: SplitAndScatterRegionsRequest,
     ) -> Result<SplitAndScatterRegionsResponse, Status> {
         let (split_finished_percentage, regions_id) = self.split_at(&request.split_keys, request.retry_limit).await;
+        let scattered = self.scatter_regions(&regions_id, &request.group, request.retry_limit).await?;
         Ok(SplitAndScatterRegionsResponse {
             header: self.header(),
             split_finished_percentage,
-            scatter_finished_percentage: 100,
+            scatter_finished_percentage: scattered.percentage,
             regions_id,
         })
     }
@@ -71,51 +73,9 @@ impl Core {
     async fn ask_to_split(&self, region: u64, mut keys: Vec<Bytes>) {
         keys.sort();
         keys.dedup();
-        if let Err(error) = self.order_split(region, CheckPolicy::Usekey, keys).await {
+        let split = Request::Split(CheckPolicy::Usekey, keys);
+        if let Err(error) = self.order(region, &split).await {
             tracing::debug!(region, %error, "a region to split cannot be asked");
         }
     }
-
-    /// Asks a region's leader to split it: at `keys`, or in the middle for another policy than `USEKEY`.
-    pub(crate) async fn order_split(
-        &self,
-        region: u64,
-        policy: CheckPolicy,
-        keys: Vec<Bytes>,
-    ) -> Result<(), OrderError> {
-        let known = self.directory.borrow().by_id(region).cloned().ok_or(OrderError::Unknown(region))?;
-        let leader = known.leader.ok_or(OrderError::NoLeader(region))?;
-        let order = RegionHeartbeatResponse {
-            header: self.header(),
-            region_id: region,
-            region_epoch: known.meta.region_epoch,
-            target_peer: Some(leader),
-            split_region: Some(SplitRegion { policy: policy.into(), keys }),
-            ..RegionHeartbeatResponse::default()
-        };
-        if self.streams.send(leader.store_id, &order).await {
-            Ok(())
-        } else {
-            Err(OrderError::NoStream { region, store: leader.store_id })
-        }
-    }
-}
-
-/// Why a region's leader cannot be asked for something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum OrderError {
-    /// No such region.
-    #[error("region {0} not found")]
-    Unknown(u64),
-    /// Its leader has not reported.
-    #[error("region {0} has no leader")]
-    NoLeader(u64),
-    /// The leader's store has no stream of heartbeats, or does not read it.
-    #[error("store {store}, which leads region {region}, has no heartbeat stream")]
-    NoStream {
-        /// The region.
-        region: u64,
-        /// The store of its leader.
-        store: u64,
-    },
 }

@@ -1,5 +1,6 @@
 //! What stores report of themselves, as far as it need not survive a restart.
 
+use base::Instant;
 use proto::pdpb::StoreStats;
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ pub(crate) struct StoreVitals {
     pub(crate) stats: StoreStats,
     /// When it came, in nanoseconds since the epoch; 0 before the first.
     pub(crate) heartbeat_ns: u64,
+    /// The same on the clock that never steps; `None` before the first.
+    pub(crate) heard: Option<Instant>,
     /// The store's resolved timestamp; `None` until it has reported one.
     pub(crate) min_resolved_ts: Option<u64>,
 }
@@ -39,10 +42,11 @@ impl Vitals {
     }
 
     /// Takes a heartbeat.
-    pub(super) fn heartbeat(&mut self, stats: StoreStats, now_ns: u64) {
+    pub(super) fn heartbeat(&mut self, stats: StoreStats, now_ns: u64, now: Instant) {
         let vitals = self.by_store.entry(stats.store_id).or_default();
         vitals.stats = stats;
         vitals.heartbeat_ns = now_ns;
+        vitals.heard = Some(now);
     }
 
     /// Takes a store's resolved timestamp.

@@ -3,6 +3,7 @@
 use super::{State, Version, be_u64, keys::CLUSTER_ID};
 use crate::kv::Op;
 use base::UnixTime;
+use bytes::Bytes;
 use prost::Message;
 use proto::metapb::{self, NodeState, StoreState};
 
@@ -274,6 +275,16 @@ impl State {
         }
     }
 
+    /// The settings that were kept, JSON; `None` if none was ever changed.
+    pub fn settings(&self) -> Option<&Bytes> {
+        self.space.value(&self.keys.config())
+    }
+
+    /// Keeps the settings.
+    pub fn put_settings(&mut self, json: Vec<u8>) {
+        self.commit(vec![Op::put(self.keys.config(), json)]);
+    }
+
     /// Whether the cluster restores from snapshots.
     pub fn is_snapshot_recovering(&self) -> bool {
         self.space.get(&self.keys.snapshot_recovering()).is_some()
@@ -286,6 +297,7 @@ impl State {
             self.keys.alloc_id(),
             self.keys.timestamp(),
             self.keys.cluster(),
+            self.keys.config(),
             self.keys.keyspace_alloc_id(),
         ];
         own.iter().any(|own| own == key)

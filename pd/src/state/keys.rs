@@ -31,6 +31,11 @@ impl Keys {
         self.at("timestamp")
     }
 
+    /// The settings that were changed, JSON.
+    pub fn config(&self) -> Vec<u8> {
+        self.at("config")
+    }
+
     /// `metapb.Cluster`; there once the cluster is bootstrapped.
     pub fn cluster(&self) -> Vec<u8> {
         self.at("raft")

@@ -5,6 +5,7 @@ mod common;
 
 mod clients;
 mod global_config;
+mod placement;
 mod regions;
 mod rest;
 mod safe_points;
