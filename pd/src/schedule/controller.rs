@@ -343,3 +343,136 @@ fn taken_by(step: &Step) -> Option<(u64, Way)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::placement::new_peer;
+    use super::super::testing::{NOW, Small, beat, peer, voter};
+    use super::*;
+    use proto::metapb::{Peer, PeerRole};
+
+    fn make_up(store: u64) -> Plan {
+        let new = new_peer(store);
+        Plan::new(1, "make-up-replica", Kind::Replica, vec![Step::AddLearner(new), Step::Promote(new)])
+    }
+
+    fn observe(small: &mut Small) -> Option<Order> {
+        small.with(|controller, cluster| controller.observe(cluster, cluster.region(1).expect("a region")))
+    }
+
+    fn last(small: &Small) -> OperatorStatus {
+        small.controller.records().next_back().expect("a record").status
+    }
+
+    #[test]
+    fn steps_are_asked_for_until_the_region_shows_them() {
+        let mut small = Small::new(3);
+        small.region(1, &[voter(1)]);
+        small.with(|controller, cluster| controller.admit(cluster, make_up(2))).expect("admitted");
+        assert_eq!(small.controller.influence.load_mib(2), 5);
+        let order = observe(&mut small).expect("an order");
+        assert_eq!(observe(&mut small), Some(order.clone()), "again, since nothing has happened");
+        let new = order.message.change_peer_v2.expect("a change").changes[0].peer.expect("a peer");
+        assert_eq!((new.id, new.store_id, new.role()), (1_000, 2, PeerRole::Learner));
+        let mut waiting = beat(1, ("", ""), 2, &[voter(1), new]);
+        waiting.pending_peers = vec![new];
+        small.report(waiting);
+        assert_eq!(observe(&mut small), None, "its snapshot is on the way");
+        small.region(2, &[voter(1), new]);
+        let order = observe(&mut small).expect("the promotion");
+        assert_eq!(order.message.region_epoch.map(|epoch| epoch.conf_ver), Some(2));
+        small.region(3, &[voter(1), Peer { role: PeerRole::Voter.into(), ..new }]);
+        assert_eq!(observe(&mut small), None);
+        assert!(last(&small) == OperatorStatus::Success && small.controller.influence.is_empty());
+    }
+
+    #[test]
+    fn a_change_that_no_step_explains_ends_an_operator() {
+        let mut small = Small::new(4);
+        small.region(1, &[voter(1)]);
+        small.with(|controller, cluster| controller.admit(cluster, make_up(2))).expect("admitted");
+        small.region(3, &[voter(1), voter(4)]);
+        assert_eq!(observe(&mut small), None);
+        assert_eq!(last(&small), OperatorStatus::Cancel);
+        assert!(!small.controller.is_free(1, NOW), "it rests a while");
+        assert!(small.controller.is_free(1, NOW + REST_AFTER_CANCEL));
+    }
+
+    #[test]
+    fn time_ends_an_operator_and_silence_asks_again() {
+        let mut small = Small::new(3);
+        small.region(1, &[voter(1)]);
+        small.with(|controller, cluster| controller.admit(cluster, make_up(2))).expect("admitted");
+        assert!(observe(&mut small).is_some());
+        let mut tick = |after: u64| {
+            small.now = NOW + Duration::from_secs(after);
+            small.stores.values_mut().for_each(|store| store.heard = small.now);
+            small.with(|controller, cluster| controller.tick(cluster)).len()
+        };
+        assert_eq!([tick(4), tick(5), tick(6), tick(10), tick(600)], [0, 1, 0, 1, 0]);
+        assert!(last(&small) == OperatorStatus::Timeout && small.controller.influence.is_empty());
+    }
+
+    #[test]
+    fn one_operator_a_region_within_limits_unless_a_person_wants_it() {
+        let mut small = Small::new(4);
+        small.region(1, &[voter(1), voter(2), voter(3)]);
+        let transfer = |to, is_admin| Plan {
+            is_admin,
+            ..Plan::new(1, "move", Kind::Leader, vec![Step::TransferLeader { from: 1, to: voter(to) }])
+        };
+        let mut admit = |plan| small.with(|controller, cluster| controller.admit(cluster, plan));
+        assert_eq!(admit(Plan { region: 9, ..transfer(2, false) }), Err(Refused::NoRegion(9)));
+        assert_eq!(admit(transfer(4, false)), Err(Refused::Impossible("the new leader has no vote")));
+        assert_eq!(admit(transfer(2, false)), Ok(()));
+        assert_eq!(admit(transfer(3, false)), Err(Refused::Busy(1)));
+        assert_eq!(admit(transfer(3, true)), Ok(()), "a person goes first");
+        assert_eq!(admit(transfer(2, true)), Err(Refused::Busy(1)), "but not in front of another");
+        assert_eq!(last(&small), OperatorStatus::Replace);
+        small.controller.cancel(1, NOW);
+        small.config.leader_schedule_limit = 0;
+        small.config.default_store_limit.add_peer = 0.0;
+        let mut admit = |plan| small.with(|controller, cluster| controller.admit(cluster, plan));
+        assert_eq!(admit(transfer(2, false)), Err(Refused::Full));
+        assert_eq!(admit(make_up(4)), Err(Refused::StoreLimit(4)));
+        assert_eq!(admit(transfer(2, true)), Ok(()), "limits are not for people");
+    }
+
+    #[test]
+    fn a_merge_holds_both_regions_and_ends_with_its_source() {
+        let mut small = Small::new(3);
+        let peers = [voter(1), voter(2), voter(3)];
+        small.report(beat(1, ("", "m"), 1, &peers));
+        small.report(beat(2, ("m", ""), 1, &peers));
+        let merge = |region, target| Plan::new(region, "merge", Kind::Merge, vec![Step::Merge { target }]);
+        let mut admit = |plan| small.with(|controller, cluster| controller.admit(cluster, plan));
+        assert_eq!(admit(merge(1, 2)), Ok(()));
+        assert_eq!(admit(merge(2, 1)), Err(Refused::Busy(2)));
+        let target = observe(&mut small).and_then(|order| order.message.merge).and_then(|merge| merge.target);
+        assert_eq!(target.map(|target| target.id), Some(2));
+        small.controller.region_gone(1, NOW);
+        assert_eq!(last(&small), OperatorStatus::Success);
+        assert!(small.controller.is_free(2, NOW));
+    }
+
+    #[test]
+    fn no_step_costs_a_healthy_majority() {
+        let mut small = Small::new(4);
+        small.region(1, &[voter(1), voter(2), voter(3), peer(4, PeerRole::Learner)]);
+        small.stores.get_mut(&3).expect("a store").has_reported = false;
+        let learner = peer(4, PeerRole::Learner);
+        let progress = |small: &Small, step: Step| {
+            let cluster = small.cluster();
+            step.progress(&cluster, cluster.region(1).expect("a region"), 1)
+        };
+        let is_asked = |small: &Small, step| progress(small, step) == Progress::Ask;
+        let swap = |old| Step::EnterJoint { promote: vec![learner], demote: vec![voter(old)] };
+        assert!(is_asked(&small, swap(3)) && is_asked(&small, swap(2)), "two of three are healthy either way");
+        assert!(!is_asked(&small, Step::RemovePeer(voter(2))), "one of two would be left");
+        assert!(is_asked(&small, Step::RemovePeer(voter(3))));
+        assert_eq!(progress(&small, Step::RemovePeer(voter(1))), Progress::Never("it leads"));
+        assert_eq!(progress(&small, swap(1)), Progress::Never("the peer to demote leads"));
+        small.stores.get_mut(&4).expect("a store").has_reported = false;
+        assert!(!is_asked(&small, swap(3)) && !is_asked(&small, Step::Promote(learner)));
+    }
+}

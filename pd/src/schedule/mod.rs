@@ -29,6 +29,8 @@ pub mod replica;
 pub mod request;
 pub mod scatter;
 pub mod step;
+#[cfg(test)]
+mod testing;
 pub mod view;
 
 pub use config::ScheduleConfig;

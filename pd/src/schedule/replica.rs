@@ -153,3 +153,104 @@ fn misplaced_voter(scene: &Scene<'_>, region: &Region, voters: &[Peer]) -> Optio
 fn plan(region: &Region, desc: &'static str, steps: Vec<Step>) -> Plan {
     Plan::new(region.meta.id, desc, Kind::Replica, steps)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{NOW, Small, beat, peer, voter};
+    use super::*;
+    use proto::metapb::StoreState;
+    use std::time::Duration;
+
+    fn found(small: &Small) -> Option<&'static str> {
+        let region = small.directory.by_id(1).expect("a region");
+        check(&small.scene(), region).map(|plan| plan.desc)
+    }
+
+    #[test]
+    fn each_fault_has_its_repair_and_a_whole_region_has_none() {
+        let three = [voter(1), voter(2), voter(3)];
+        let learner = peer(4, PeerRole::Learner);
+        let incoming = [voter(1), peer(2, PeerRole::IncomingVoter), peer(3, PeerRole::DemotingVoter)];
+        let cases: Vec<(Vec<Peer>, Option<&str>)> = vec![
+            (three.to_vec(), None),
+            (vec![voter(1)], Some("make-up-replica")),
+            (vec![voter(1), voter(2), learner], Some("promote-learner")),
+            ([&three[..], &[learner]].concat(), Some("remove-orphan-peer")),
+            ([&three[..], &[voter(4)]].concat(), Some("remove-extra-replica")),
+            (incoming.to_vec(), Some("leave-joint-state")),
+        ];
+        for (peers, expected) in cases {
+            let mut small = Small::new(4);
+            small.region(1, &peers);
+            assert_eq!(found(&small), expected, "{peers:?}");
+        }
+    }
+
+    #[test]
+    fn with_too_few_stores_or_no_quorum_nothing_is_done() {
+        let mut small = Small::new(2);
+        small.region(1, &[voter(1)]);
+        assert_eq!(found(&small), None);
+        let mut small = Small::new(4);
+        small.region(1, &[voter(1), voter(2), voter(3)]);
+        small.now = NOW + Duration::from_secs(7200);
+        assert_eq!(found(&small), None, "every store is down: nobody could carry it out");
+        small.stores.get_mut(&1).expect("a store").heard = small.now;
+        assert_eq!(found(&small), None, "one of three is no majority");
+    }
+
+    #[test]
+    fn a_lost_voter_is_replaced_by_the_learner_that_is_there_or_by_a_new_one() {
+        let mut small = Small::new(4);
+        small.region(1, &[voter(1), voter(2), voter(3)]);
+        small.stores.get_mut(&3).expect("a store").state = StoreState::Offline;
+        assert_eq!(found(&small), Some("replace-offline-replica"));
+        small.stores.get_mut(&3).expect("a store").state = StoreState::Up;
+        small.now = NOW + small.config.max_store_down_time;
+        for store in [1, 2, 4] {
+            small.stores.get_mut(&store).expect("a store").heard = small.now;
+        }
+        assert_eq!(found(&small), Some("replace-down-replica"));
+        small.region(2, &[voter(1), voter(2), voter(3), peer(4, PeerRole::Learner)]);
+        let region = small.directory.by_id(1).expect("a region");
+        let plan = check(&small.scene(), region).expect("a plan");
+        assert!(matches!(plan.steps[0], Step::EnterJoint { .. }), "nothing new comes: {plan:?}");
+        // While its snapshot is under way, it is waited for.
+        let mut report = beat(1, ("", ""), 2, &region.meta.peers.clone());
+        report.pending_peers = vec![peer(4, PeerRole::Learner)];
+        small.report(report);
+        assert_eq!(found(&small), None);
+    }
+
+    #[test]
+    fn the_leader_hands_over_before_it_goes() {
+        let mut small = Small::new(4);
+        small.region(1, &[voter(1), voter(2), voter(3)]);
+        small.stores.get_mut(&1).expect("a store").state = StoreState::Offline;
+        let region = small.directory.by_id(1).expect("a region");
+        let steps = check(&small.scene(), region).expect("a plan").steps;
+        assert!(matches!(steps[0], Step::AddLearner(new) if new.store_id == 4));
+        assert!(matches!(steps[1], Step::TransferLeader { from: 1, .. }));
+        assert!(matches!(steps[2], Step::EnterJoint { .. }) && matches!(steps[3], Step::LeaveJoint(2)));
+        assert!(matches!(steps[4], Step::RemovePeer(old) if old.store_id == 1) && steps.len() == 5);
+        small.config.enable_joint_consensus = false;
+        let steps = check(&small.scene(), region).expect("a plan").steps;
+        assert!(matches!(steps[1], Step::Promote(_)) && matches!(steps[2], Step::TransferLeader { .. }));
+    }
+
+    #[test]
+    fn two_in_one_place_part_if_there_is_a_better_one() {
+        let mut small = Small::new(4);
+        small.config.location_labels = vec!["zone".into()];
+        for (store, zone) in [(1, "a"), (2, "a"), (3, "b"), (4, "B")] {
+            let labels = &mut small.stores.get_mut(&store).expect("a store").labels;
+            labels.insert("zone".into(), zone.into());
+        }
+        small.region(1, &[voter(1), voter(2), voter(3)]);
+        assert_eq!(found(&small), None, "the other store is in a zone that is taken, too");
+        small.stores.get_mut(&4).expect("a store").labels.insert("zone".into(), "c".into());
+        assert_eq!(found(&small), Some("move-to-better-location"));
+        small.stores.get_mut(&4).expect("a store").labels.insert("engine".into(), "tiflash".into());
+        assert_eq!(found(&small), None, "it is no place for this kind of replica");
+    }
+}
