@@ -4,18 +4,19 @@
 //! ```text
 //!     gRPC, HTTP      service, http      what callers may ask, and with which words they are refused
 //!        │                │
-//!        │      ┌─────────┼──────────┐
-//!        │    state   directory     tso            pure: commands in, changes out
+//!        │      ┌─────────┼───────────┬────────┐
+//!        │    state   directory   schedule   tso   pure: commands in, changes out
 //!        │      │ changes
 //!        └── storage                               one journal; nobody is answered before it is durable
 //! ```
 //!
 //! - [`state`] is what must survive: an ordered map with etcd's revisions ([`kv`]), under PD's keys.
 //! - [`directory`] is what the leaders' heartbeats tell; only region descriptions are kept, lazily.
+//! - [`schedule`] says where replicas and leaders should be, and what leaders are asked for to bring them there.
 //! - [`tso`] gives timestamps from memory below a bound that is durable.
 //! - [`storage`] is one file journal behind the trait [`storage::Journal`], in whose place a raft group will stand.
 //!
-//! It never: decodes a key, places a replica (yet), reads a clock outside of the executor, or tells what is not durable.
+//! It never: decodes a key, reads a clock outside of the executor, or tells what is not durable.
 
 mod config;
 pub mod directory;

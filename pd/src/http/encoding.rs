@@ -1,7 +1,9 @@
 //! Queries, keys and quantities in the forms that PD's users know.
 
+use crate::schedule::duration;
 use base::UnixTime;
 use bytes::Bytes;
+use std::time::Duration;
 
 /// The arguments behind a path's question mark, decoded.
 pub(super) struct Query(Vec<(String, Vec<u8>)>);
@@ -100,15 +102,7 @@ pub(super) fn byte_size(bytes: u64) -> String {
 
 /// `1h2m3.5s`, as Go prints a duration.
 pub(super) fn go_duration(nanos: u64) -> String {
-    let seconds = nanos / 1_000_000_000;
-    let fraction = format!("{:09}", nanos % 1_000_000_000);
-    let fraction = fraction.trim_end_matches('0');
-    let tail = if fraction.is_empty() { String::new() } else { format!(".{fraction}") };
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, seconds) => format!("{seconds}{tail}s"),
-        (0, minutes, seconds) => format!("{minutes}m{seconds}{tail}s"),
-        (hours, minutes, seconds) => format!("{hours}h{minutes}m{seconds}{tail}s"),
-    }
+    duration::print(Duration::from_nanos(nanos))
 }
 
 /// `2026-08-05T12:00:00.000000001Z`.

@@ -226,6 +226,8 @@ impl Controller {
                     return None;
                 }
                 Progress::Wait(_) => return None,
+                // A split is asked for once: what does not come of it then is not wanted some time later.
+                Progress::Ask if operator.sent.is_some() && matches!(step, Step::Split { .. }) => return None,
                 Progress::Ask => {
                     let message = step.order(cluster, region)?;
                     operator.sent = Some(now);
@@ -384,6 +386,22 @@ mod tests {
         small.region(3, &[voter(1), Peer { role: PeerRole::Voter.into(), ..new }]);
         assert_eq!(observe(&mut small), None);
         assert!(last(&small) == OperatorStatus::Success && small.controller.influence.is_empty());
+    }
+
+    #[test]
+    fn a_split_is_asked_for_once_and_given_up_soon() {
+        let mut small = Small::new(1);
+        small.region(1, &[voter(1)]);
+        let split = || Step::Split { policy: proto::pdpb::CheckPolicy::Scan, keys: Vec::new() };
+        let plan = || Plan { is_admin: true, ..Plan::new(1, "split", Kind::Split, vec![split()]) };
+        small.with(|controller, cluster| controller.admit(cluster, plan())).expect("admitted");
+        assert!(observe(&mut small).is_some_and(|order| order.message.split_region.is_some()));
+        assert_eq!(observe(&mut small), None);
+        small.with(|controller, cluster| controller.admit(cluster, plan())).expect("another takes its place");
+        assert!(observe(&mut small).is_some());
+        small.now = NOW + Duration::from_secs(10);
+        assert_eq!(small.with(|controller, cluster| controller.tick(cluster)), []);
+        assert_eq!(last(&small), OperatorStatus::Timeout);
     }
 
     #[test]

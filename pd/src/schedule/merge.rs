@@ -96,3 +96,58 @@ pub fn is_in_order(scene: &Scene<'_>, region: &Region) -> bool {
         && !is_joint(region)
         && voters.iter().all(|peer| scene.cluster.is_healthy(region, peer))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{NOW, Small, beat, voter};
+    use super::*;
+
+    /// Regions 1, 2 and 3 side by side; 2 is on other stores than 3, and 1 is large.
+    fn three_regions() -> Small {
+        let mut small = Small::new(4);
+        small.config.split_merge_interval = Duration::ZERO;
+        let (here, there) = ([voter(1), voter(2), voter(3)], [voter(1), voter(2), voter(4)]);
+        let mut large = beat(1, ("", "b"), 1, &here);
+        large.approximate_size = 200 << 20;
+        small.report(large);
+        small.report(beat(2, ("b", "d"), 1, &here));
+        small.report(beat(3, ("d", ""), 1, &there));
+        small
+    }
+
+    fn found(small: &Small, id: u64, splits: &Splits) -> Option<Plan> {
+        check(&small.scene(), small.directory.by_id(id).expect("a region"), splits)
+    }
+
+    #[test]
+    fn peers_come_together_before_their_regions_do() {
+        let mut small = three_regions();
+        let splits = Splits::new(NOW);
+        let plan = found(&small, 2, &splits).expect("a plan");
+        assert!(matches!(plan.steps[0], Step::AddLearner(new) if new.store_id == 4), "{plan:?}");
+        assert_eq!((plan.desc, plan.merge_target()), ("move-for-merge", None));
+        assert_eq!(found(&small, 1, &splits), None, "it is large, and so would be what comes of it");
+        small.report(beat(2, ("b", "d"), 4, &[voter(1), voter(2), voter(4)]));
+        assert_eq!(found(&small, 2, &splits).and_then(|plan| plan.merge_target()), Some(3));
+    }
+
+    #[test]
+    fn what_has_split_or_is_not_whole_or_unknown_stays() {
+        let mut small = three_regions();
+        let mut splits = Splits::new(NOW);
+        assert!(found(&small, 3, &splits).is_some());
+        small.config.split_merge_interval = Duration::from_secs(60);
+        small.now = NOW + Duration::from_secs(19);
+        assert_eq!(found(&small, 3, &splits), None, "what was before the start is not known");
+        small.config.split_merge_interval = Duration::from_secs(10);
+        assert!(found(&small, 3, &splits).is_some());
+        splits.note(2, small.now);
+        assert_eq!(found(&small, 3, &splits), None, "its neighbour has just split");
+        let splits = Splits::new(NOW);
+        small.report(beat(2, ("b", "d"), 1, &[voter(1), voter(2), voter(3)]));
+        small.report(beat(3, ("d", ""), 2, &[voter(1), voter(2)]));
+        assert_eq!(found(&small, 2, &splits), None, "its neighbour lacks a voter");
+        small.config.max_merge_region_size = 0;
+        assert_eq!(found(&small, 2, &splits), None, "merging is off");
+    }
+}

@@ -157,23 +157,23 @@ impl<'a> Scene<'a> {
         Some(steps)
     }
 
-    /// The same for several at once, by one joint configuration; also the store that leads in the end. `None` when
+    /// The same for several at once, by a joint configuration; also the store that leads in the end. `None` when
     /// nobody is left to lead meanwhile.
     pub fn replace_all(&self, region: &Region, pairs: &[(Peer, Peer)]) -> Option<(Vec<Step>, u64)> {
-        let mut leader = region.leader?.store_id;
+        let leader = region.leader?.store_id;
         let leaving: Vec<u64> = pairs.iter().map(|(old, _)| old.store_id).collect();
-        let mut steps = new_learners(pairs);
-        if leaving.contains(&leader) {
-            let heir = self.heir(region, &leaving)?;
-            steps.push(Step::TransferLeader { from: leader, to: heir });
-            leader = heir.store_id;
+        if !leaving.contains(&leader) {
+            return Some((swap(pairs, None), leader));
         }
-        let (demote, promote): (Vec<Peer>, Vec<Peer>) = pairs.iter().copied().unzip();
-        let changes = 2 * pairs.len() as u64;
-        steps.push(Step::EnterJoint { promote, demote });
-        steps.push(Step::LeaveJoint(changes));
-        steps.extend(pairs.iter().map(|(old, _)| Step::RemovePeer(*old)));
-        Some((steps, leader))
+        if let Some(heir) = self.heir(region, &leaving) {
+            return Some((swap(pairs, Some((leader, heir))), heir.store_id));
+        }
+        // All of them go: the leader last, when one of the new ones can lead.
+        let (last, first): (Vec<_>, Vec<_>) = pairs.iter().partition(|(old, _)| old.store_id == leader);
+        let (_, heir) = *first.first()?;
+        let mut steps = swap(&first, None);
+        steps.extend(swap(&last, Some((leader, heir))));
+        Some((steps, heir.store_id))
     }
 
     /// The steps that take a peer away; `None` when it leads and nobody else can.
@@ -196,6 +196,17 @@ pub fn others(region: &Region, leaving: Option<&Peer>) -> Vec<u64> {
 /// A peer that is not there yet.
 pub fn new_peer(store: u64) -> Peer {
     Peer { id: 0, store_id: store, role: PeerRole::Learner.into(), is_witness: false }
+}
+
+/// New peers in the places of old ones, by one joint configuration; who leads is changed before that.
+fn swap(pairs: &[(Peer, Peer)], transfer: Option<(u64, Peer)>) -> Vec<Step> {
+    let (demote, promote): (Vec<Peer>, Vec<Peer>) = pairs.iter().copied().unzip();
+    let mut steps = new_learners(pairs);
+    steps.extend(transfer.map(|(from, to)| Step::TransferLeader { from, to }));
+    steps.push(Step::EnterJoint { promote, demote });
+    steps.push(Step::LeaveJoint(2 * pairs.len() as u64));
+    steps.extend(pairs.iter().map(|(old, _)| Step::RemovePeer(*old)));
+    steps
 }
 
 fn new_learners(pairs: &[(Peer, Peer)]) -> Vec<Step> {

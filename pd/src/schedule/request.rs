@@ -120,19 +120,30 @@ fn transfer_region(scene: &Scene<'_>, region: &Region, stores: &[u64]) -> Result
     if stores.is_empty() || stores.len() > STORES_MAX {
         return Err(RequestError::Unfit("the number of stores does not fit"));
     }
-    let coming: Vec<u64> = stores.iter().copied().filter(|store| peer_on(region, *store).is_none()).collect();
-    coming.iter().try_for_each(|store| check_new(scene, region, *store))?;
+    let has_vote = |store: &u64| peer_on(region, *store).is_some_and(|peer| peer.role() == PeerRole::Voter);
+    let mut coming: Vec<Peer> = Vec::new();
+    for store in stores.iter().copied().filter(|store| !has_vote(store)) {
+        if coming.iter().any(|peer| peer.store_id == store) {
+            continue;
+        }
+        let learner = peer_on(region, store).copied();
+        if learner.is_none() {
+            check_new(scene, region, store)?;
+        }
+        coming.push(learner.unwrap_or(new_peer(store)));
+    }
     let voters = voters(region);
     let leaving: Vec<Peer> = voters.into_iter().filter(|peer| !stores.contains(&peer.store_id)).collect();
-    let pairs: Vec<(Peer, Peer)> = leaving.iter().copied().zip(coming.iter().copied().map(new_peer)).collect();
+    let pairs: Vec<(Peer, Peer)> = leaving.iter().copied().zip(coming.iter().copied()).collect();
     let no_leader = RequestError::Unfit("nobody can lead meanwhile");
     let mut steps = match pairs.as_slice() {
         [] => Vec::new(),
         [(old, new)] => scene.replace(region, old, *new).ok_or(no_leader)?,
         pairs => scene.replace_all(region, pairs).ok_or(no_leader)?.0,
     };
-    for store in coming.iter().skip(pairs.len()) {
-        steps.extend([Step::AddLearner(new_peer(*store)), Step::Promote(new_peer(*store))]);
+    for new in coming.iter().skip(pairs.len()) {
+        steps.extend((new.id == 0).then_some(Step::AddLearner(*new)));
+        steps.push(Step::Promote(*new));
     }
     for peer in leaving.iter().skip(pairs.len()) {
         steps.extend(remove(scene, region, peer)?);
@@ -157,5 +168,46 @@ fn check_new(scene: &Scene<'_>, region: &Region, store: u64) -> Result<(), Reque
         _ if peer_on(region, store).is_some() => Err(RequestError::Unfit("region already has peer in that store")),
         Some(view) if view.is_up() => Ok(()),
         _ => Err(RequestError::NoStore(store)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Small, peer, voter};
+    use super::*;
+
+    #[test]
+    fn requests_become_steps_or_are_refused() {
+        let mut small = Small::new(6);
+        small.region(1, &[voter(1), voter(2), voter(3), peer(4, PeerRole::Learner)]);
+        let steps = |request| plan(&small.scene(), 1, &request).map(|plan| plan.steps);
+        assert_eq!(steps(Request::TransferLeader(2)), Ok(vec![Step::TransferLeader { from: 1, to: voter(2) }]));
+        assert!(steps(Request::TransferLeader(1)).is_err(), "it leads already");
+        assert!(steps(Request::TransferLeader(4)).is_err(), "a learner cannot lead");
+        assert_eq!(steps(Request::AddLearner(9)), Err(RequestError::NoStore(9)));
+        assert_eq!(steps(Request::AddPeer(5)).map(|steps| steps.len()), Ok(2));
+        let moved = steps(Request::TransferPeer { from: 4, to: 5 }).expect("steps");
+        assert!(matches!(moved[..], [Step::AddLearner(_), Step::RemovePeer(_)]), "a learner moves without a vote");
+        let away = steps(Request::RemovePeer(1)).expect("steps");
+        assert!(matches!(away[..], [Step::TransferLeader { from: 1, .. }, Step::RemovePeer(_)]));
+        let whole = steps(Request::TransferRegion(vec![1, 5, 6])).expect("steps");
+        assert!(whole.iter().any(|step| matches!(step, Step::EnterJoint { promote, .. } if promote.len() == 2)));
+        let more = steps(Request::TransferRegion(vec![1, 2, 3, 5])).expect("steps");
+        assert!(matches!(more[..], [Step::AddLearner(_), Step::Promote(_)]));
+        assert!(steps(Request::TransferRegion(vec![1, 2, 3])).is_err(), "it is there");
+        let all = steps(Request::TransferRegion(vec![4, 5, 6])).expect("steps");
+        let new = all.iter().filter(|step| matches!(step, Step::AddLearner(_))).count();
+        let joints = all.iter().filter(|step| matches!(step, Step::EnterJoint { .. })).count();
+        assert_eq!((new, joints), (2, 2), "the learner is used, and the leader goes last: {all:?}");
+    }
+
+    #[test]
+    fn the_last_voter_stays() {
+        let mut small = Small::new(2);
+        small.region(1, &[voter(1)]);
+        let request = |request| plan(&small.scene(), 1, &request);
+        assert!(request(Request::RemovePeer(1)).is_err());
+        let moved = request(Request::TransferPeer { from: 1, to: 2 }).expect("a plan").steps;
+        assert!(matches!(moved[2], Step::TransferLeader { from: 1, to } if to.store_id == 2), "{moved:?}");
     }
 }

@@ -109,3 +109,43 @@ fn lighter_store<'a>(
     };
     scene.cluster.stores.values().filter(fits).min_by_key(|store| count(store.id))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{NOW, Small, beat, voter};
+    use super::*;
+
+    #[test]
+    fn the_regions_of_a_group_and_their_leaders_spread() {
+        let mut small = Small::new(6);
+        let mut groups = Groups::default();
+        for id in 1..=6 {
+            let range = (format!("{id}"), format!("{}", id + 1));
+            small.report(beat(id, (&range.0, &range.1), 1, &[voter(1), voter(2), voter(3)]));
+            let region = small.directory.by_id(id).expect("a region");
+            let scattered = groups.plan(&small.scene(), region, "g");
+            groups.note("g", &scattered, NOW);
+        }
+        let group = &groups.0["g"];
+        assert_eq!(group.peers.values().sum::<u64>(), 18);
+        assert!((1..=6).all(|store| group.peers[&store] == 3), "{group:?}");
+        assert!(group.leaders.values().all(|leaders| *leaders <= 2), "{group:?}");
+    }
+
+    #[test]
+    fn one_replica_on_one_store_has_nowhere_to_go() {
+        let mut small = Small::new(1);
+        small.region(1, &[voter(1)]);
+        let region = small.directory.by_id(1).expect("a region");
+        assert_eq!(Groups::default().plan(&small.scene(), region, "").plan, None);
+    }
+
+    #[test]
+    fn the_group_that_was_not_used_for_longest_is_forgotten() {
+        let (mut groups, nowhere) = (Groups::default(), Scattered { plan: None, stores: vec![1], leader: Some(1) });
+        for at in 0..=GROUPS_MAX {
+            groups.note(&format!("{at}"), &nowhere, NOW + std::time::Duration::from_secs(at as u64));
+        }
+        assert!(groups.0.len() == GROUPS_MAX && !groups.0.contains_key("0"));
+    }
+}

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// How long a learner may take: a large region's snapshot comes slowly.
 const LEARNER_TIME: Duration = Duration::from_secs(600);
+/// How long a split may take: it is asked for once, and a store that cannot does not say so.
+const SPLIT_TIME: Duration = Duration::from_secs(10);
 /// How long anything else may take: entries of a raft log, more than one heartbeat long.
 const STEP_TIME: Duration = Duration::from_secs(120);
 
@@ -79,7 +81,11 @@ impl Step {
 
     /// How long it may take.
     pub fn time(&self) -> Duration {
-        if matches!(self, Step::AddLearner(_)) { LEARNER_TIME } else { STEP_TIME }
+        match self {
+            Step::AddLearner(_) => LEARNER_TIME,
+            Step::Split { .. } => SPLIT_TIME,
+            _ => STEP_TIME,
+        }
     }
 
     /// How it stands with the region as its leader has reported it. `version` is the region's when the operator began.

@@ -182,7 +182,7 @@ impl State {
         Ok(())
     }
 
-    /// Moves a store from preparing to serving. There is nothing to be prepared as long as no replica is placed.
+    /// Moves a store from preparing to serving. There is nothing to be prepared: it gets its share bit by bit.
     ///
     /// # Errors
     /// [`ClusterError`] for an unknown store or a tombstone.

@@ -78,7 +78,7 @@ fn one_node_becomes_three() {
 fn leaders_that_stay_or_are_left_alone_and_peers_that_do_not_come_are_found() {
     fails(grow, Plant::LeadersStay, "it does not end");
     fails(grow, Plant::NoBalance, "the leaders are not even");
-    fails(grow, Plant::AddsVanish, "it does not end");
+    fails(grow, Plant::AddsVanish, "has not 3 voters");
 }
 
 /// A node is taken out.
@@ -284,6 +284,28 @@ fn restart(seed: u64, plant: Option<Plant>) -> Checked {
 fn a_node_that_restarts_is_emptied_of_leaders() {
     holds(restart);
     fails(restart, Plant::LeadersStay, "it does not end");
+}
+
+/// Every region is scattered over six nodes of which three were empty.
+fn scatter(seed: u64, plant: Option<Plant>) -> Checked {
+    let mut world = spread(seed, 3, plant)?;
+    world.configure(|config| {
+        (config.schedulers.balance_leader, config.schedulers.balance_region) = (false, false);
+        config.default_store_limit.add_peer = 10_000.0;
+    });
+    (4..=6).for_each(|store| world.join(store, store));
+    world.run_for(MINUTE)?;
+    world.scatter()?;
+    world.run_until_quiet(HOUR)?;
+    replicas_are(&world, 3)?;
+    data_are_even(&world, &[1, 2, 3, 4, 5, 6], 60)?;
+    leaders_are_even(&world, &[1, 2, 3, 4, 5, 6])
+}
+
+#[test]
+fn scattered_regions_are_everywhere() {
+    holds(scatter);
+    fails(scatter, Plant::AddsVanish, "the data are not even");
 }
 
 /// With one node, or two, and three replicas wanted, nothing is done: not one operator, not one order.

@@ -185,6 +185,22 @@ impl World {
         if influence.is_empty() { Ok(()) } else { Err(format!("something is expected for ever: {influence:?}")) }
     }
 
+    /// Scatters every region, as one group.
+    pub(crate) fn scatter(&mut self) -> Checked {
+        let ids: Vec<u64> = self.regions.keys().copied().collect();
+        for id in ids {
+            let order = loop {
+                match self.scheduler.scatter(self.now, &self.directory, id, "all") {
+                    Ok(order) => break order,
+                    Err(pd::schedule::Refused::NoIds | pd::schedule::Refused::Busy(_)) => self.step()?,
+                    Err(refused) => return Err(format!("region {id} is not scattered: {refused}")),
+                }
+            };
+            order.into_iter().for_each(|order| self.send(order));
+        }
+        Ok(())
+    }
+
     /// Operators created so far, of one name or all.
     pub(crate) fn created(&self, name: &str) -> u64 {
         let counts = self.scheduler.controller().counts().iter();
