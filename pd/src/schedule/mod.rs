@@ -52,6 +52,8 @@ use view::Cluster;
 const PATROL: usize = 128;
 /// Operators that one scheduler begins in one tick at most.
 const BURST: usize = 4;
+/// The shortest wait between two ticks, whatever is set: PD's default.
+const PACE_MIN: Duration = Duration::from_millis(10);
 /// The longest wait between two ticks, when there is nothing to do.
 const IDLE: Duration = Duration::from_secs(1);
 /// Balance waits for this part of the leaders to have reported after a start, in percent.
@@ -171,7 +173,7 @@ impl Scheduler {
             || self.patrolled != 0
             || self.controller.ids_wanted() > 0
             || self.controller.operators().next().is_some();
-        let pace = self.config.patrol_region_interval.min(IDLE);
+        let pace = self.config.patrol_region_interval.clamp(PACE_MIN, IDLE);
         self.wait = if busy { pace } else { (self.wait * 2).clamp(pace, IDLE) };
         Ticked { orders, wait: self.wait }
     }
