@@ -46,6 +46,8 @@ pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
         advertise_url: Some(args.advertise_url).filter(|url| !url.is_empty()),
         data_dir: args.data_dir,
         name: args.name,
+        // Our nodes do not carry merges out yet, and orders for them would be repeated without end.
+        schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
         ..Default::default()
     };
     executor::run_one(args.io, move || async move {

@@ -15,7 +15,7 @@ use proto::{metapb, pdpb, raft_serverpb};
 use super::error::RegionError;
 use super::lines::Lines;
 use super::mail::{Answered, Control, CoreMail, RegionReport, RemoteRequest, Route, reply};
-use super::shard::{Input, Outlet, Shard};
+use super::shard::{Outlet, Shard};
 use crate::engine::Engine;
 
 /// Letters that a core takes at most before it looks at its other tasks.
@@ -87,7 +87,7 @@ impl<E: Engine> CoreHost<E> {
     pub fn deliver(&self, letter: Box<raft_serverpb::RaftMessage>) {
         let region = RegionId(letter.region_id);
         match self.local(region) {
-            Ok(shard) => shard.push(Input::Raft(letter)),
+            Ok(shard) => shard.push_raft(letter),
             Err(_) => {
                 let core = self.route(region);
                 if core != self.core {

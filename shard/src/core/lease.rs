@@ -61,6 +61,11 @@ impl Lease {
         }
     }
 
+    /// The members have changed: the next quorum may be another one.
+    pub(crate) fn revoke(&mut self) {
+        self.until = None;
+    }
+
     /// Leadership is being handed over: whoever gets it need not wait for us.
     pub(crate) fn hand_over(&mut self, now: Instant, config: &ShardConfig) {
         self.until = None;

@@ -160,6 +160,11 @@ pub enum Control {
         /// The shard, or why it must not come.
         reply: Reply<Result<ShardId, String>>,
     },
+    /// To core 0: what was reserved for a snapshot of `region` is free again, or taken by its peer.
+    Release {
+        /// Which.
+        region: RegionId,
+    },
     /// To the core of a shard: part of a snapshot, engine keys that ascend.
     SnapshotTable {
         /// Where.

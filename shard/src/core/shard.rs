@@ -36,6 +36,10 @@ use super::turn::FlushMark;
 use crate::engine::Engine;
 use crate::log::{HardState, LogEntry};
 
+/// Inputs that may wait before raft messages are dropped. The bytes of each are bounded by
+/// [`raftstore::RaftConfig::message_bytes_max`] and those in flight per follower.
+const RAFT_INBOX_MAX: usize = 8192;
+
 /// What a shard tells its core.
 pub trait Outlet {
     /// A leader reports its region.
@@ -91,6 +95,8 @@ pub struct ShardMetrics {
     pub raft_sent_total: Cell<u64>,
     /// Raft messages that came in for a peer that is here.
     pub raft_received_total: Cell<u64>,
+    /// Raft messages that were dropped because too much waited.
+    pub raft_dropped_total: Cell<u64>,
     /// Times that a leader without a lease asked its quorum.
     pub read_index_total: Cell<u64>,
     /// Snapshots that were begun.
@@ -478,6 +484,15 @@ impl<E: Engine> Shard<E> {
         let peers = self.peers.borrow();
         let state = peers.get(&region)?.raft.hard_state();
         Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
+    }
+
+    /// Takes a raft message into the next turn, or loses it if too many wait: raft sends it again.
+    pub(crate) fn push_raft(&self, letter: Box<raft_serverpb::RaftMessage>) {
+        if self.inbox.borrow().len() >= RAFT_INBOX_MAX {
+            add(&self.metrics.raft_dropped_total, 1);
+            return;
+        }
+        self.push(Input::Raft(letter));
     }
 
     /// Messages to `peer` of `region` were lost.

@@ -89,7 +89,7 @@ impl<E: Engine> Shard<E> {
             executor::spawn_local(Class::Background, async move {
                 let result = shard.send_snapshot(job).await;
                 if let Err(error) = &result {
-                    tracing::info!(%region, to = member.id, %error, "a snapshot did not get through");
+                    tracing::debug!(%region, to = member.id, %error, "a snapshot did not get through");
                 }
                 shard.sending.set(shard.sending.get() - 1);
                 shard.push(Input::SnapshotSent { region, to });
@@ -219,13 +219,32 @@ impl Sum {
     }
 }
 
-/// One that is being received.
-struct Receiving {
+/// A range that is kept free for a region on one shard, and the files that are meant for it. Dropping it gives both
+/// up, also when a connection breaks and takes its handler along.
+struct Reservation<E: Engine> {
+    host: Rc<CoreHost<E>>,
+    region: RegionId,
     shard: ShardId,
+    files: Vec<String>,
+}
+
+impl<E: Engine> Drop for Reservation<E> {
+    fn drop(&mut self) {
+        let (shard, files) = (self.shard, std::mem::take(&mut self.files));
+        if !files.is_empty() {
+            self.host.control(self.host.core_of(shard), Control::SnapshotDrop { shard, files });
+        }
+        self.host.control(base::CoreId(0), Control::Release { region: self.region });
+    }
+}
+
+/// One that is being received.
+struct Receiving<E: Engine> {
+    place: Reservation<E>,
     /// Who sends it, and in which term.
     leader: metapb::Peer,
     term: u64,
-    record: ApplyingRecord,
+    home: HomeRecord,
     prefix: String,
     cf: usize,
     table: Vec<(Bytes, Bytes)>,
@@ -245,16 +264,27 @@ pub async fn receive<E: Engine>(
     let first = chunks.next().await?.and_then(|chunk| chunk.message);
     let first = first.ok_or_else(|| Status::invalid_argument("a snapshot without its message"))?;
     let mut receiving = begin(host, &first).await?;
-    let result = take_all(host, &mut receiving, &mut chunks).await;
-    let shard = receiving.shard;
-    if result.is_err() {
-        let files = receiving.record.files;
-        host.control(host.core_of(shard), Control::SnapshotDrop { shard, files });
-    }
-    result.map(|()| raft_serverpb::Done::default())
+    take_all(host, &mut receiving, &mut chunks).await?;
+    // A task of its own: once the peer begins, the directory must hear of it, even if the sender is gone by then.
+    executor::spawn_local(Class::Background, install(host.clone(), receiving)).await?;
+    Ok(raft_serverpb::Done::default())
 }
 
-async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMessage) -> Result<Receiving, Status> {
+async fn install<E: Engine>(host: Rc<CoreHost<E>>, mut receiving: Receiving<E>) -> Result<(), Status> {
+    let (shard, leader, term) = (receiving.place.shard, receiving.leader, receiving.term);
+    let files = receiving.place.files.clone();
+    let record = Box::new(ApplyingRecord { home: Some(receiving.home.clone()), files });
+    ask(&host, shard, |reply| Control::SnapshotInstall { shard, record, leader, term, reply }).await?;
+    // They are the peer's now, and removed.
+    receiving.place.files.clear();
+    let region = receiving.home.region.clone().unwrap_or_default();
+    let bytes = receiving.sums.iter().map(|sum| sum.bytes).sum();
+    host.update_routes(&[(RegionId(region.id), Some(shard))]);
+    host.control(base::CoreId(0), Control::Born { shard, region, bytes });
+    Ok(())
+}
+
+async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMessage) -> Result<Receiving<E>, Status> {
     let bad = || Status::invalid_argument("not a snapshot");
     let message = Message::decode(letter.message.clone()).map_err(|_| bad())?;
     let snapshot = message.snapshot.ok_or_else(bad)?;
@@ -279,11 +309,11 @@ async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMe
         ..Default::default()
     };
     Ok(Receiving {
-        shard,
+        place: Reservation { host: host.clone(), region: RegionId(letter.region_id), shard, files: Vec::new() },
         leader: letter.from_peer.ok_or_else(bad)?,
         term: message.term,
         prefix: format!("{}-{}-{}-{}", letter.region_id, to.id, metadata.index, host.next_name()),
-        record: ApplyingRecord { home: Some(home), files: Vec::new() },
+        home,
         cf: 0,
         table: Vec::new(),
         table_bytes: 0,
@@ -294,7 +324,7 @@ async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMe
 
 async fn take_all<E: Engine>(
     host: &Rc<CoreHost<E>>,
-    receiving: &mut Receiving,
+    receiving: &mut Receiving<E>,
     chunks: &mut Inbound<raft_serverpb::SnapshotChunk>,
 ) -> Result<(), Status> {
     let mut last = None;
@@ -311,18 +341,11 @@ async fn take_all<E: Engine>(
     if last.is_none_or(|meta| meta.cf_files != sums) {
         return Err(Status::data_loss("the snapshot does not add up"));
     }
-    let (shard, record) = (receiving.shard, Box::new(receiving.record.clone()));
-    let (leader, term) = (receiving.leader, receiving.term);
-    ask(host, shard, |reply| Control::SnapshotInstall { shard, record, leader, term, reply }).await?;
-    let region = receiving.record.home.as_ref().and_then(|home| home.region.clone()).unwrap_or_default();
-    let bytes = receiving.sums.iter().map(|sum| sum.bytes).sum();
-    host.update_routes(&[(RegionId(region.id), Some(shard))]);
-    host.control(base::CoreId(0), Control::Born { shard, region, bytes });
     Ok(())
 }
 
-impl Receiving {
-    async fn take<E: Engine>(&mut self, host: &Rc<CoreHost<E>>, pair: raft_serverpb::KeyValue) -> Result<(), Status> {
+impl<E: Engine> Receiving<E> {
+    async fn take(&mut self, host: &Rc<CoreHost<E>>, pair: raft_serverpb::KeyValue) -> Result<(), Status> {
         let bad = || Status::invalid_argument("a pair of no family, or out of order");
         let (&cf, _) = pair.key.split_first().ok_or_else(bad)?;
         let (cf, key) = (usize::from(cf), pair.key.slice(1..));
@@ -340,15 +363,15 @@ impl Receiving {
         Ok(())
     }
 
-    async fn finish_table<E: Engine>(&mut self, host: &Rc<CoreHost<E>>) -> Result<(), Status> {
+    async fn finish_table(&mut self, host: &Rc<CoreHost<E>>) -> Result<(), Status> {
         if self.table.is_empty() {
             return Ok(());
         }
         let cf = Cf::DATA[self.cf];
-        let name = format!("{}-{}.{}", self.prefix, self.record.files.len(), cf.name());
-        self.record.files.push(name.clone());
+        let name = format!("{}-{}.{}", self.prefix, self.place.files.len(), cf.name());
+        self.place.files.push(name.clone());
         self.table_bytes = 0;
-        let (shard, entries) = (self.shard, std::mem::take(&mut self.table));
+        let (shard, entries) = (self.place.shard, std::mem::take(&mut self.table));
         ask(host, shard, |reply| Control::SnapshotTable { shard, cf, name, entries, reply }).await
     }
 }

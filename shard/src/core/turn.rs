@@ -511,6 +511,7 @@ impl<E: Engine> Shard<E> {
                 Outcome::Refused(error) => result = Err(error),
                 Outcome::Members { change, region: next } => {
                     apply_members(&mut peer.meta, next.clone(), &mut pass.batch);
+                    peer.lease.revoke();
                     peer.raft.handle(RaftInput::ConfChanged { change, region: next });
                     pass.members_changed.push(region);
                 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{CoreId, PeerId, RegionId, ShardId, StoreId};
+use bytes::Bytes;
 use executor::{Class, MailReceiver};
 use futures_util::FutureExt as _;
 use proto::{metapb, pdpb, raft_serverpb};
@@ -46,6 +47,8 @@ pub(crate) struct CoreZero<E: Engine> {
     pub(super) pd_events: PdEvents,
     /// The last peer of each region that ended on this node.
     buried: RefCell<BTreeMap<RegionId, PeerId>>,
+    /// Ranges of snapshots that are under way; bounded by what other stores send.
+    reserved: RefCell<BTreeMap<RegionId, (Bytes, Bytes)>>,
 }
 
 /// Core 0's part of the start, and its duties until the node stops. If they fail, the node stops.
@@ -271,6 +274,7 @@ impl<E: Engine> CoreZero<E> {
             wake_balancer: executor::Notify::new(),
             splits: RefCell::default(),
             buried: RefCell::default(),
+            reserved: RefCell::default(),
             wake_reporter: executor::Notify::new(),
             wake_store_heartbeat: executor::Notify::new(),
             pd_events: PdEvents::default(),
@@ -343,7 +347,7 @@ impl<E: Engine> CoreZero<E> {
         if !is_first {
             return Ok(());
         }
-        let known = self.pd()?.region(bytes::Bytes::new()).await.map_err(pd_error)?;
+        let known = self.pd()?.region(Bytes::new()).await.map_err(pd_error)?;
         if known.is_some_and(|(known, _)| known.id != region.0) {
             tracing::info!(%region, "another node has made the cluster's first region");
             shard.destroy(region, PeerId(peer.id)).await.map_err(|error| NodeError::Pd(error.to_string()))?;
@@ -399,6 +403,7 @@ impl<E: Engine> CoreZero<E> {
                 });
             }
             Control::Reserve { region, peer, reply } => reply.send(self.reserve(&region, peer)),
+            Control::Release { region } => drop(self.reserved.borrow_mut().remove(&region)),
             Control::Born { shard, region, bytes } => self.born(shard, &region, bytes),
             Control::Ended { region, peer } => {
                 bury(&mut self.buried.borrow_mut(), &BTreeMap::from([(region, peer)]));
@@ -443,7 +448,8 @@ impl<E: Engine> CoreZero<E> {
         Ok(self.pd()?.store(store.0).await.map_err(pd_error)?.address)
     }
 
-    /// Where a snapshot is to go.
+    /// Where a snapshot is to go. Until it is released, no other one for a key of its range is let in: two copies of one
+    /// region on two shards would both be whole, and only one of them would go on.
     fn reserve(&self, region: &metapb::Region, peer: PeerId) -> Result<ShardId, String> {
         let id = RegionId(region.id);
         if self.buried.borrow().get(&id).is_some_and(|last| *last >= peer) {
@@ -453,8 +459,17 @@ impl<E: Engine> CoreZero<E> {
         if directory.overlaps(id, &region.start_key, &region.end_key) {
             return Err(format!("another region has keys of region {id}"));
         }
+        let mut reserved = self.reserved.borrow_mut();
+        let is_taken = |(other, range): (&RegionId, &(Bytes, Bytes))| {
+            *other == id || base::keys::overlaps(&range.0, &range.1, &region.start_key, &region.end_key)
+        };
+        if reserved.iter().any(is_taken) {
+            return Err(format!("another snapshot of the range of region {id} is under way"));
+        }
         let held = directory.placement(id).map(|held| held.shard);
-        held.or_else(|| directory.emptiest()).ok_or_else(|| "no shard takes regions".into())
+        let shard = held.or_else(|| directory.emptiest()).ok_or("no shard takes regions")?;
+        reserved.insert(id, (region.start_key.clone(), region.end_key.clone()));
+        Ok(shard)
     }
 
     fn arrived(&self, ticket: &MoveTicket) {

@@ -11,6 +11,7 @@ use std::time::Instant;
 use basalt_tests::sim::{Plan, Report, World};
 use clap::Parser;
 use shard::core::PlantedFault;
+use tracing_subscriber::filter::LevelFilter;
 
 #[derive(Parser)]
 struct Args {
@@ -35,6 +36,9 @@ struct Args {
     /// Print the event hash of each seed.
     #[arg(long)]
     hashes: bool,
+    /// With `--seed`: more of the log.
+    #[arg(long)]
+    verbose: bool,
     /// Print every step.
     #[arg(long)]
     trace: bool,
@@ -50,7 +54,8 @@ fn main() {
     let args = Args::parse();
     let (from, count) = args.seed.map_or((args.from, args.count), |seed| (seed, 1));
     if args.seed.is_some() {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+        let level = if args.verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(level).init();
     }
     let started = Instant::now();
     let (next, sums) = (AtomicU64::new(from), Mutex::new(Sums::default()));

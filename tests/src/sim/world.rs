@@ -239,6 +239,7 @@ impl World {
         let config = pd::PdConfig {
             listen: SocketAddr::new(PD_IP, PD_PORT),
             data_dir: PathBuf::from("/pd"),
+            schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
             ..Default::default()
         };
         self.sim.start(self.pd, 1, move |_| {
