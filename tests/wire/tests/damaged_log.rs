@@ -8,6 +8,13 @@ use basalt_wire::process::{Cluster, Start, binary};
 
 const KEYS: usize = 60;
 
+/// More than what is in a block without an entry.
+const VALUE_BYTES: usize = 200;
+
+fn value(at: usize) -> String {
+    format!("v{at}-{}", "x".repeat(VALUE_BYTES))
+}
+
 /// How a block of the log begins (docs/formats.md).
 const MAGIC: &[u8] = b"BRLG";
 
@@ -17,13 +24,16 @@ fn ctl(arguments: &[&str], more: &[&Path]) -> (bool, String) {
     (status.success(), format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr)))
 }
 
-/// Every block of the log in `folder`: its file and where it begins, in the order of the log.
+/// Every block of the log in `folder` that holds an entry: its file and where it begins, in the order of the log. The
+/// others are seals and openings, of which nothing is missed.
 fn blocks(folder: &Path) -> Vec<(PathBuf, usize)> {
     let mut found = Vec::new();
     for file in std::fs::read_dir(folder).expect("the log's folder") {
         let path = file.expect("a file").path();
         let bytes = std::fs::read(&path).expect("a segment");
-        let starts = bytes.chunks(4096).enumerate().filter(|(_, unit)| unit.starts_with(MAGIC));
+        let length = |unit: &[u8]| u32::from_le_bytes(unit[12..16].try_into().expect("four bytes"));
+        let holds_an_entry = |unit: &[u8]| unit.starts_with(MAGIC) && length(unit) as usize > VALUE_BYTES;
+        let starts = bytes.chunks(4096).enumerate().filter(|(_, unit)| holds_an_entry(unit));
         found.extend(starts.map(|(at, unit)| {
             let sequence = u64::from_le_bytes(unit[48..56].try_into().expect("eight bytes"));
             (sequence, path.clone(), at * 4096)
@@ -47,7 +57,7 @@ fn a_damaged_region_is_closed_until_an_operator_accepts_the_loss() {
     let node = data.join("node-1");
     let cluster = Cluster::start(&start);
     for at in 0..KEYS {
-        let (done, said) = ctl(&["--pd", &cluster.pd, "put", &format!("k{at:03}"), &format!("v{at}")], &[]);
+        let (done, said) = ctl(&["--pd", &cluster.pd, "put", &format!("k{at:03}"), &value(at)], &[]);
         assert!(done, "{said}");
     }
     let (done, said) = ctl(&["damage", "--data-dir"], &[&node]);
@@ -74,7 +84,7 @@ fn a_damaged_region_is_closed_until_an_operator_accepts_the_loss() {
     for round in 0..2 {
         let cluster = Cluster::start(&start);
         let get = |at: usize| ctl(&["--pd", &cluster.pd, "get", &format!("k{at:03}")], &[]);
-        let held = (0..KEYS).take_while(|at| get(*at) == (true, format!("v{at}\n"))).count();
+        let held = (0..KEYS).take_while(|at| get(*at) == (true, value(*at) + "\n")).count();
         assert!((KEYS - 30..KEYS).contains(&held), "the keys written before the lost block are there: {held}");
         for at in held..KEYS {
             let (done, said) = get(at);
