@@ -81,6 +81,8 @@ pub(crate) struct PeerState {
     pub(crate) lease: Lease,
     /// Followers that get a snapshot, and until when no other one is begun.
     pub(crate) snapshots: BTreeMap<u64, Instant>,
+    /// The last report named followers that had nothing.
+    pub(crate) reported_pending: bool,
     /// A committed entry removes this peer: it applies nothing more, and ends.
     pub(crate) leaving: bool,
     /// What the last split here made of the region, this peer's part left out: for clients with the epoch of before.
@@ -109,6 +111,7 @@ impl PeerState {
             contacts: Contacts::default(),
             lease: Lease::default(),
             snapshots: BTreeMap::new(),
+            reported_pending: false,
             leaving: false,
             split_off: Vec::new(),
         }
@@ -175,13 +178,15 @@ impl PeerState {
 
     /// What PD is told; the traffic counts start again at zero.
     pub(crate) fn report(&mut self, shard: base::ShardId) -> RegionReport {
+        let pending = self.pending_peers();
+        self.reported_pending = !pending.is_empty();
         let traffic = std::mem::replace(&mut self.traffic, Traffic::begin());
         RegionReport {
             shard,
             region: (*self.meta.region).clone(),
             leader: self.meta.peer,
             term: self.term,
-            pending: self.pending_peers(),
+            pending,
             down: self.down_peers(),
             approximate_bytes: self.meta.approximate_bytes.max(1),
             approximate_keys: self.meta.approximate_keys,
@@ -194,7 +199,7 @@ impl PeerState {
     }
 
     /// Followers that have nothing yet.
-    fn pending_peers(&self) -> Vec<metapb::Peer> {
+    pub(crate) fn pending_peers(&self) -> Vec<metapb::Peer> {
         let behind: Vec<u64> =
             self.raft.followers().into_iter().filter(|(_, matched)| *matched == 0).map(|(peer, _)| peer.0).collect();
         self.meta.region.peers.iter().filter(|peer| behind.contains(&peer.id)).copied().collect()

@@ -68,6 +68,8 @@ pub struct RegionRead<E: Engine> {
     pub snapshot: E::Snapshot,
     /// Index of the last entry that the snapshot contains.
     pub applied_index: u64,
+    /// The term in which this peer led.
+    pub term: u64,
 }
 
 /// Counters of one shard.
@@ -278,6 +280,7 @@ impl<E: Engine> Shard<E> {
             region: peer.meta.region.clone(),
             snapshot: self.engine.snapshot(),
             applied_index: peer.meta.applied_index,
+            term: peer.term,
         })
     }
 
@@ -301,11 +304,27 @@ impl<E: Engine> Shard<E> {
         atomic: bool,
         deadline: Option<Instant>,
     ) -> Result<Done, RegionError> {
+        self.write_in(None, context, changes, atomic, deadline).await
+    }
+
+    /// As [`write`](Self::write), if this peer has led without a break since `term`: what was read then still holds but
+    /// for what this peer wrote itself.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), and [`RegionError::NotLeader`] in another term.
+    pub async fn write_in(
+        &self,
+        term: Option<u64>,
+        context: &kvrpcpb::Context,
+        changes: Vec<Modify>,
+        atomic: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Done, RegionError> {
         let entries = self.cut(RegionId(context.region_id), changes, atomic)?;
         self.wait_for_room(deadline).await?;
         let mut answers = Vec::with_capacity(entries.len());
         for ops in &entries {
-            answers.push(self.propose_write(context, ops)?);
+            answers.push(self.propose_write(term, context, ops)?);
         }
         let mut done = Done::default();
         for answer in answers {
@@ -356,6 +375,7 @@ impl<E: Engine> Shard<E> {
 
     fn propose_write(
         &self,
+        term: Option<u64>,
         context: &kvrpcpb::Context,
         ops: &[command::WriteOp],
     ) -> Result<oneshot::Receiver<Result<Done, RegionError>>, RegionError> {
@@ -366,6 +386,9 @@ impl<E: Engine> Shard<E> {
             let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
             peer.check(self.store, context)?;
             self.check_writable(peer)?;
+            if term.is_some_and(|term| term != peer.term) {
+                return Err(RegionError::NotLeader { region, leader: None });
+            }
             command::encode_write(&header(peer), ops)
         };
         if data.len() as u64 > self.config.entry_max_bytes {

@@ -315,6 +315,10 @@ impl<E: Engine> Shard<E> {
             if peer.phase == Phase::Serving && peer.meta.region.peers.len() > 1 {
                 peer.raft.handle(RaftInput::Tick);
                 turn.dirty.insert(*region);
+                // PD waits for those who catch up.
+                if peer.reported_pending && peer.leads() && peer.pending_peers().is_empty() {
+                    self.outlet.report(peer.report(self.id));
+                }
             }
         }
     }

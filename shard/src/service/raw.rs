@@ -550,8 +550,13 @@ impl<E: Engine> Request<E> {
     }
 
     async fn write(&mut self, context: &Context, changes: Vec<Modify>) -> Outcome<()> {
+        self.write_in(None, context, changes).await
+    }
+
+    /// Writes if the region is led as it was in `term`.
+    async fn write_in(&mut self, term: Option<u64>, context: &Context, changes: Vec<Modify>) -> Outcome<()> {
         let shard = self.shard(context)?;
-        let done = shard.write(context, changes, false, self.deadline).await?;
+        let done = shard.write_in(term, context, changes, false, self.deadline).await?;
         self.ledger.wrote(&done);
         Ok(())
     }
@@ -705,7 +710,8 @@ impl<E: Engine> Request<E> {
         if expected {
             let ts = self.timestamp(reader).await?;
             let change = put_change(reader, &message.key, &message.value, expires, ts);
-            self.write(&context, vec![change]).await?;
+            // Another leader may have written between two terms of this one.
+            self.write_in(Some(read.term), &context, vec![change]).await?;
         }
         Ok(kv::RawCasResponse {
             succeed: expected,
