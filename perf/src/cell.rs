@@ -12,6 +12,7 @@ use crate::connection::{self, Client, Keys, Phase, Progress};
 use crate::latency::LatencySummary;
 use crate::metrics::Counters;
 use crate::procfs::{self, ProcSample};
+use crate::syscalls::SyscallCounter;
 use crate::workload::Workload;
 
 /// How long the answers to the last requests may take.
@@ -69,14 +70,18 @@ pub(crate) struct PerOperation {
     pub(crate) cpu_micros: f64,
     pub(crate) system_micros: f64,
     pub(crate) context_switches: f64,
-    /// `read` and `write` calls; a lower bound of system calls, see `ProcSample`.
-    pub(crate) read_write_calls: f64,
+    /// System calls, counted in a window of their own; where that is not allowed, `read` and `write` calls alone.
+    pub(crate) system_calls: f64,
+    pub(crate) are_calls_exact: bool,
     pub(crate) socket_reads: f64,
     pub(crate) socket_writes: f64,
     pub(crate) durable_writes: f64,
     pub(crate) log_bytes: f64,
     pub(crate) device_bytes: f64,
 }
+
+/// How long system calls are counted.
+const CALLS_WINDOW: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Counters at one moment.
 struct Moment {
@@ -126,6 +131,7 @@ pub(crate) async fn measure(
     // Recording stops first, so that latencies are not those of a generator that reads files.
     progress.phase.set(Phase::WarmUp);
     let after = Moment::take(target, &progress).await?;
+    let calls = calls_per_command(target, &progress).await;
     progress.phase.set(Phase::Stop);
     let connections = running.len();
     finish(running, DRAIN_TIME).await?;
@@ -134,6 +140,10 @@ pub(crate) async fn measure(
     cell.path = workload.name().to_owned();
     cell.in_flight = in_flight;
     cell.connections = connections;
+    if let Some(calls) = calls {
+        cell.per_operation.system_calls = calls;
+        cell.per_operation.are_calls_exact = true;
+    }
     Ok(cell)
 }
 
@@ -182,6 +192,15 @@ async fn finish(running: Running, limit: Duration) -> Result<(), String> {
     executor::timeout(limit, all).await.map_err(|_| format!("requests unanswered after {} s", limit.as_secs()))?
 }
 
+/// The server's system calls for one command, while the load goes on and nothing else is measured.
+async fn calls_per_command(target: &Target, progress: &Progress) -> Option<f64> {
+    let mut counter = SyscallCounter::open(target.pid)?;
+    let (calls, commands) = (counter.count(), progress.commands.get());
+    executor::sleep(CALLS_WINDOW).await;
+    let (calls, commands) = (counter.count() - calls, progress.commands.get() - commands);
+    (commands > 0).then(|| calls as f64 / commands as f64)
+}
+
 fn summarize(before: &Moment, after: &Moment, progress: &Progress) -> Result<Cell, String> {
     let operations = after.commands - before.commands;
     if operations == 0 || progress.latency.borrow().count() == 0 {
@@ -208,7 +227,8 @@ fn summarize(before: &Moment, after: &Moment, progress: &Progress) -> Result<Cel
             cpu_micros: each(cpu) / 1000.0,
             system_micros: each(cpu) / 1000.0 * server.system_share(),
             context_switches: each((server.switches_voluntary + server.switches_forced) as f64),
-            read_write_calls: each((server.read_calls + server.write_calls) as f64),
+            system_calls: each((server.read_calls + server.write_calls) as f64),
+            are_calls_exact: false,
             socket_reads: counter("basalt_net_socket_reads_total"),
             socket_writes: counter("basalt_net_socket_writes_total"),
             durable_writes: counter("basalt_core_log_durable_total"),

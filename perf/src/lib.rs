@@ -30,6 +30,7 @@ mod metrics;
 mod procfs;
 mod report;
 mod rocks;
+mod syscalls;
 mod table;
 mod template;
 mod workload;

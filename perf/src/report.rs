@@ -190,7 +190,7 @@ impl Report {
             "CPU µs",
             "kernel µs",
             "switches",
-            "rw calls",
+            "calls",
             "socket reads",
             "socket writes",
             "durable writes",
@@ -204,7 +204,7 @@ impl Report {
                 each.cpu_micros,
                 each.system_micros,
                 each.context_switches,
-                each.read_write_calls,
+                each.system_calls,
                 each.socket_reads,
                 each.socket_writes,
                 each.durable_writes,
@@ -277,8 +277,9 @@ const RATE_LEGEND: &str = "\
 Closed loop; in flight are commands, batched ones 32 to a message. CPU: 100% is one CPU; others are all processes that\n\
 belong to neither. G: the generator is the limit, the server could do more. !: others disturb.\n";
 const WORK_LEGEND: &str = "\
-CPU and switches are those of all threads of the server. rw calls: read and write calls, a lower bound of system calls\n\
-(recv, send and io_uring are not counted by /proc). disk bytes: what /proc counts as sent to a disk.\n";
+CPU and switches are those of all threads of the server. calls: system calls, counted by the kernel's trace point in half\n\
+a second of their own; where tracing is not allowed, read and write calls alone. disk bytes: what /proc counts as sent to\n\
+a disk.\n";
 const DISTANCE_LEGEND: &str = "\
 Floor: the bare echo of a get's bytes at the same load, and RocksDB's call. A put's log and its durable writes are not\n\
 in the floor.\n";
