@@ -130,9 +130,10 @@ impl<E: Engine> Shard<E> {
         if to.store_id != self.store.0 || peer.phase == Phase::Damaged {
             return;
         }
-        // The others know a later peer of this store, or know that this one has left.
-        let is_gone = to.id > own.id || (letter.is_tombstone && to.id == own.id && conf_ver > peer.meta.conf_ver());
-        if is_gone {
+        // The others know a later peer of this store, or know that this one has left. Either took a change of members,
+        // which a sole voter would have had to agree to.
+        let is_named = to.id > own.id || (letter.is_tombstone && to.id == own.id);
+        if is_named && conf_ver > peer.meta.conf_ver() && !peer.raft.is_sole_voter() {
             tracing::info!(%region, peer = own.id, "this peer is no member any more");
             self.push(Input::Leave { region, peer: PeerId(own.id) });
             return;
@@ -150,8 +151,9 @@ impl<E: Engine> Shard<E> {
             self.outlet.send_raft(StoreId(from.store_id), peer.tombstone_letter(from));
             return;
         }
-        // A frozen peer's entries are on their way to another shard; an ended one has none.
-        if peer.phase != Phase::Serving || message.from != from.id {
+        // A frozen peer's entries are on their way to another shard; an ended one has none. Who is alone in its region
+        // hears from nobody: a stray message of a higher term would end a leadership that no tick brings back.
+        if peer.phase != Phase::Serving || message.from != from.id || peer.meta.region.peers.len() == 1 {
             return;
         }
         add(&self.metrics.raft_received_total, 1);

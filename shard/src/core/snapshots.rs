@@ -346,10 +346,18 @@ async fn take_all<E: Engine>(
 
 impl<E: Engine> Receiving<E> {
     async fn take(&mut self, host: &Rc<CoreHost<E>>, pair: raft_serverpb::KeyValue) -> Result<(), Status> {
-        let bad = || Status::invalid_argument("a pair of no family, or out of order");
+        let bad = || Status::invalid_argument("a pair of no family, out of order, or of another region");
         let (&cf, _) = pair.key.split_first().ok_or_else(bad)?;
         let (cf, key) = (usize::from(cf), pair.key.slice(1..));
-        if cf >= self.sums.len() || cf < self.cf || (cf == self.cf && key <= self.last_key) {
+        // What lies outside of the region belongs to others, who are here.
+        let region = self.home.region.as_ref().ok_or_else(bad)?;
+        let (lower, upper) = data_range(&region.start_key, &region.end_key);
+        if key[..] < lower[..]
+            || key[..] >= upper[..]
+            || cf >= self.sums.len()
+            || cf < self.cf
+            || (cf == self.cf && key <= self.last_key)
+        {
             return Err(bad());
         }
         if cf != self.cf || self.table_bytes >= TABLE_BYTES {
