@@ -10,7 +10,7 @@ endif
 
 N ?= 200
 SIM_NODES ?= 1
-NODES ?= 1
+NODES ?= 3
 CORES ?= 0
 PD_PORT ?= 2379
 DATA_DIR ?= basalt-data

@@ -203,6 +203,12 @@ impl Controller {
         self.wants_ids = false;
     }
 
+    /// Ids up to `last` were given to others, for peers that may have come and gone since: a store that has buried one
+    /// takes no peer of that region with a lower id, so lower ones are of no use any more.
+    pub fn ids_given_out(&mut self, last: u64) {
+        self.ids.retain(|id| *id > last);
+    }
+
     /// Looks at a region as its leader has just reported it: what is done is done, and what is next is the answer.
     pub fn observe(&mut self, cluster: &Cluster<'_>, region: &Region) -> Option<Order> {
         let (id, now) = (region.meta.id, cluster.now);
@@ -364,6 +370,17 @@ mod tests {
 
     fn last(small: &Small) -> OperatorStatus {
         small.controller.records().next_back().expect("a record").status
+    }
+
+    #[test]
+    fn a_new_peer_has_a_higher_id_than_any_that_was_given_out_before() {
+        let mut small = Small::new(3);
+        small.region(1, &[voter(1)]);
+        small.controller.ids_given_out(1_050);
+        small.with(|controller, cluster| controller.admit(cluster, make_up(2))).expect("admitted");
+        let order = observe(&mut small).expect("an order");
+        let new = order.message.change_peer_v2.expect("a change").changes[0].peer.expect("a peer");
+        assert_eq!(new.id, 1_051);
     }
 
     #[test]

@@ -132,6 +132,7 @@ impl Core {
             return Ok(AllocIdResponse { header: self.error(pdpb::ErrorType::Unknown, text), id: 0, count: 0 });
         }
         let id = self.write(|state| state.alloc_id(request.count)).await?;
+        self.ids_given_out(id);
         let count = if request.count > 1 { request.count } else { 0 };
         Ok(AllocIdResponse { header: self.header(), id, count })
     }

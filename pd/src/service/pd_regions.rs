@@ -128,7 +128,10 @@ impl Core {
             };
             (0..count).map(one).collect()
         });
-        Ok(Ok(split.await?))
+        let split: Vec<SplitId> = split.await?;
+        let last = split.iter().flat_map(|one| &one.new_peer_ids).max();
+        self.ids_given_out(last.copied().unwrap_or_default());
+        Ok(Ok(split))
     }
 
     fn check_split(&self, region: &metapb::Region) -> Result<(), String> {

@@ -32,6 +32,7 @@ impl Core {
 
     pub(super) async fn alloc_id(&self, _: AllocIdRequest) -> Result<AllocIdResponse, Status> {
         let id = self.write(|state| state.alloc_id(1)).await?;
+        self.ids_given_out(id);
         Ok(AllocIdResponse { header: self.header(), id })
     }
 

@@ -192,6 +192,11 @@ impl Core {
         Ok(())
     }
 
+    /// Nodes were given ids up to `last`: new peers need higher ones.
+    pub(super) fn ids_given_out(&self, last: u64) {
+        self.scheduler_mut().controller_mut().ids_given_out(last);
+    }
+
     async fn bury_silent_stores(&self) -> Result<(), Status> {
         let now = executor::now();
         let empty: Vec<u64> = {

@@ -3,6 +3,7 @@
 //!
 //! [`process`] starts a cluster. The tests: `raw_api` (the third-party crate `tikv-client`), `rpc` and `batch_commands`
 //! (a plain HTTP/2 client), `bad_input`, `crash` (SIGKILL under load), `durability` (the kernel's count of syncs),
-//! `forbidden_uring`.
+//! `forbidden_uring`, `three_nodes`. [`nodes`] starts several nodes that can be killed one by one.
 
+pub mod nodes;
 pub mod process;

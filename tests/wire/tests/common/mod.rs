@@ -1,6 +1,7 @@
 //! What the tests against real processes share.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod raw;
 pub(crate) mod rpc;
 
 use basalt_wire::process::{Cluster, Start, config_file};
