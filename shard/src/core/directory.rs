@@ -27,8 +27,6 @@ pub struct Placement {
     pub end: Vec<u8>,
     /// Bytes of data, as last estimated.
     pub bytes: u64,
-    /// Members of its group, as last heard. Those of several do not move between shards yet.
-    pub members: usize,
 }
 
 /// A reserved move. The source hands the region over and the target installs it under `move_number`.
@@ -131,12 +129,16 @@ impl Directory {
         }
     }
 
-    /// Notes the size of a region and how many members it has, for balancing.
-    pub fn note(&mut self, region: RegionId, bytes: u64, members: usize) {
+    /// Notes the size of a region, for balancing.
+    pub fn note(&mut self, region: RegionId, bytes: u64) {
         if let Some(held) = self.regions.get_mut(&region) {
             held.bytes = bytes;
-            held.members = members;
         }
+    }
+
+    /// Whether `region` is on its way to another shard.
+    pub fn is_moving(&self, region: RegionId) -> bool {
+        self.moving.contains_key(&region)
     }
 
     /// Regions other than `region` that have keys of `[start, end)`.
@@ -213,9 +215,7 @@ impl Directory {
         let region = self
             .regions
             .iter()
-            .filter(|(region, placement)| {
-                placement.shard == fullest && placement.members <= 1 && !self.moving.contains_key(region)
-            })
+            .filter(|(region, placement)| placement.shard == fullest && !self.moving.contains_key(region))
             .min_by_key(|(region, placement)| (placement.bytes, **region))
             .map(|(region, _)| *region)?;
         self.reserve(region, emptiest)
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     fn placement(shard: u32, move_number: u64) -> Placement {
-        Placement { shard: ShardId(shard), move_number, version: 1, start: vec![], end: vec![], bytes: 0, members: 1 }
+        Placement { shard: ShardId(shard), move_number, version: 1, start: vec![], end: vec![], bytes: 0 }
     }
 
     fn claim(region: u64, shard: u32, move_number: u64) -> Claim {

@@ -34,10 +34,18 @@ use super::meta::{INITIAL_INDEX, PeerMeta, erase_range};
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
 use super::records::{ApplyingRecord, EndRecord, HomeRecord, SHARD_STATE_KEY, ShardState};
+use super::recovery::decode_entries;
 use super::shard::{Input, Shard, add};
 use super::turn::{AfterFlush, ShardFailure, Turn, log_failed};
 use crate::engine::{Engine, WriteBatch, WriteError, WriteMode};
-use crate::log::{HardState, Lifecycle, LifecycleKind, LogEffect, Position, RaftLog, Record, Scope};
+use crate::log::{HardState, Lifecycle, LifecycleKind, LogEffect, LogEntry, Position, RaftLog, Record, Scope};
+
+/// What a peer takes with it to another shard of its node, beside its data.
+pub(crate) struct Departure {
+    pub(crate) home: Box<HomeRecord>,
+    /// The entries of its log that it has not applied.
+    pub(crate) tail: Vec<LogEntry>,
+}
 
 /// Where the outcome of an event goes.
 pub(crate) type EventReply = oneshot::Sender<Result<(), RegionError>>;
@@ -110,6 +118,7 @@ impl<E: Engine> Shard<E> {
     pub(crate) async fn install(
         &self,
         home: HomeRecord,
+        tail: Vec<LogEntry>,
         log: &RaftLog,
     ) -> Result<Result<(), RegionError>, ShardFailure> {
         let Some(meta) = home_meta(&home, self.store).filter(|meta| self.may_begin(meta)) else {
@@ -117,20 +126,24 @@ impl<E: Engine> Shard<E> {
         };
         let region = meta.region_id();
         let event = self.next_event();
-        let starts = vec![start_effect(&meta, home_state(&home))];
+        let mut start = start_effect(&meta, home_state(&home));
+        if let LogEffect::Start { entries, .. } = &mut start {
+            entries.clone_from(&tail);
+        }
+        let starts = vec![start];
         let record = lifecycle(event, LifecycleKind::Home, &meta, starts, &home);
         let mut batch = self.engine.batch();
         meta.put_all(&mut batch);
         put_event(&mut batch, event);
         self.carry_out_event(record, batch, log).await?;
-        let peer = self.sleeping_peer(meta, home_state(&home))?;
+        let peer = self.sleeping_peer(meta, home_state(&home), tail)?;
         self.peers.borrow_mut().insert(region, peer);
         add(&self.metrics.moves_in_total, 1);
         Ok(Ok(()))
     }
 
-    /// A peer that knows of no entry after those that are applied.
-    fn sleeping_peer(&self, meta: PeerMeta, state: HardState) -> Result<PeerState, ShardFailure> {
+    /// A peer that knows of no entry but those that are applied and `tail`.
+    fn sleeping_peer(&self, meta: PeerMeta, state: HardState, tail: Vec<LogEntry>) -> Result<PeerState, ShardFailure> {
         let mut init = raftstore::PeerInit::first((*meta.region).clone(), meta.peer);
         init.seed = self.seed;
         init.quiet_ticks = quiet_ticks(&self.config);
@@ -139,6 +152,7 @@ impl<E: Engine> Shard<E> {
         init.hard_state.commit = meta.applied_index;
         init.applied = LogPosition { index: meta.applied_index, term: meta.applied_term };
         init.truncated = init.applied;
+        init.entries = decode_entries(tail).collect();
         let raft = raftstore::Peer::new(init, &self.config.raft)
             .map_err(|error| ShardFailure::Log(format!("home record of region {}: {error}", meta.region.id)))?;
         Ok(PeerState::new(meta, raft, Phase::Asleep))
@@ -275,7 +289,7 @@ impl<E: Engine> Shard<E> {
         self.write_engine(batch).await?;
         // The log knows what this peer promised before, which may be more than the record says.
         let state = log.peer(region).and_then(|peer| peer.hard_state).unwrap_or(home_state(&home));
-        let peer = self.sleeping_peer(meta, state)?;
+        let peer = self.sleeping_peer(meta, state, Vec::new())?;
         self.peers.borrow_mut().insert(region, peer);
         add(&self.metrics.ingests_total, 1);
         turn.after_flush.push(AfterFlush::Ingested { record, reply });

@@ -10,6 +10,7 @@ use super::directory::MoveTicket;
 use super::error::RegionError;
 use super::orders::Order;
 use super::records::{ApplyingRecord, HomeRecord};
+use crate::log::LogEntry;
 
 /// One letter in a core's mailbox.
 pub enum CoreMail {
@@ -116,6 +117,8 @@ pub enum Control {
         shard: ShardId,
         /// The peer.
         home: Box<HomeRecord>,
+        /// The entries of its log that it has not applied.
+        tail: Vec<LogEntry>,
         /// Done: the record is durable.
         reply: Reply<Result<(), MoveError>>,
     },
@@ -125,6 +128,8 @@ pub enum Control {
         shard: ShardId,
         /// Which.
         region: RegionId,
+        /// Whether it led its group there.
+        led: bool,
     },
     /// To core 0: the region of `ticket` has left its source and is durable at its target.
     Arrived {

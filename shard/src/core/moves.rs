@@ -2,20 +2,26 @@
 //!
 //! ```text
 //!  source (drives)                              target
-//!  freeze: refuse writes, drain          
+//!  hand leadership over, if others vote
+//!  freeze: refuse writes, drain
 //!  ──────────────── prepare ──────────────▶  empty the range
 //!  snapshot ─────── data, in pieces ──────▶  write
-//!  ──────────────── install ──────────────▶  flush, then one durable `home` record; asleep
+//!  ───── install, with the log's tail ────▶  flush, then one durable `home` record; asleep
 //!  flush, durable `moved away` record, erase
 //!  ──────────────── route, activate ──────▶  campaign, serve
 //!  flush, then the directory may move it again
 //! ```
+//!
+//! A peer that is alone in its group has applied all of its log before it goes, and serves no write meanwhile. One of
+//! several is deaf on its way, as if its node were slow: its group goes on without it. If it led, another one leads
+//! before it goes, and it asks for the leadership back when it has arrived.
 //!
 //! A crash before the home record leaves data outside of all regions at the target, which recovery erases. A crash
 //! after it leaves two copies, of which the higher move number wins. The flush at the end makes a return to the source
 //! safe: nothing of the earlier stay can be replayed over it.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use base::{CoreId, RegionId, ShardId};
 use bytes::Bytes;
@@ -26,15 +32,20 @@ use mvcc::Cf;
 use super::directory::MoveTicket;
 use super::error::RegionError;
 use super::host::CoreHost;
+use super::lifecycle::Departure;
 use super::mail::{Control, MoveError, Reply, reply};
 use super::records::HomeRecord;
 use super::shard::{Input, Shard};
 use crate::engine::{
     Engine, EngineIter as _, EngineSnapshot as _, Tier, WriteBatch as _, WriteError, WriteMode, data_range,
 };
+use crate::log::LogEntry;
 
 /// Bytes of keys and values per piece.
 const PIECE_BYTES: usize = 256 << 10;
+/// How long a leader tries to have another member lead before its move is given up, and between two tries.
+const STEP_DOWN_LIMIT: Duration = Duration::from_secs(3);
+const STEP_DOWN_PAUSE: Duration = Duration::from_millis(20);
 
 type Entries = Vec<(Cf, Bytes, Bytes)>;
 
@@ -44,11 +55,14 @@ type Entries = Vec<(Cf, Bytes, Bytes)>;
 /// See [`MoveError`]. The region serves at the source again, unless the target is ending, and the process with it.
 pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -> Result<(), MoveError> {
     let source = host.shard(ticket.source).ok_or(RegionError::RegionNotFound(ticket.region))?;
+    let led = step_down(&source, ticket.region).await?;
     let (reply, answer) = oneshot::channel();
     source.push(Input::Freeze { region: ticket.region, reply });
-    let mut home = answer.await.map_err(|_| MoveError::Closing)??;
-    home.move_number = ticket.move_number;
-    if let Err(error) = hand_over(host, &source, ticket, home).await {
+    let mut departure = answer.await.map_err(|_| MoveError::Closing)?.inspect_err(|_| {
+        source.push(Input::Unfreeze(ticket.region));
+    })?;
+    departure.home.move_number = ticket.move_number;
+    if let Err(error) = hand_over(host, &source, ticket, departure).await {
         // Without an answer the target may own the region by a durable record: then nothing may be written here.
         if !matches!(error, MoveError::Closing) {
             source.push(Input::Unfreeze(ticket.region));
@@ -63,16 +77,42 @@ pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -
     source.push(Input::End { region: ticket.region, reply });
     answer.await.map_err(|_| MoveError::Closing)??;
     host.control(CoreId(0), Control::Arrived { ticket: ticket.clone() });
-    host.control(host.core_of(ticket.target), Control::MoveActivate { shard: ticket.target, region: ticket.region });
+    let (shard, region) = (ticket.target, ticket.region);
+    host.control(host.core_of(ticket.target), Control::MoveActivate { shard, region, led });
     Ok(source.flush().await?)
+}
+
+/// Has another member lead, if this one does and there are others; whether it did.
+async fn step_down<E: Engine>(source: &Rc<Shard<E>>, region: RegionId) -> Result<bool, MoveError> {
+    let begun = executor::now();
+    let mut led = false;
+    loop {
+        let heir = {
+            let peers = source.peers.borrow();
+            let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
+            if !peer.leads() || peer.raft.is_sole_voter() {
+                return Ok(led);
+            }
+            peer.heir()
+        };
+        if executor::now().since(begun) > STEP_DOWN_LIMIT {
+            return Err(RegionError::ServerIsBusy { reason: "nobody else can lead".into(), backoff_ms: 1000 }.into());
+        }
+        if let Some(heir) = heir {
+            source.transfer(region, heir);
+            led = true;
+        }
+        executor::sleep(STEP_DOWN_PAUSE).await;
+    }
 }
 
 async fn hand_over<E: Engine>(
     host: &Rc<CoreHost<E>>,
     source: &Rc<Shard<E>>,
     ticket: &MoveTicket,
-    home: Box<HomeRecord>,
+    departure: Departure,
 ) -> Result<(), MoveError> {
+    let Departure { home, tail } = departure;
     let target = host.core_of(ticket.target);
     let shard = ticket.target;
     let region = home.region.clone().unwrap_or_default();
@@ -94,7 +134,7 @@ async fn hand_over<E: Engine>(
             }
         }
     }
-    ask(host, target, |reply| Control::MoveInstall { shard, home, reply }).await
+    ask(host, target, |reply| Control::MoveInstall { shard, home, tail, reply }).await
 }
 
 async fn ask<E: Engine>(
@@ -163,19 +203,26 @@ pub async fn receive<E: Engine>(shard: &Rc<Shard<E>>, entries: Entries) -> Resul
 ///
 /// # Errors
 /// [`MoveError`] if the engine failed or the shard has the region already.
-pub async fn install<E: Engine>(shard: &Rc<Shard<E>>, home: Box<HomeRecord>) -> Result<(), MoveError> {
+pub async fn install<E: Engine>(
+    shard: &Rc<Shard<E>>,
+    home: Box<HomeRecord>,
+    tail: Vec<LogEntry>,
+) -> Result<(), MoveError> {
     let engine = shard.engine.clone();
     executor::blocking(Class::Background, move || engine.flush())
         .await
         .map_err(|error| MoveError::Failed(error.to_string()))?;
     let (reply, answer) = oneshot::channel();
-    shard.push(Input::Install { home, reply });
+    shard.push(Input::Install { home, tail, reply });
     Ok(answer.await.map_err(|_| MoveError::Closing)??)
 }
 
-/// At the target: the source has let go.
-pub fn activate<E: Engine>(shard: &Shard<E>, region: RegionId) {
+/// At the target: the source has let go. `led`: the peer led its group before it moved.
+pub fn activate<E: Engine>(shard: &Shard<E>, region: RegionId, led: bool) {
     shard.push(Input::Campaign(region));
+    if led {
+        shard.push(Input::Reclaim(region));
+    }
 }
 
 /// Writes from a helper, since neither side's data may hold a core.
@@ -211,17 +258,21 @@ pub fn handle<E: Engine>(host: &Rc<CoreHost<E>>, control: Control) {
                 };
                 reply.send(result);
             }
-            Control::MoveInstall { shard, home, reply } => {
+            Control::MoveInstall { shard, home, tail, reply } => {
+                let region = super::lifecycle::region_of(&home);
                 let result = match find(&host, shard) {
-                    Ok(shard) => install(&shard, home).await,
+                    Ok(shard) => install(&shard, home, tail).await,
                     Err(error) => Err(error),
                 };
+                if result.is_ok() {
+                    // What the source sends on must not come back to it.
+                    host.update_routes(&[(region, Some(shard))]);
+                }
                 reply.send(result);
             }
-            Control::MoveActivate { shard, region } => {
+            Control::MoveActivate { shard, region, led } => {
                 if let Ok(found) = find(&host, shard) {
-                    host.update_routes(&[(region, Some(shard))]);
-                    activate(&found, region);
+                    activate(&found, region, led);
                 }
             }
             _ => {}

@@ -16,6 +16,9 @@ use super::replication::Contacts;
 /// A follower is reported as down after so long without a word (`raftstore.max-peer-down-duration`).
 const PEER_DOWN_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// A follower that was heard of within this time is alive: it answers every heartbeat.
+const HEARD_LATELY: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What a peer may do at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -85,6 +88,8 @@ pub(crate) struct PeerState {
     pub(crate) reported_pending: bool,
     /// A committed entry removes this peer: it applies nothing more, and ends.
     pub(crate) leaving: bool,
+    /// Ticks after which a peer that led before it moved asks for the leadership back; 0: it does not.
+    pub(crate) reclaims_in: u32,
     /// What the last split here made of the region, this peer's part left out: for clients with the epoch of before.
     split_off: Vec<metapb::Region>,
 }
@@ -113,6 +118,7 @@ impl PeerState {
             snapshots: BTreeMap::new(),
             reported_pending: false,
             leaving: false,
+            reclaims_in: 0,
             split_off: Vec::new(),
         }
     }
@@ -196,6 +202,17 @@ impl PeerState {
             keys_read: traffic.keys_read,
             counted_since: traffic.since,
         }
+    }
+
+    /// Who leads best instead of this leader: the voter that has most of the log, if one was heard of lately.
+    pub(crate) fn heir(&self) -> Option<base::PeerId> {
+        let now = executor::now();
+        let is_voter =
+            |id: u64| self.meta.region.peers.iter().any(|peer| peer.id == id && peer.role() == metapb::PeerRole::Voter);
+        let followers = self.raft.followers().into_iter();
+        let candidates =
+            followers.filter(|(id, _)| is_voter(id.0) && self.contacts.heard_within(id.0, now, HEARD_LATELY));
+        candidates.max_by_key(|(_, matched)| *matched).map(|(id, _)| id)
     }
 
     /// Followers that have nothing yet.

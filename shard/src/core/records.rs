@@ -22,7 +22,7 @@ pub struct HomeRecord {
     /// Raft's vote in that term.
     #[prost(uint64, tag = "5")]
     pub vote: u64,
-    /// Index of the last entry, which is committed and applied.
+    /// Index of the last entry that is applied. Those after it are in the record's log effect.
     #[prost(uint64, tag = "6")]
     pub applied_index: u64,
     /// Term of that entry.

@@ -377,7 +377,6 @@ fn claim(shard: ShardId, meta: &PeerMeta) -> Claim {
             start: meta.region.start_key.to_vec(),
             end: meta.region.end_key.to_vec(),
             bytes: meta.approximate_bytes,
-            members: meta.region.peers.len(),
         },
     }
 }

@@ -16,6 +16,7 @@ use proto::{metapb, raft_serverpb};
 use raftstore::Input as RaftInput;
 use raftstore::eraftpb::{Message, MessageType};
 
+use super::lease::quiet_ticks;
 use super::peer::{PeerState, Phase};
 use super::shard::{Input, Shard, add};
 use super::turn::Turn;
@@ -59,6 +60,11 @@ impl Contacts {
     /// When `peer` was heard of last; if it never was, it counts from `now` on.
     pub(crate) fn heard_or(&mut self, peer: u64, now: base::Instant) -> base::Instant {
         *self.heard.entry(peer).or_insert(now)
+    }
+
+    /// Whether `peer` was heard of no longer ago than `limit`.
+    pub(crate) fn heard_within(&self, peer: u64, now: base::Instant, limit: std::time::Duration) -> bool {
+        self.heard.get(&peer).is_some_and(|heard| now.since(*heard) <= limit)
     }
 
     /// A new leader begins to count from now on.
@@ -158,8 +164,37 @@ impl<E: Engine> Shard<E> {
         }
         add(&self.metrics.raft_received_total, 1);
         peer.contacts.note(&peer.meta.region, from);
+        if message.msg_type() == MessageType::MsgTransferLeader {
+            // Its lease is to end first.
+            self.push(Input::Transfer { region, to: PeerId(from.id) });
+            return;
+        }
         peer.raft.handle(RaftInput::Step(message));
         turn.dirty.insert(region);
+    }
+
+    /// A peer that led before it moved here is to ask for that back once it may vote again.
+    pub(crate) fn step_reclaim(&self, region: RegionId) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&region).filter(|peer| !peer.raft.is_sole_voter()) {
+            peer.reclaims_in = quiet_ticks(&self.config) + 2;
+        }
+    }
+
+    /// A tick of a peer that counts down to ask its leader for the leadership.
+    pub(crate) fn reclaim(&self, peer: &mut PeerState) {
+        peer.reclaims_in -= 1;
+        let leader = peer.leader_peer().filter(|leader| leader.id != peer.meta.peer.id);
+        let (Some(leader), 0) = (leader, peer.reclaims_in) else { return };
+        let message = Message {
+            msg_type: MessageType::MsgTransferLeader as i32,
+            from: peer.meta.peer.id,
+            to: leader.id,
+            term: peer.term,
+            ..Message::default()
+        };
+        if let Some((to, letter)) = peer.letter(&message) {
+            self.outlet.send_raft(to, letter);
+        }
     }
 
     /// Reads what followers need from the log, beside the turns.

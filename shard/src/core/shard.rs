@@ -27,7 +27,7 @@ use raftstore::eraftpb::ConfChangeV2;
 use super::config::ShardConfig;
 use super::error::RegionError;
 use super::lease::ReadReply;
-use super::lifecycle::EventReply;
+use super::lifecycle::{Departure, EventReply};
 use super::mail::{RegionReport, ShardDescription};
 use super::peer::{Done, PeerState, Phase, Waiter, check_store};
 use super::records::{ApplyingRecord, HomeRecord};
@@ -173,15 +173,18 @@ pub(crate) enum Input {
     },
     Freeze {
         region: RegionId,
-        reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>>,
+        reply: oneshot::Sender<Result<Departure, RegionError>>,
     },
     Unfreeze(RegionId),
+    /// A peer that led before it moved here is to ask for that back.
+    Reclaim(RegionId),
     Create {
         region: Box<metapb::Region>,
         reply: oneshot::Sender<Result<(), RegionError>>,
     },
     Install {
         home: Box<HomeRecord>,
+        tail: Vec<LogEntry>,
         reply: oneshot::Sender<Result<(), RegionError>>,
     },
     End {

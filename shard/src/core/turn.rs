@@ -13,7 +13,9 @@ use raftstore::{Committed, Effect, Input as RaftInput, RejectReason};
 
 use super::apply::{Outcome, apply_entry, apply_split};
 use super::error::RegionError;
-use super::lifecycle::{EventReply, first_state, home_record, lifecycle, put_event, region_of, start_effect};
+use super::lifecycle::{
+    Departure, EventReply, first_state, home_record, lifecycle, put_event, region_of, start_effect,
+};
 use super::membership::{apply_members, removes_own};
 use super::meta::PeerMeta;
 use super::peer::{Done, PeerState, Phase, Waiter};
@@ -27,6 +29,9 @@ use crate::log::{HardState, LifecycleKind, LogEntry, RaftLog, Record};
 
 /// Inputs taken into one turn at most, so that the first of them does not wait for the last.
 const INPUTS_PER_TURN: usize = 4096;
+
+/// Bytes of entries that a peer takes along unapplied when it moves; with more it stays, and applies them first.
+const TAIL_BYTES_MAX: usize = 16 << 20;
 
 /// What stops a shard for good.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +50,7 @@ pub(crate) type FlushMark = (RegionId, base::PeerId, u64);
 /// A peer that hands its region over once all its proposals are applied.
 struct Freezing {
     region: RegionId,
-    reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>>,
+    reply: oneshot::Sender<Result<Departure, RegionError>>,
 }
 
 /// What goes on once a flush has made durable all that was applied before it began.
@@ -149,7 +154,7 @@ impl<E: Engine> Shard<E> {
             self.settle(turn, log).await?;
             self.fetch(turn, log);
             self.begin_snapshots(turn);
-            self.hand_over(turn);
+            self.hand_over(turn, log);
             self.maintain(turn, log).await?;
             if self.closing.get() && !turn.close_waiters.is_empty() && self.inbox.borrow().is_empty() {
                 return self.finish(log).await;
@@ -168,7 +173,9 @@ impl<E: Engine> Shard<E> {
                     Input::Create { region, reply } => {
                         reply.send(Err(RegionError::Damaged(RegionId(region.id)))).is_ok()
                     }
-                    Input::Install { home, reply } => reply.send(Err(RegionError::Damaged(region_of(&home)))).is_ok(),
+                    Input::Install { home, reply, .. } => {
+                        reply.send(Err(RegionError::Damaged(region_of(&home)))).is_ok()
+                    }
                     Input::Ingest { record, reply } => {
                         let region = record.home.as_ref().map_or(RegionId(0), region_of);
                         reply.send(Err(RegionError::Damaged(region))).is_ok()
@@ -192,6 +199,7 @@ impl<E: Engine> Shard<E> {
                     | Input::Leave { .. }
                     | Input::Campaign(_)
                     | Input::Unfreeze(_)
+                    | Input::Reclaim(_)
                     | Input::Measured { .. }
                     | Input::Flushed { .. } => true,
                 };
@@ -243,12 +251,13 @@ impl<E: Engine> Shard<E> {
                     peer.phase = Phase::Serving;
                 }
             }
+            Input::Reclaim(region) => self.step_reclaim(region),
             Input::Create { region, reply } => {
                 let result = self.step_create(*region, log).await?;
                 let _ = reply.send(result);
             }
-            Input::Install { home, reply } => {
-                let result = self.install(*home, log).await?;
+            Input::Install { home, tail, reply } => {
+                let result = self.install(*home, tail, log).await?;
                 let _ = reply.send(result);
             }
             Input::End { region, reply } => {
@@ -315,6 +324,9 @@ impl<E: Engine> Shard<E> {
             if peer.phase == Phase::Serving && peer.meta.region.peers.len() > 1 {
                 peer.raft.handle(RaftInput::Tick);
                 turn.dirty.insert(*region);
+                if peer.reclaims_in > 0 {
+                    self.reclaim(peer);
+                }
                 // PD waits for those who catch up.
                 if peer.reported_pending && peer.leads() && peer.pending_peers().is_empty() {
                     self.outlet.report(peer.report(self.id));
@@ -335,22 +347,17 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    fn step_freeze(
-        &self,
-        region: RegionId,
-        reply: oneshot::Sender<Result<Box<HomeRecord>, RegionError>>,
-        turn: &mut Turn,
-    ) {
+    fn step_freeze(&self, region: RegionId, reply: oneshot::Sender<Result<Departure, RegionError>>, turn: &mut Turn) {
         let mut peers = self.peers.borrow_mut();
         let refusal = match peers.get_mut(&region) {
             None => RegionError::RegionNotFound(region),
-            // What other members send would be lost meanwhile, and the tail of the log does not travel yet.
-            Some(peer) if peer.phase != Phase::Serving || !peer.leads() || !peer.raft.is_sole_voter() => {
+            // A leader that others count on hands over first: what they send is lost meanwhile.
+            Some(peer) if peer.phase != Phase::Serving || peer.leads() != peer.raft.is_sole_voter() => {
                 RegionError::NotLeader { region, leader: None }
             }
             Some(peer) => {
                 if self.config.is_planted(PlantedFault::MoveUnfrozen) {
-                    let _ = reply.send(Ok(Box::new(home_record(peer))));
+                    let _ = reply.send(Ok(Departure { home: Box::new(home_record(peer)), tail: Vec::new() }));
                     return;
                 }
                 peer.phase = Phase::Frozen;
@@ -648,15 +655,18 @@ impl<E: Engine> Shard<E> {
         Ok(())
     }
 
-    /// Answers those frozen peers' movers whose proposals are all applied.
-    fn hand_over(&self, turn: &mut Turn) {
+    /// Answers those frozen peers' movers whose proposals are all applied. A follower has none: what it has not applied
+    /// goes with it.
+    fn hand_over(&self, turn: &mut Turn, log: &Rc<RaftLog>) {
         let peers = self.peers.borrow();
         let mut waiting = Vec::new();
         for freezing in turn.freezing.drain(..) {
             match peers.get(&freezing.region) {
                 Some(peer) if peer.phase == Phase::Frozen => {
-                    if peer.raft.last_index() == peer.meta.applied_index && peer.waiting.is_empty() {
-                        let _ = freezing.reply.send(Ok(Box::new(home_record(peer))));
+                    let (applied, last) = (peer.meta.applied_index, peer.raft.last_index());
+                    if (last == applied || !peer.raft.is_sole_voter()) && peer.waiting.is_empty() {
+                        let home = Box::new(home_record(peer));
+                        depart(log.clone(), freezing, home, last - applied);
                     } else {
                         waiting.push(freezing);
                     }
@@ -833,6 +843,24 @@ impl<B> Pass<B> {
 
 pub(crate) fn log_failed(error: crate::log::LogError) -> ShardFailure {
     ShardFailure::Log(error.to_string())
+}
+
+/// Reads the `count` entries that a frozen peer has not applied, and lets it go.
+fn depart(log: Rc<RaftLog>, freezing: Freezing, home: Box<HomeRecord>, count: u64) {
+    let Freezing { region, reply } = freezing;
+    if count == 0 {
+        // The mover may be gone.
+        drop(reply.send(Ok(Departure { home, tail: Vec::new() })));
+        return;
+    }
+    executor::spawn_local(Class::Raft, async move {
+        let low = home.applied_index + 1;
+        let tail = log.entries(region, low, low + count, TAIL_BYTES_MAX).await.unwrap_or_default();
+        let is_whole = tail.len() as u64 == count;
+        let departure = if is_whole { Ok(Departure { home, tail }) } else { Err(RegionError::StaleCommand) };
+        // The mover may be gone.
+        drop(reply.send(departure));
+    });
 }
 
 fn rejection(peer: &PeerState, reason: RejectReason) -> RegionError {

@@ -367,7 +367,6 @@ impl<E: Engine> CoreZero<E> {
             start: region.start_key.to_vec(),
             end: region.end_key.to_vec(),
             bytes,
-            members: region.peers.len(),
         };
         directory.update(id, placement);
         drop(directory);
@@ -456,6 +455,9 @@ impl<E: Engine> CoreZero<E> {
             return Err(format!("peer {peer} of region {id} has ended here"));
         }
         let directory = self.directory.borrow();
+        if directory.is_moving(id) {
+            return Err(format!("region {id} is on its way to another shard"));
+        }
         if directory.overlaps(id, &region.start_key, &region.end_key) {
             return Err(format!("another region has keys of region {id}"));
         }

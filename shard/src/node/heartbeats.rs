@@ -31,7 +31,7 @@ impl<E: Engine> CoreZero<E> {
         add(&self.traffic.bytes_read, report.bytes_read);
         add(&self.traffic.keys_read, report.keys_read);
         let region = RegionId(report.region.id);
-        self.directory.borrow_mut().note(region, report.approximate_bytes, report.region.peers.len());
+        self.directory.borrow_mut().note(region, report.approximate_bytes);
         let Ok(pd) = self.pd() else { return };
         if self.split_is_unreported(&report.region) {
             return;
