@@ -3,6 +3,8 @@
 use base::{RegionId, StoreId};
 use mvcc::Cf;
 use proto::metapb;
+use proto::raft_cmdpb::{AdminCmdType, AdminRequest};
+use proto::raft_serverpb::MergeState;
 use raftstore::command::{Admin, CfName, Command, Header, WriteOp};
 use raftstore::epoch::{CommandKind, check_epoch};
 use raftstore::eraftpb::{ConfChangeV2, Entry};
@@ -19,6 +21,13 @@ pub(crate) enum Outcome {
     Done,
     /// It changed nothing, on every replica alike.
     Refused(RegionError),
+    /// It prepared the region to merge, or took that back.
+    Merging {
+        /// The region with its new epoch.
+        region: metapb::Region,
+        /// What it merges into; `None` if it does not any more.
+        merge: Option<MergeState>,
+    },
     /// It split the region; all resulting regions in key order, the applying one with its new range among them.
     Split(Vec<metapb::Region>),
     /// It changed the members.
@@ -71,14 +80,28 @@ pub(crate) fn apply_entry(meta: &mut PeerMeta, entry: &Entry, batch: &mut impl W
 /// # Panics
 /// As [`apply_entry`].
 pub(crate) fn is_split(entry: &Entry) -> bool {
-    use proto::raft_cmdpb::AdminCmdType::BatchSplit;
+    is_admin(entry, AdminCmdType::BatchSplit)
+}
+
+/// Whether `entry` merges a neighbour into its region.
+///
+/// # Panics
+/// As [`apply_entry`].
+pub(crate) fn is_commit_merge(entry: &Entry) -> bool {
+    is_admin(entry, AdminCmdType::CommitMerge)
+}
+
+fn is_admin(entry: &Entry, kind: AdminCmdType) -> bool {
     match Command::decode(entry).expect("a committed entry is a command that a peer proposed") {
-        Command::Admin(admin) => admin.request.cmd_type() == BatchSplit,
+        Command::Admin(admin) => admin.request.cmd_type() == kind,
         Command::Empty | Command::Write(_) => false,
     }
 }
 
 fn check_write(meta: &PeerMeta, header: &Header, ops: &[WriteOp]) -> Result<(), RegionError> {
+    if meta.merge.is_some() {
+        return Err(RegionError::Merging(meta.region_id()));
+    }
     if check_epoch(&header.epoch, &meta.region, CommandKind::Data).is_err() {
         return Err(epoch_not_match(meta, vec![(*meta.region).clone()]));
     }
@@ -134,6 +157,9 @@ fn apply_admin(meta: &PeerMeta, admin: Admin) -> Applied {
     if check_epoch(&admin.header.epoch, &meta.region, kind).is_err() {
         return Applied::nothing(Outcome::Refused(epoch_not_match(meta, vec![(*meta.region).clone()])));
     }
+    if let Some(outcome) = merge_step(meta, &admin.request) {
+        return Applied::nothing(outcome);
+    }
     if let (Some(changes), Some(change)) = (changes_of(&admin.request), admin.conf_change) {
         let next = raftstore::membership::change_peers(&meta.region, &changes);
         return Applied::nothing(match next {
@@ -146,6 +172,31 @@ fn apply_admin(meta: &PeerMeta, admin: Admin) -> Applied {
         Some(Ok(regions)) => Applied::nothing(Outcome::Split(regions)),
         // Every replica meets the same error.
         _ => Applied::nothing(Outcome::Refused(RegionError::StaleCommand)),
+    }
+}
+
+/// The outcome of a command that prepares a merge or takes one back; a region that is to merge takes no other one.
+fn merge_step(meta: &PeerMeta, request: &AdminRequest) -> Option<Outcome> {
+    let refused = Some(Outcome::Refused(RegionError::StaleCommand));
+    match (&meta.merge, request.cmd_type()) {
+        (None, AdminCmdType::PrepareMerge) => {
+            let prepare = request.prepare_merge.clone().unwrap_or_default();
+            if prepare.min_index != meta.applied_index {
+                // All members have the log before `min_index`, and nothing may come between that and this entry.
+                return refused;
+            }
+            let merge = MergeState { min_index: prepare.min_index, target: prepare.target, commit: meta.applied_index };
+            Some(Outcome::Merging { region: raftstore::merge::prepare(&meta.region), merge: Some(merge) })
+        }
+        (Some(merge), AdminCmdType::RollbackMerge) => {
+            let commit = request.rollback_merge.as_ref().map_or(0, |rollback| rollback.commit);
+            if commit != merge.commit {
+                return refused;
+            }
+            Some(Outcome::Merging { region: raftstore::merge::rollback(&meta.region), merge: None })
+        }
+        (Some(_), _) | (None, AdminCmdType::RollbackMerge) => refused,
+        (None, _) => None,
     }
 }
 

@@ -146,6 +146,13 @@ impl Directory {
         self.regions.iter().any(|(id, held)| *id != region && base::keys::overlaps(&held.start, &held.end, start, end))
     }
 
+    /// Regions other than `region` that have keys of `[start, end)`, with their shards.
+    pub fn within(&self, region: RegionId, start: &[u8], end: &[u8]) -> Vec<(RegionId, ShardId)> {
+        let others = self.regions.iter().filter(|(id, _)| **id != region);
+        let overlapping = others.filter(|(_, held)| base::keys::overlaps(&held.start, &held.end, start, end));
+        overlapping.map(|(id, held)| (*id, held.shard)).collect()
+    }
+
     /// The shard with the fewest regions, among those that take part in moves.
     pub fn emptiest(&self) -> Option<ShardId> {
         let loads = self.loads();
@@ -202,8 +209,8 @@ impl Directory {
     }
 
     /// The next move that evens out the number of regions: from the fullest shard to the emptiest, if they differ by
-    /// two or more. It picks the smallest region, since that one is the cheapest to copy.
-    pub fn next_balancing_move(&mut self) -> Option<MoveTicket> {
+    /// two or more. It picks the smallest region that is not pinned, since that one is the cheapest to copy.
+    pub fn next_balancing_move(&mut self, is_pinned: impl Fn(RegionId) -> bool) -> Option<MoveTicket> {
         let mut loads = self.loads();
         // What lies on a shard that takes part in no moves stays there.
         loads.retain(|shard, _| self.shards.contains(shard));
@@ -215,7 +222,9 @@ impl Directory {
         let region = self
             .regions
             .iter()
-            .filter(|(region, placement)| placement.shard == fullest && !self.moving.contains_key(region))
+            .filter(|(region, placement)| {
+                placement.shard == fullest && !self.moving.contains_key(region) && !is_pinned(**region)
+            })
             .min_by_key(|(region, placement)| (placement.bytes, **region))
             .map(|(region, _)| *region)?;
         self.reserve(region, emptiest)
@@ -272,7 +281,7 @@ mod tests {
         let claims = (1..=10).map(|region| claim(region, 0, 0)).collect();
         let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1), ShardId(2)], claims, &BTreeMap::new());
         let mut moves = 0;
-        while let Some(ticket) = directory.next_balancing_move() {
+        while let Some(ticket) = directory.next_balancing_move(|_| false) {
             directory.arrive(&ticket);
             directory.release(&ticket);
             moves += 1;
@@ -288,7 +297,7 @@ mod tests {
         let claims = (1..=10).map(|region| claim(region, u32::from(region > 2), 0)).chain([claim(11, 2, 0)]).collect();
         let (mut directory, _) = Directory::settle([ShardId(0), ShardId(2)], claims, &BTreeMap::new());
         assert_eq!(directory.reserve(RegionId(1), ShardId(1)), None);
-        assert_eq!(directory.next_balancing_move(), None, "2 and 1 are even; the 8 of shard 1 are nobody's");
+        assert_eq!(directory.next_balancing_move(|_| false), None, "2 and 1 are even; the 8 of shard 1 are nobody's");
         assert_eq!(directory.placement(RegionId(5)).map(|p| p.shard), Some(ShardId(1)));
     }
 

@@ -82,6 +82,9 @@ pub enum RegionError {
     /// The disk has no room for writes.
     #[error("disk is full")]
     DiskFull,
+    /// The region is about to merge into a neighbour, and takes no requests.
+    #[error("region {0} is merging")]
+    Merging(RegionId),
     /// The region is on its way to another shard of this node: ask the directory again. Never leaves the node.
     #[error("region {0} is moving between shards")]
     Moving(RegionId),

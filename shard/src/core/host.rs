@@ -60,6 +60,8 @@ pub struct CoreHost<E: Engine> {
     waiting: RefCell<BTreeMap<u64, oneshot::Sender<Answered>>>,
     next_token: Cell<u64>,
     next_name: Cell<u64>,
+    /// Rises when another core or node may have written with timestamps above those that are held here.
+    clock_life: Cell<u64>,
 }
 
 impl<E: Engine> CoreHost<E> {
@@ -73,7 +75,19 @@ impl<E: Engine> CoreHost<E> {
             waiting: RefCell::default(),
             next_token: Cell::new(0),
             next_name: Cell::new(0),
+            clock_life: Cell::new(0),
         })
+    }
+
+    /// Voids the timestamps that this core holds: a region begins to be served here, or gets a larger range, and whoever
+    /// served that before may have written with higher ones.
+    pub fn void_timestamps(&self) {
+        self.clock_life.set(self.clock_life.get() + 1);
+    }
+
+    /// Timestamps that were fetched in another life are void.
+    pub(crate) fn clock_life(&self) -> u64 {
+        self.clock_life.get()
     }
 
     /// A name for a file that no other one of this core had since its start.
@@ -296,6 +310,25 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
 
     fn channel(&self, store: StoreId) -> LocalFuture<Option<net::Channel>> {
         self.lines.channel(store)
+    }
+
+    fn bring_together(&self, source: RegionId, target: RegionId) {
+        if let Some(host) = self.host.upgrade() {
+            host.control(CoreId(0), Control::BringTogether { source, target });
+        }
+    }
+
+    fn begins_to_lead(&self) {
+        if let Some(host) = self.host.upgrade() {
+            host.void_timestamps();
+        }
+    }
+
+    fn merged(&self, shard: ShardId, region: metapb::Region, bytes: u64) {
+        if let Some(host) = self.host.upgrade() {
+            host.void_timestamps();
+            host.control(CoreId(0), Control::Merged { shard, region, bytes });
+        }
     }
 
     fn ended(&self, _shard: ShardId, region: RegionId, peer: PeerId) {

@@ -192,7 +192,7 @@ impl<E: Engine> Shard<E> {
     /// moving, or whose end is under way, is busy.
     fn stop_peer(&self, region: RegionId) -> Result<(), RegionError> {
         if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
-            if !matches!(peer.phase, Phase::Serving | Phase::Damaged) {
+            if !matches!(peer.phase, Phase::Serving | Phase::Damaged) || peer.merging.absorbing {
                 return Err(busy("the peer is on its way"));
             }
             peer.phase = Phase::Stopped;
@@ -425,6 +425,8 @@ pub(crate) fn home_record(peer: &PeerState) -> HomeRecord {
         applied_term: peer.meta.applied_term,
         approximate_bytes: peer.meta.approximate_bytes,
         approximate_keys: peer.meta.approximate_keys,
+        began_version: peer.meta.began_version,
+        merge: peer.meta.merge.clone(),
     }
 }
 
@@ -436,6 +438,10 @@ pub(crate) fn home_meta(home: &HomeRecord, store: base::StoreId) -> Option<PeerM
     meta.move_number = home.move_number;
     meta.approximate_bytes = home.approximate_bytes;
     meta.approximate_keys = home.approximate_keys;
+    meta.merge.clone_from(&home.merge);
+    if home.began_version > 0 {
+        meta.began_version = home.began_version;
+    }
     Some(meta)
 }
 

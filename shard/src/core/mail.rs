@@ -55,6 +55,19 @@ pub struct RemoteRequest {
     pub body: Bytes,
 }
 
+/// What a peer knows of its region.
+#[derive(Clone, Debug)]
+pub struct PeerView {
+    /// The region.
+    pub region: metapb::Region,
+    /// The peer's id.
+    pub peer: PeerId,
+    /// The region's version when this copy began to follow the log.
+    pub began_version: u64,
+    /// The region that it is to merge into, as it was then.
+    pub merges_into: Option<metapb::Region>,
+}
+
 /// Where a region is from now on; `None` if it is no longer on this node.
 pub type Route = (RegionId, Option<ShardId>);
 
@@ -211,6 +224,42 @@ pub enum Control {
         region: metapb::Region,
         /// Estimated bytes.
         bytes: u64,
+    },
+    /// To core 0: a source and its target are to be on one shard.
+    BringTogether {
+        /// The region that ends.
+        source: RegionId,
+        /// The neighbour that takes its range over.
+        target: RegionId,
+    },
+    /// To core 0: a region took over a neighbour's range.
+    Merged {
+        /// Where.
+        shard: ShardId,
+        /// The region with its new range.
+        region: metapb::Region,
+        /// Its estimated size.
+        bytes: u64,
+    },
+    /// To the core of `shard`: what its peer of a region knows of it.
+    WhoIs {
+        /// Where.
+        shard: ShardId,
+        /// Which.
+        region: RegionId,
+        /// Nothing if it is not there.
+        reply: Reply<Option<PeerView>>,
+    },
+    /// To the core of `shard`: end a peer whose group is gone.
+    End {
+        /// Where.
+        shard: ShardId,
+        /// Its region.
+        region: RegionId,
+        /// Which.
+        peer: PeerId,
+        /// When it has ended.
+        reply: Reply<()>,
     },
     /// To core 0: a peer ended, durably.
     Ended {

@@ -7,6 +7,7 @@ use mvcc::Cf;
 use prost::Message as _;
 use proto::{metapb, raft_serverpb};
 
+use super::merge::local_state;
 use super::records::{PeerExtra, apply_state, peer_extra_key};
 use crate::engine::WriteBatch;
 
@@ -24,6 +25,10 @@ pub(crate) struct PeerMeta {
     pub(crate) applied_index: u64,
     /// Term of that entry.
     pub(crate) applied_term: u64,
+    /// Set once the region has prepared to merge into a neighbour: from then on it takes nothing.
+    pub(crate) merge: Option<raft_serverpb::MergeState>,
+    /// The region's version when this copy began; since then it has followed the log without a gap.
+    pub(crate) began_version: u64,
     /// Number of the last move between shards.
     pub(crate) move_number: u64,
     /// Estimated bytes of keys and values.
@@ -36,11 +41,14 @@ impl PeerMeta {
     /// The peer of `store` in a region that was just made. `None` if the region has no peer there.
     pub(crate) fn first(region: metapb::Region, store: StoreId) -> Option<PeerMeta> {
         let peer = *region.peers.iter().find(|peer| peer.store_id == store.0)?;
+        let began_version = raftstore::epoch::epoch_of(&region).version;
         Some(PeerMeta {
             region: Arc::new(region),
             peer,
             applied_index: INITIAL_INDEX,
             applied_term: INITIAL_INDEX,
+            merge: None,
+            began_version,
             move_number: 0,
             approximate_bytes: 0,
             approximate_keys: 0,
@@ -76,19 +84,26 @@ impl PeerMeta {
             move_number: self.move_number,
             approximate_bytes: self.approximate_bytes,
             approximate_keys: self.approximate_keys,
+            began_version: self.began_version,
         };
-        batch.put(Cf::Raft, &base::keys::region_state(id), &self.state(raft_serverpb::PeerState::Normal));
+        batch.put(Cf::Raft, &base::keys::region_state(id), &self.state(local_state(self)));
         batch.put(Cf::Raft, &peer_extra_key(id), &extra.encode_to_vec());
         self.put_applied(batch);
     }
 
     fn state(&self, state: raft_serverpb::PeerState) -> Vec<u8> {
-        raftstore::state::encode_region_state(state, &self.region, None)
+        raftstore::state::encode_region_state(state, &self.region, self.merge.clone())
     }
 
     /// Deletes the region's data and the records of the peer, but for a tombstone.
     pub(crate) fn bury(&self, batch: &mut impl WriteBatch) {
-        self.erase(batch);
+        erase_range(batch, &self.region.start_key, &self.region.end_key);
+        self.retire(batch);
+    }
+
+    /// Deletes the records of the peer, but for a tombstone. Its data has gone over to another region.
+    pub(crate) fn retire(&self, batch: &mut impl WriteBatch) {
+        self.erase_records(batch);
         let tombstone = self.state(raft_serverpb::PeerState::Tombstone);
         batch.put(Cf::Raft, &base::keys::region_state(self.region_id()), &tombstone);
     }
@@ -96,6 +111,10 @@ impl PeerMeta {
     /// Deletes the region's data and all records of the peer.
     pub(crate) fn erase(&self, batch: &mut impl WriteBatch) {
         erase_range(batch, &self.region.start_key, &self.region.end_key);
+        self.erase_records(batch);
+    }
+
+    fn erase_records(&self, batch: &mut impl WriteBatch) {
         let id = self.region_id();
         batch.delete(Cf::Raft, &base::keys::region_state(id));
         batch.delete(Cf::Raft, &base::keys::apply_state(id));

@@ -10,6 +10,7 @@ mod lifecycle;
 mod lines;
 mod mail;
 mod membership;
+mod merge;
 mod meta;
 pub mod moves;
 pub mod orders;
@@ -28,8 +29,8 @@ pub use error::RegionError;
 pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};
 pub use lines::Lines;
 pub use mail::{
-    Answer, Answered, Control, CoreMail, MoveError, RegionDescription, RegionReport, RemoteRequest, Reply, Route,
-    ShardDescription, reply,
+    Answer, Answered, Control, CoreMail, MoveError, PeerView, RegionDescription, RegionReport, RemoteRequest, Reply,
+    Route, ShardDescription, reply,
 };
 pub(crate) use peer::check_store;
 pub use peer::{Done, hex};

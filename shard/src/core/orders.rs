@@ -32,6 +32,15 @@ pub enum Order {
         /// One is a simple change, several go through a joint configuration, none leaves it.
         changes: Vec<raft_cmdpb::ChangePeerRequest>,
     },
+    /// Merge it into a neighbour.
+    Merge {
+        /// Which.
+        region: RegionId,
+        /// The epoch that the placement driver knew; with another one the order is void.
+        epoch: metapb::RegionEpoch,
+        /// The neighbour, as the placement driver knew it.
+        target: Box<metapb::Region>,
+    },
     /// Hand its leadership over.
     Transfer {
         /// Which.
@@ -94,6 +103,15 @@ pub fn begin<E: Engine>(host: &Rc<CoreHost<E>>, order: Order) {
                 };
                 if let Err(error) = result {
                     tracing::debug!(%region, %error, "members were not changed as ordered");
+                }
+            }
+            Order::Merge { region, epoch, target } => {
+                let result = match host.local(region) {
+                    Ok(shard) => shard.prepare_merge(region, &epoch, *target).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = result {
+                    tracing::debug!(%region, %error, "region was not merged as ordered");
                 }
             }
             Order::Transfer { region, to } => {

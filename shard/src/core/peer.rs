@@ -10,6 +10,7 @@ use super::apply::epoch_not_match;
 use super::error::RegionError;
 use super::lease::Lease;
 use super::mail::{RegionDescription, RegionReport};
+use super::merge::Merging;
 use super::meta::PeerMeta;
 use super::replication::Contacts;
 
@@ -90,6 +91,7 @@ pub(crate) struct PeerState {
     pub(crate) leaving: bool,
     /// Ticks after which a peer that led before it moved asks for the leadership back; 0: it does not.
     pub(crate) reclaims_in: u32,
+    pub(crate) merging: Merging,
     /// What the last split here made of the region, this peer's part left out: for clients with the epoch of before.
     split_off: Vec<metapb::Region>,
 }
@@ -119,6 +121,7 @@ impl PeerState {
             reported_pending: false,
             leaving: false,
             reclaims_in: 0,
+            merging: Merging::default(),
             split_off: Vec::new(),
         }
     }
@@ -174,6 +177,9 @@ impl PeerState {
         }
         if context.term != 0 && self.term > context.term.saturating_add(1) {
             return Err(RegionError::StaleCommand);
+        }
+        if self.is_merging() {
+            return Err(RegionError::Merging(region));
         }
         let version = context.region_epoch.as_ref().map_or(0, |epoch| epoch.version);
         if version != self.meta.version() {

@@ -34,6 +34,12 @@ pub struct HomeRecord {
     /// Estimated number of keys.
     #[prost(uint64, tag = "9")]
     pub approximate_keys: u64,
+    /// The region's version when this copy began to follow the log; 0 if it begins with this record.
+    #[prost(uint64, tag = "10")]
+    pub began_version: u64,
+    /// Set if the region has prepared to merge.
+    #[prost(message, optional, tag = "11")]
+    pub merge: Option<raft_serverpb::MergeState>,
 }
 
 /// Payload of `Split`: the entry that made the children, so that a replay makes them before anything of theirs.
@@ -45,6 +51,29 @@ pub struct SplitRecord {
     /// The regions that the split made, the parent's remainder included.
     #[prost(message, repeated, tag = "2")]
     pub regions: Vec<metapb::Region>,
+}
+
+/// Payload of `CommitMerge`: the entry by which a region took over a neighbour's range, whose peer on this shard ended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MergeRecord {
+    /// Index of the target's entry.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Its term.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// The region that ended.
+    #[prost(uint64, tag = "3")]
+    pub source: u64,
+    /// Our peer of it.
+    #[prost(uint64, tag = "4")]
+    pub source_peer: u64,
+    /// The target with its new range.
+    #[prost(message, optional, tag = "5")]
+    pub region: Option<metapb::Region>,
+    /// Index of the source's last entry that counts, its PrepareMerge.
+    #[prost(uint64, tag = "6")]
+    pub commit: u64,
 }
 
 /// Payload of `MovedAway` and `Destroyed`: the peer's last applied entry and the range to erase.
@@ -98,6 +127,9 @@ pub struct PeerExtra {
     /// Estimated number of keys when the record was written.
     #[prost(uint64, tag = "3")]
     pub approximate_keys: u64,
+    /// The region's version when this copy began to follow the log.
+    #[prost(uint64, tag = "4")]
+    pub began_version: u64,
 }
 
 /// Engine record of the shard: the last lifecycle event whose effects are in the engine. Key: [`SHARD_STATE_KEY`].

@@ -20,17 +20,19 @@ use proto::raft_serverpb;
 use raftstore::eraftpb::{Entry, HardState};
 use raftstore::{InitError, LogPosition, PeerInit};
 
-use super::apply::{Outcome, apply_entry, apply_split, is_split};
+use super::apply::{Outcome, apply_entry, apply_split, is_commit_merge, is_split};
 use super::config::ShardConfig;
 use super::directory::{Claim, Placement};
 use super::lease::quiet_ticks;
 use super::lifecycle::{end_event, home_meta, ingest_files, put_event, range_of};
 use super::membership::{apply_members, removes_own};
+use super::merge::{apply_merge, apply_state_of_merge};
 use super::meta::PeerMeta;
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
 use super::records::{
-    ApplyingRecord, EndRecord, HomeRecord, PeerExtra, SHARD_STATE_KEY, ShardState, SplitRecord, peer_extra_key,
+    ApplyingRecord, EndRecord, HomeRecord, MergeRecord, PeerExtra, SHARD_STATE_KEY, ShardState, SplitRecord,
+    peer_extra_key,
 };
 use super::shard::{Input, Outlet, Shard, ShardMetrics};
 use crate::engine::{Engine, EngineError, EngineIter as _, EngineSnapshot as _, Tier, WriteBatch as _, WriteMode};
@@ -189,11 +191,11 @@ impl Recovering {
         Recovering { meta, entries, hard_state, damaged }
     }
 
-    /// `index`, or the one before the first entry up to it that is an event of its own: a split whose record is not in
-    /// the log, or the removal of this very peer. Those are not replayed: raft commits them again, and the turn writes
+    /// `index`, or the one before the first entry up to it that is an event of its own: a split or a merge whose record
+    /// is not in the log, or the removal of this very peer. Those are not replayed: raft commits them again, and the turn writes
     /// the record first.
     fn before_event(&self, index: u64) -> u64 {
-        let is_event = |entry: &&Entry| is_split(entry) || removes_own(&self.meta, entry);
+        let is_event = |entry: &&Entry| is_split(entry) || is_commit_merge(entry) || removes_own(&self.meta, entry);
         let event = self.entries.iter().take_while(|entry| entry.index <= index).find(is_event);
         event.map_or(index, |entry| entry.index - 1)
     }
@@ -452,6 +454,7 @@ fn load_meta(
     store: StoreId,
 ) -> Result<PeerMeta, String> {
     let region = state.region.ok_or("a region state names no region")?;
+    let merge = state.merge_state;
     let applied = raft_serverpb::RaftApplyState::decode(applied).map_err(|error| error.to_string())?;
     let extra = PeerExtra::decode(extra).map_err(|error| error.to_string())?;
     let mut meta = PeerMeta::first(region, store).ok_or("a region has no peer on this store")?;
@@ -460,6 +463,10 @@ fn load_meta(
     meta.move_number = extra.move_number;
     meta.approximate_bytes = extra.approximate_bytes;
     meta.approximate_keys = extra.approximate_keys;
+    meta.merge = merge;
+    if extra.began_version > 0 {
+        meta.began_version = extra.began_version;
+    }
     Ok(meta)
 }
 
@@ -530,11 +537,30 @@ impl<E: Engine> Replay<'_, E> {
                 self.flush().await?;
             }
             LifecycleKind::Applied => {}
+            LifecycleKind::CommitMerge => {
+                let record: MergeRecord = self.decode(payload)?;
+                self.merge(region, &record).await?;
+            }
             other => return Err(self.inconsistent(&format!("events of kind {other:?} come with a later version"))),
         }
         self.last_event = self.last_event.max(number);
         put_event(&mut self.batch, self.last_event);
         self.write().await
+    }
+
+    /// The engine was flushed before the record: it has source and target up to the merge.
+    async fn merge(&mut self, target: RegionId, record: &MergeRecord) -> Result<(), OpenError> {
+        self.replay_through(target, record.index.saturating_sub(1), 0).await?;
+        let source = RegionId(record.source);
+        let gone = self.peers.remove(&source).filter(|gone| gone.meta.peer.id == record.source_peer);
+        self.tombstones.insert(source, PeerId(record.source_peer));
+        let Some(mut peer) = self.peers.remove(&target) else { return Ok(()) };
+        peer.entries.retain(|entry| entry.index > record.index);
+        apply_merge(&mut peer.meta, gone.as_ref().map(|gone| &gone.meta), record, &mut self.batch)
+            .map_err(|why| self.inconsistent(&why))?;
+        peer.hard_state.commit = peer.hard_state.commit.max(record.index);
+        self.peers.insert(target, peer);
+        Ok(())
     }
 
     /// Erases what is left of a peer that ended.
@@ -611,6 +637,7 @@ impl<E: Engine> Replay<'_, E> {
                     self.bear(children, event);
                 }
                 Outcome::Members { region, .. } => apply_members(meta, region, &mut self.batch),
+                Outcome::Merging { region, merge } => apply_state_of_merge(meta, region, merge, &mut self.batch),
                 Outcome::Done | Outcome::Refused(_) => meta.put_applied(&mut self.batch),
             }
             if self.batch.data_bytes() > 1 << 20 {

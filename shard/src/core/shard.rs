@@ -28,7 +28,7 @@ use super::config::ShardConfig;
 use super::error::RegionError;
 use super::lease::ReadReply;
 use super::lifecycle::{Departure, EventReply};
-use super::mail::{RegionReport, ShardDescription};
+use super::mail::{PeerView, RegionReport, ShardDescription};
 use super::peer::{Done, PeerState, Phase, Waiter, check_store};
 use super::records::{ApplyingRecord, HomeRecord};
 use super::split::Measured;
@@ -56,6 +56,12 @@ pub trait Outlet {
     fn channel(&self, _store: StoreId) -> LocalFuture<Option<net::Channel>> {
         Box::pin(std::future::ready(None))
     }
+    /// A leader is about to serve its region.
+    fn begins_to_lead(&self) {}
+    /// A source and its target are to be on one shard.
+    fn bring_together(&self, _source: RegionId, _target: RegionId) {}
+    /// A region took over a neighbour's range.
+    fn merged(&self, _shard: ShardId, _region: metapb::Region, _bytes: u64) {}
     /// A peer ended, durably.
     fn ended(&self, _shard: ShardId, _region: RegionId, _peer: PeerId) {}
 }
@@ -91,6 +97,8 @@ pub struct ShardMetrics {
     pub splits_total: Cell<u64>,
     /// Regions that arrived from another shard.
     pub moves_in_total: Cell<u64>,
+    /// Regions that took over a neighbour's range.
+    pub merges_total: Cell<u64>,
     /// Regions whose data came as files.
     pub ingests_total: Cell<u64>,
     /// Raft messages that were sent.
@@ -176,6 +184,10 @@ pub(crate) enum Input {
         reply: oneshot::Sender<Result<Departure, RegionError>>,
     },
     Unfreeze(RegionId),
+    /// A source whose merge is prepared is to be looked at.
+    LookAtMerge(RegionId),
+    /// A step of a source's merge that was proposed here is over.
+    MergeTried(RegionId),
     /// A peer that led before it moved here is to ask for that back.
     Reclaim(RegionId),
     Create {
@@ -405,6 +417,7 @@ impl<E: Engine> Shard<E> {
             return Err(RegionError::Closing);
         }
         match peer.phase {
+            _ if peer.is_merging() => Err(RegionError::Merging(peer.meta.region_id())),
             Phase::Frozen => Err(RegionError::Moving(peer.meta.region_id())),
             _ => Ok(()),
         }
@@ -539,6 +552,18 @@ impl<E: Engine> Shard<E> {
     /// A region's meta, whoever leads it.
     pub fn region_by_id(&self, region: RegionId) -> Option<Arc<metapb::Region>> {
         self.peers.borrow().get(&region).map(|peer| peer.meta.region.clone())
+    }
+
+    /// What the peer of `region` here knows of it.
+    pub fn peer_of(&self, region: RegionId) -> Option<PeerView> {
+        let peers = self.peers.borrow();
+        let meta = &peers.get(&region)?.meta;
+        Some(PeerView {
+            region: (*meta.region).clone(),
+            peer: meta.peer_id(),
+            began_version: meta.began_version,
+            merges_into: meta.merge.as_ref().and_then(|merge| merge.target.clone()),
+        })
     }
 
     /// Reports of those that lead among the `limit` regions from `from` on, whose traffic counts start again; and the

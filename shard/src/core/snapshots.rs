@@ -75,6 +75,10 @@ impl<E: Engine> Shard<E> {
             let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads() && peer.phase == Phase::Serving) else {
                 continue;
             };
+            if peer.meta.merge.is_some() {
+                // Its members had all of its log; who lacks the rest gets that from the target.
+                continue;
+            }
             let member = peer.meta.region.peers.iter().find(|member| member.id == to.0).copied();
             let Some(member) = member else { continue };
             let is_busy = peer.snapshots.get(&to.0).is_some_and(|until| now < *until);

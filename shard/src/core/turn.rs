@@ -17,6 +17,7 @@ use super::lifecycle::{
     Departure, EventReply, first_state, home_record, lifecycle, put_event, region_of, start_effect,
 };
 use super::membership::{apply_members, removes_own};
+use super::merge::{apply_state_of_merge, committed_merge};
 use super::meta::PeerMeta;
 use super::peer::{Done, PeerState, Phase, Waiter};
 use super::planted::PlantedFault;
@@ -63,6 +64,8 @@ pub(crate) enum AfterFlush {
     Ingest { record: Box<ApplyingRecord>, reply: EventReply },
     /// Files are in, and are not needed any more.
     Ingested { record: Box<ApplyingRecord>, reply: EventReply },
+    /// A region takes over its neighbour's range.
+    Merge { target: RegionId },
 }
 
 impl AfterFlush {
@@ -81,7 +84,7 @@ impl AfterFlush {
 pub(crate) struct Turn {
     pub(crate) dirty: BTreeSet<RegionId>,
     persisted: Vec<(RegionId, u64)>,
-    committed: Vec<(RegionId, Vec<Committed>)>,
+    pub(crate) committed: Vec<(RegionId, Vec<Committed>)>,
     freezing: Vec<Freezing>,
     /// What waits for the next flush, and what for the one that runs: a flush covers what came before its start.
     pub(crate) after_flush: Vec<AfterFlush>,
@@ -94,6 +97,9 @@ pub(crate) struct Turn {
     records: Vec<Record>,
     /// Messages that promise what the next log write makes durable.
     pub(crate) after_log: Vec<(StoreId, RaftMessage)>,
+    /// Targets whose sources are to be looked for now, and those with the next tick.
+    pub(crate) merging: BTreeSet<RegionId>,
+    pub(crate) merging_later: BTreeSet<RegionId>,
     /// What followers need from the log.
     pub(crate) fetches: Vec<Fetch>,
     /// Followers that need a snapshot.
@@ -152,6 +158,7 @@ impl<E: Engine> Shard<E> {
                 self.step(input, turn, log).await?;
             }
             self.settle(turn, log).await?;
+            self.absorb(turn, log).await?;
             self.fetch(turn, log);
             self.begin_snapshots(turn);
             self.hand_over(turn, log);
@@ -200,6 +207,8 @@ impl<E: Engine> Shard<E> {
                     | Input::Campaign(_)
                     | Input::Unfreeze(_)
                     | Input::Reclaim(_)
+                    | Input::LookAtMerge(_)
+                    | Input::MergeTried(_)
                     | Input::Measured { .. }
                     | Input::Flushed { .. } => true,
                 };
@@ -227,7 +236,7 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    async fn step(self: &Rc<Self>, input: Input, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+    async fn step(self: &Rc<Self>, input: Input, turn: &mut Turn, log: &Rc<RaftLog>) -> Result<(), ShardFailure> {
         match input {
             Input::Propose { region, body, reply } => self.step_propose(region, body, reply, turn),
             Input::Tick => self.step_tick(turn),
@@ -251,6 +260,8 @@ impl<E: Engine> Shard<E> {
                     peer.phase = Phase::Serving;
                 }
             }
+            Input::LookAtMerge(region) => self.look_at_merge(region, turn),
+            Input::MergeTried(region) => self.merge_tried(region),
             Input::Reclaim(region) => self.step_reclaim(region),
             Input::Create { region, reply } => {
                 let result = self.step_create(*region, log).await?;
@@ -320,7 +331,9 @@ impl<E: Engine> Shard<E> {
     }
 
     fn step_tick(&self, turn: &mut Turn) {
+        turn.merging.append(&mut turn.merging_later);
         for (region, peer) in self.peers.borrow_mut().iter_mut() {
+            self.tick_merge(*region, peer);
             if peer.phase == Phase::Serving && peer.meta.region.peers.len() > 1 {
                 peer.raft.handle(RaftInput::Tick);
                 turn.dirty.insert(*region);
@@ -340,6 +353,11 @@ impl<E: Engine> Shard<E> {
             && matches!(peer.phase, Phase::Serving | Phase::Asleep)
         {
             peer.phase = Phase::Serving;
+            // It may be a source that was waited for, or have come to its target.
+            turn.merging.append(&mut turn.merging_later);
+            if peer.meta.merge.is_some() {
+                self.push(Input::LookAtMerge(region));
+            }
             if leads || peer.raft.is_sole_voter() {
                 peer.raft.handle(RaftInput::Campaign);
             }
@@ -352,7 +370,11 @@ impl<E: Engine> Shard<E> {
         let refusal = match peers.get_mut(&region) {
             None => RegionError::RegionNotFound(region),
             // A leader that others count on hands over first: what they send is lost meanwhile.
-            Some(peer) if peer.phase != Phase::Serving || peer.leads() != peer.raft.is_sole_voter() => {
+            Some(peer)
+                if peer.phase != Phase::Serving
+                    || peer.leads() != peer.raft.is_sole_voter()
+                    || peer.merging.absorbing =>
+            {
                 RegionError::NotLeader { region, leader: None }
             }
             Some(peer) => {
@@ -498,6 +520,10 @@ impl<E: Engine> Shard<E> {
             entries.by_ref().for_each(drop);
             return;
         };
+        if !peer.merging.parked.is_empty() {
+            peer.merging.parked.extend(entries);
+            return;
+        }
         pass.touched.insert(region);
         while pass.batch.data_bytes() < self.config.entry_cut_bytes {
             let Some(Committed { entry, proposal }) = entries.next() else { return };
@@ -505,6 +531,12 @@ impl<E: Engine> Shard<E> {
                 peer.leaving = true;
                 self.push(Input::Leave { region, peer: peer.meta.peer_id() });
                 entries.by_ref().for_each(drop);
+                return;
+            }
+            if committed_merge(&peer.meta, &entry).is_some() {
+                peer.merging.parked.push(Committed { entry, proposal });
+                peer.merging.parked.extend(entries);
+                turn.merging.insert(region);
                 return;
             }
             add(&self.metrics.applied_total, 1);
@@ -525,6 +557,16 @@ impl<E: Engine> Shard<E> {
                     peer.lease.revoke();
                     peer.raft.handle(RaftInput::ConfChanged { change, region: next });
                     pass.members_changed.push(region);
+                }
+                Outcome::Merging { region: next, merge } => {
+                    let frozen = merge.is_some();
+                    apply_state_of_merge(&mut peer.meta, next, merge, &mut pass.batch);
+                    peer.raft.set_region((*peer.meta.region).clone());
+                    peer.lease.revoke();
+                    pass.members_changed.push(region);
+                    if frozen {
+                        self.push(Input::LookAtMerge(region));
+                    }
                 }
                 Outcome::Split(regions) => {
                     done.regions = regions.clone();
@@ -590,6 +632,7 @@ impl<E: Engine> Shard<E> {
             turn.dirty.insert(region);
             if peer.leads() && !peer.readable && peer.meta.applied_term == peer.term {
                 peer.readable = true;
+                self.outlet.begins_to_lead();
                 self.outlet.report(peer.report(self.id));
             }
             self.finish_reads(region, peer, turn);
@@ -664,7 +707,8 @@ impl<E: Engine> Shard<E> {
             match peers.get(&freezing.region) {
                 Some(peer) if peer.phase == Phase::Frozen => {
                     let (applied, last) = (peer.meta.applied_index, peer.raft.last_index());
-                    if (last == applied || !peer.raft.is_sole_voter()) && peer.waiting.is_empty() {
+                    let is_drained = last == applied || !peer.merging.parked.is_empty();
+                    if (is_drained || !peer.raft.is_sole_voter()) && peer.waiting.is_empty() {
                         let home = Box::new(home_record(peer));
                         depart(log.clone(), freezing, home, last - applied);
                     } else {
@@ -719,7 +763,7 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Between turns: flush what is due, and let the log recycle what nothing needs.
-    async fn maintain(self: &Rc<Self>, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+    async fn maintain(self: &Rc<Self>, turn: &mut Turn, log: &Rc<RaftLog>) -> Result<(), ShardFailure> {
         self.metrics.log_bytes.set(log.size_bytes());
         self.metrics.log_unflushed_bytes.set(log.unflushed_bytes());
         self.metrics.inbox_bytes.set(self.inbox_bytes.get() as u64);
@@ -791,6 +835,7 @@ impl<E: Engine> Shard<E> {
                 AfterFlush::Destroy { region, reply } => self.destroy_flushed(region, reply, log).await?,
                 AfterFlush::Ingest { record, reply } => self.ingest_flushed(record, reply, turn, log).await?,
                 AfterFlush::Ingested { record, reply } => self.ingest_done(record, reply, log).await?,
+                AfterFlush::Merge { target } => self.merge_flushed(target, turn, log).await?,
             }
         }
         Ok(())

@@ -17,7 +17,7 @@ use super::ident::api_name;
 use super::pd_events::PdEvents;
 use super::{DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, status};
 use crate::core::directory::{Claim, Directory, MoveTicket, Placement, bury};
-use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent, reply};
+use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent};
 use crate::engine::Engine;
 use crate::pd_client::{PdClient, PdClientError};
 
@@ -39,7 +39,7 @@ pub(crate) struct CoreZero<E: Engine> {
     pd: OnceCell<PdClient>,
     host: OnceCell<Rc<CoreHost<E>>>,
     pub(super) traffic: Traffic,
-    wake_balancer: executor::Notify,
+    pub(super) wake_balancer: executor::Notify,
     /// Splits that PD has not been told of yet, in order. Bounded by the splits that one round trip to PD lets happen.
     pub(super) splits: RefCell<VecDeque<(ShardId, Vec<metapb::Region>)>>,
     pub(super) wake_reporter: executor::Notify,
@@ -49,6 +49,10 @@ pub(crate) struct CoreZero<E: Engine> {
     buried: RefCell<BTreeMap<RegionId, PeerId>>,
     /// Ranges of snapshots that are under way; bounded by what other stores send.
     reserved: RefCell<BTreeMap<RegionId, (Bytes, Bytes)>>,
+    /// Regions that balancing leaves where they are, and until when.
+    pub(super) pinned: RefCell<BTreeMap<RegionId, base::Instant>>,
+    /// Regions whose snapshots met others in their range, and until when that is not looked into again.
+    pub(super) suspected: RefCell<BTreeMap<RegionId, base::Instant>>,
 }
 
 /// Core 0's part of the start, and its duties until the node stops. If they fail, the node stops.
@@ -275,6 +279,8 @@ impl<E: Engine> CoreZero<E> {
             splits: RefCell::default(),
             buried: RefCell::default(),
             reserved: RefCell::default(),
+            pinned: RefCell::default(),
+            suspected: RefCell::default(),
             wake_reporter: executor::Notify::new(),
             wake_store_heartbeat: executor::Notify::new(),
             pd_events: PdEvents::default(),
@@ -356,7 +362,7 @@ impl<E: Engine> CoreZero<E> {
     }
 
     /// Notes a region's range on `shard` and tells every core where it is.
-    fn born(&self, shard: ShardId, region: &metapb::Region, bytes: u64) {
+    pub(super) fn born(&self, shard: ShardId, region: &metapb::Region, bytes: u64) {
         let id = RegionId(region.id);
         let mut directory = self.directory.borrow_mut();
         let move_number = directory.placement(id).map_or(0, |held| held.move_number);
@@ -404,6 +410,8 @@ impl<E: Engine> CoreZero<E> {
             Control::Reserve { region, peer, reply } => reply.send(self.reserve(&region, peer)),
             Control::Release { region } => drop(self.reserved.borrow_mut().remove(&region)),
             Control::Born { shard, region, bytes } => self.born(shard, &region, bytes),
+            Control::BringTogether { source, target } => self.bring_together(source, target),
+            Control::Merged { shard, region, bytes } => self.merged(shard, &region, bytes),
             Control::Ended { region, peer } => {
                 bury(&mut self.buried.borrow_mut(), &BTreeMap::from([(region, peer)]));
                 self.directory.borrow_mut().remove(region);
@@ -449,7 +457,7 @@ impl<E: Engine> CoreZero<E> {
 
     /// Where a snapshot is to go. Until it is released, no other one for a key of its range is let in: two copies of one
     /// region on two shards would both be whole, and only one of them would go on.
-    fn reserve(&self, region: &metapb::Region, peer: PeerId) -> Result<ShardId, String> {
+    fn reserve(self: &Rc<Self>, region: &metapb::Region, peer: PeerId) -> Result<ShardId, String> {
         let id = RegionId(region.id);
         if self.buried.borrow().get(&id).is_some_and(|last| *last >= peer) {
             return Err(format!("peer {peer} of region {id} has ended here"));
@@ -459,6 +467,8 @@ impl<E: Engine> CoreZero<E> {
             return Err(format!("region {id} is on its way to another shard"));
         }
         if directory.overlaps(id, &region.start_key, &region.end_key) {
+            drop(directory);
+            self.suspect_those_within(region);
             return Err(format!("another region has keys of region {id}"));
         }
         let mut reserved = self.reserved.borrow_mut();
@@ -494,7 +504,7 @@ impl<E: Engine> CoreZero<E> {
 /// Evens out the number of regions per shard, one move at a time.
 async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
     loop {
-        let ticket = zero.directory.borrow_mut().next_balancing_move();
+        let ticket = zero.directory.borrow_mut().next_balancing_move(|region| zero.is_pinned(region));
         let Some(ticket) = ticket else {
             futures_util::select_biased! {
                 () = zero.wake_balancer.notified().fuse() => {}
@@ -502,12 +512,7 @@ async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
             }
             continue;
         };
-        let Ok(host) = zero.host() else { return };
-        let (reply, answer) = reply();
-        host.control(host.core_of(ticket.source), Control::Move { ticket: ticket.clone(), reply });
-        let result = answer.wait().await;
-        zero.directory.borrow_mut().release(&ticket);
-        match result {
+        match zero.carry_out(&ticket).await {
             Some(Ok(())) => tracing::debug!(?ticket, "region moved"),
             Some(Err(error)) => {
                 tracing::debug!(?ticket, %error, "region stays");

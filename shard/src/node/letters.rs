@@ -43,7 +43,7 @@ pub(super) fn read<S: EngineSource>(
         CoreMail::Requests { from, requests } => service::serve_remote(&service, from, requests),
         CoreMail::Control(control) => match *control {
             control @ Control::MoveActivate { .. } => {
-                service.region_arrives();
+                handler_host.void_timestamps();
                 moves::handle(&handler_host, control);
             }
             control @ (Control::Move { .. }
@@ -62,6 +62,20 @@ pub(super) fn read<S: EngineSource>(
             control @ (Control::SnapshotTable { .. }
             | Control::SnapshotInstall { .. }
             | Control::SnapshotDrop { .. }) => snapshots::handle(&handler_host, control),
+            Control::WhoIs { shard, region, reply } => {
+                reply.send(handler_host.shard(shard).and_then(|shard| shard.peer_of(region)));
+            }
+            Control::End { shard, region, peer, reply } => {
+                let shard = handler_host.shard(shard);
+                executor::spawn_local(Class::Background, async move {
+                    if let Some(shard) = shard
+                        && let Err(error) = shard.destroy(region, peer).await
+                    {
+                        tracing::debug!(%region, %error, "a peer without a group did not end");
+                    }
+                    reply.send(());
+                });
+            }
             Control::Describe { reply } => {
                 let core = handler_host.core;
                 reply.send(handler_host.shards().iter().map(|shard| shard.describe(core)).collect());

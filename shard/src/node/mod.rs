@@ -18,6 +18,7 @@ mod ident;
 mod letters;
 mod pd_events;
 mod status;
+mod together;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

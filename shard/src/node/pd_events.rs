@@ -1,7 +1,7 @@
 //! What the placement driver says on the stream of region heartbeats, and what core 0 does with it.
 //!
 //! A new stream may lead to a placement driver that has forgotten who leads, or that never heard: everything is
-//! reported at once. Orders go to the core of their region. Those to merge are only counted.
+//! reported at once. Orders go to the core of their region.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -140,6 +140,10 @@ impl<E: Engine> CoreZero<E> {
             (Kind::SplitRegion, Some(split)) => {
                 let policy = split.policy();
                 self.order(region, Order::Split(SplitOrder { region, epoch, policy, keys: split.keys }));
+            }
+            (Kind::Merge, _) => {
+                let target = order.merge.and_then(|merge| merge.target).unwrap_or_default();
+                self.order(region, Order::Merge { region, epoch, target: Box::new(target) });
             }
             (kind, _) => {
                 PdEvents::count(&self.pd_events.ignored_total);

@@ -277,6 +277,16 @@ impl PdClient {
         Ok(answer.region.map(|region| (region, answer.leader)))
     }
 
+    /// The region of this id, if the placement driver knows one.
+    ///
+    /// # Errors
+    /// [`PdClientError`], as all calls.
+    pub async fn region_by_id(&self, region_id: u64) -> Result<Option<metapb::Region>, PdClientError> {
+        let request = pdpb::GetRegionByIdRequest { header: self.0.header(), region_id, need_buckets: false };
+        let answer = call!(self, get_region_by_id, request).await?;
+        Ok(answer.region)
+    }
+
     /// Reports the store's numbers, every ten seconds.
     ///
     /// # Errors

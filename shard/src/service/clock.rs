@@ -19,19 +19,11 @@ const WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct CausalClock {
     next: Cell<u64>,
     end: Cell<u64>,
-    /// Rises with every [`CausalClock::forget`].
+    /// The [`CoreHost::clock_life`] in which the supply was fetched.
     life: Cell<u64>,
 }
 
 impl CausalClock {
-    /// Forgets what was fetched, and what is on its way. To be called when a region arrives from another core, before
-    /// it serves: that core may have written with timestamps above those that are held here, and a write with a lower
-    /// one would be hidden behind them.
-    pub(crate) fn forget(&self) {
-        self.end.set(self.next.get());
-        self.life.set(self.life.get() + 1);
-    }
-
     /// A timestamp above all that this core handed out before. A batch is used up within one refill, so a timestamp is
     /// never older than the last refill.
     ///
@@ -39,12 +31,16 @@ impl CausalClock {
     /// [`RegionError::ServerIsBusy`] if the placement driver does not answer.
     pub(crate) async fn next<E: Engine>(&self, host: &CoreHost<E>) -> Result<u64, RegionError> {
         loop {
+            let life = host.clock_life();
+            if self.life.replace(life) != life {
+                // A write with a lower timestamp than an earlier one would be hidden behind it.
+                self.end.set(self.next.get());
+            }
             let next = self.next.get();
             if next < self.end.get() {
                 self.next.set(next + 1);
                 return Ok(next);
             }
-            let life = self.life.get();
             let (place, answer) = reply();
             host.control(CoreId(0), Control::Timestamps { count: BATCH, reply: place });
             let busy =
@@ -54,7 +50,7 @@ impl CausalClock {
                 Err(_) => return Err(busy("the placement driver does not answer".into())),
             };
             // Another task may have refilled meanwhile; the newer batch is the higher one.
-            if life == self.life.get() && last >= self.end.get() {
+            if life == host.clock_life() && last >= self.end.get() {
                 self.next.set((last + 1).saturating_sub(u64::from(BATCH)).max(self.end.get()));
                 self.end.set(last + 1);
             }

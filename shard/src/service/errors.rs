@@ -51,6 +51,9 @@ pub(crate) fn region_error(error: RegionError) -> errorpb::Error {
             out.disk_full =
                 Some(errorpb::DiskFull { reason: "no space left on the device".into(), ..Default::default() });
         }
+        RegionError::Merging(region) => {
+            out.proposal_in_merging_mode = Some(errorpb::ProposalInMergingMode { region_id: region.0 });
+        }
         RegionError::Undetermined => {
             // Release 8.5 has no word for it; clients take this one as "perhaps done".
             out.stale_command = Some(errorpb::StaleCommand {});

@@ -61,11 +61,6 @@ impl<E: Engine> TikvService<E> {
         })
     }
 
-    /// To be called when a region arrives from another core, before it serves here.
-    pub fn region_arrives(&self) {
-        self.clock.forget();
-    }
-
     /// The counters as lines of the Prometheus text format.
     pub fn metrics_text(&self, core: u16, out: &mut String) {
         self.metrics.write_text(core, self.room.held(), out);

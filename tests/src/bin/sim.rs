@@ -30,6 +30,9 @@ struct Args {
     /// Nodes of the cluster.
     #[arg(long, default_value_t = 1)]
     nodes: usize,
+    /// Small regions are merged.
+    #[arg(long)]
+    merges: bool,
     /// A mistake that the node makes on purpose: ends with the first seed that finds it.
     #[arg(long)]
     planted: Option<PlantedFault>,
@@ -97,7 +100,7 @@ fn work(args: &Args, next: &AtomicU64, end: u64, sums: &Mutex<Sums>) {
         if seed >= end {
             return;
         }
-        let plan = Plan { planted: args.planted, nodes: args.nodes.max(1), ..Plan::default() };
+        let plan = Plan { planted: args.planted, nodes: args.nodes.max(1), merges: args.merges, ..Plan::default() };
         let result = catch_unwind(AssertUnwindSafe(|| {
             let world = World::new(seed, plan);
             if args.trace {

@@ -23,13 +23,15 @@ pub struct Plan {
     pub faults: u64,
     /// Nodes.
     pub nodes: usize,
+    /// The placement driver merges small regions.
+    pub merges: bool,
     /// A mistake that the node makes on purpose, which the run must find.
     pub planted: Option<PlantedFault>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3, nodes: 1, planted: None }
+        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3, nodes: 1, merges: false, planted: None }
     }
 }
 

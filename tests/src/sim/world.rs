@@ -239,7 +239,12 @@ impl World {
         let config = pd::PdConfig {
             listen: SocketAddr::new(PD_IP, PD_PORT),
             data_dir: PathBuf::from("/pd"),
-            schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
+            schedule: pd::schedule::ScheduleConfig {
+                merge_schedule_limit: if self.plan.merges { 8 } else { 0 },
+                split_merge_interval: Duration::from_secs(5),
+                max_merge_region_keys: 60,
+                ..Default::default()
+            },
             ..Default::default()
         };
         self.sim.start(self.pd, 1, move |_| {

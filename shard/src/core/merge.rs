@@ -1,0 +1,476 @@
+//! Merge: a region, the source, ends, and a neighbour, the target, takes its range over.
+//!
+//! ```text
+//!  source's leader                 every node                          target's leader
+//!  refuse requests, drain,
+//!  wait for all followers
+//!  ── PrepareMerge ──────────────▶ source frozen for good; moved to
+//!                                  its target's shard, if it is on
+//!                                  another one
+//!                                  source and target on one shard ───▶ ── CommitMerge ──┐
+//!                                  target stops before it   ◀──────────────────────────┘
+//!                                  source brought up to PrepareMerge
+//!                                  flush ─▶ record `commit merge` ─▶ target has the range,
+//!                                  source is buried; target goes on
+//! ```
+//!
+//! Before PrepareMerge is proposed, every follower has all of the log up to it, and PrepareMerge counts only at the very
+//! next index. So no member can lack an entry but PrepareMerge itself, which changes no data: CommitMerge need not carry
+//! entries of the source, as TiKV's does, and a source whose log was left behind on another shard can still be merged.
+//!
+//! Both are peers of one engine then, so no data moves: the record ends the source and widens the target. The flush before
+//! it means that a replay needs nothing of the source's log, which the record ends.
+//!
+//! PrepareMerge names the target's epoch, and CommitMerge is for that epoch. If the target changes first, CommitMerge can
+//! never be applied, and the source's leader takes the merge back (RollbackMerge). It must see that in its own node's
+//! peer of the target, which has applied its log without a gap since that epoch: a snapshot could hide a merge.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::RegionId;
+use executor::Class;
+use proto::raft_cmdpb::{self, AdminCmdType};
+use proto::raft_serverpb::MergeState;
+use proto::{metapb, raft_serverpb};
+use raftstore::command::{self, Command};
+use raftstore::epoch::{CommandKind, check_epoch, epoch_of};
+use raftstore::eraftpb::Entry;
+use raftstore::{Committed, Input as RaftInput};
+
+use super::apply::{Outcome, apply_entry, epoch_not_match};
+use super::error::RegionError;
+use super::lifecycle::{lifecycle, put_event};
+use super::meta::PeerMeta;
+use super::peer::{PeerState, Phase};
+use super::records::MergeRecord;
+use super::recovery::decode_entries;
+use super::shard::{Body, Input, Shard, add, header};
+use super::turn::{AfterFlush, ShardFailure, Turn, log_failed};
+use crate::engine::{Engine, WriteBatch};
+use crate::log::{LifecycleKind, LogEffect, RaftLog};
+
+/// How long the source's leader waits for its proposals and followers before it gives a merge up.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+const DRAIN_PAUSE: Duration = Duration::from_millis(5);
+/// Ticks between two looks at what a prepared merge waits for.
+const LOOK_TICKS: u32 = 5;
+/// Looks after which a leader that cannot tell whether to take a merge back lets another member lead.
+const LOOKS_BEFORE_TRANSFER: u32 = 20;
+/// Entries that are read at once for a source that has to catch up, in bytes.
+const READ_BYTES: usize = 1 << 20;
+
+/// A peer's part in merges, beside what is durable of it.
+#[derive(Default)]
+pub(crate) struct Merging {
+    /// This leader is about to propose PrepareMerge: it takes no requests.
+    pub(crate) preparing: bool,
+    /// A CommitMerge or RollbackMerge for this source is proposed from here.
+    proposed: bool,
+    /// Ticks until the next look, and looks since the merge was prepared.
+    ticks: u32,
+    looks: u32,
+    /// This target waits for its source: the CommitMerge and what was committed after it.
+    pub(crate) parked: Vec<Committed>,
+    /// The flush before the record is under way.
+    pub(crate) absorbing: bool,
+}
+
+impl PeerState {
+    /// Whether this peer takes no requests because its region is about to end.
+    pub(crate) fn is_merging(&self) -> bool {
+        self.merging.preparing || self.meta.merge.is_some()
+    }
+}
+
+/// The merge that `entry` commits into `meta`'s region; `None` if it is something else, or comes too late.
+///
+/// # Panics
+/// As [`apply_entry`].
+pub(crate) fn committed_merge(meta: &PeerMeta, entry: &Entry) -> Option<raft_cmdpb::CommitMergeRequest> {
+    let command = Command::decode(entry).expect("a committed entry is a command that a peer proposed");
+    let Command::Admin(admin) = command else { return None };
+    let kind = CommandKind::Admin(admin.request.cmd_type());
+    let merge = admin.request.commit_merge.filter(|_| kind == CommandKind::Admin(AdminCmdType::CommitMerge))?;
+    let fits = check_epoch(&admin.header.epoch, &meta.region, kind).is_ok() && meta.merge.is_none();
+    (fits && merged(meta, &merge).is_some()).then_some(merge)
+}
+
+/// The region that the merge makes of `meta`'s.
+fn merged(meta: &PeerMeta, merge: &raft_cmdpb::CommitMergeRequest) -> Option<metapb::Region> {
+    raftstore::merge::commit(merge.source.as_ref()?, &meta.region).ok()
+}
+
+/// `meta` takes what PrepareMerge or RollbackMerge makes of it.
+pub(crate) fn apply_state_of_merge(
+    meta: &mut PeerMeta,
+    region: metapb::Region,
+    merge: Option<MergeState>,
+    batch: &mut impl WriteBatch,
+) {
+    meta.region = std::sync::Arc::new(region);
+    meta.merge = merge;
+    meta.put_all(batch);
+}
+
+/// Applies entries to a source, whatever raft knows of them: that they are committed is known from its target.
+fn apply_to_source(meta: &mut PeerMeta, entries: &[Entry], batch: &mut impl WriteBatch) -> Result<(), String> {
+    for entry in entries {
+        let effect = apply_entry(meta, entry, batch);
+        meta.approximate_bytes += effect.bytes;
+        meta.approximate_keys += effect.keys;
+        match effect.outcome {
+            Outcome::Done | Outcome::Refused(_) => meta.put_applied(batch),
+            Outcome::Merging { region, merge } => apply_state_of_merge(meta, region, merge, batch),
+            Outcome::Split(_) | Outcome::Members { .. } => {
+                return Err(format!("region {} changed before it could be merged", meta.region.id));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `target` takes the range over, and `source`, which has applied all that counts, leaves a tombstone behind. No data
+/// changes. Without a source, there was none any more when this was begun before.
+///
+/// # Errors
+/// What is wrong with the source.
+pub(crate) fn apply_merge(
+    target: &mut PeerMeta,
+    source: Option<&PeerMeta>,
+    record: &MergeRecord,
+    batch: &mut impl WriteBatch,
+) -> Result<(), String> {
+    if let Some(source) = source {
+        if source.applied_index + 1 < record.commit {
+            return Err(format!("region {} is not at its end", source.region.id));
+        }
+        target.approximate_bytes += source.approximate_bytes;
+        target.approximate_keys += source.approximate_keys;
+        source.retire(batch);
+    }
+    target.region = std::sync::Arc::new(record.region.clone().unwrap_or_default());
+    target.applied_index = record.index;
+    target.applied_term = record.term;
+    target.put_all(batch);
+    Ok(())
+}
+
+/// Whether the target, as it is on this node, shows that no CommitMerge for `state` was or will be applied.
+fn is_void(target: &PeerMeta, state: &MergeState) -> bool {
+    let expected = state.target.as_ref().map(epoch_of).unwrap_or_default();
+    let (version, conf_ver) = (target.version(), target.conf_ver());
+    let has_changed = version > expected.version || conf_ver > expected.conf_ver;
+    // Without another version there was no merge. With one, only the log itself tells what it came from.
+    has_changed && (version == expected.version || target.began_version <= expected.version)
+}
+
+fn same_voters(one: &metapb::Region, other: &metapb::Region) -> bool {
+    let is_voter = |peer: &metapb::Peer| peer.role() == metapb::PeerRole::Voter;
+    let has = |store: u64| other.peers.iter().any(|peer| peer.store_id == store && is_voter(peer));
+    one.peers.len() == other.peers.len() && one.peers.iter().all(|peer| is_voter(peer) && has(peer.store_id))
+}
+
+impl<E: Engine> Shard<E> {
+    /// Begins to merge a region that leads here into `target`. When this returns the source is frozen; the rest follows
+    /// by itself, or the merge is taken back.
+    ///
+    /// # Errors
+    /// [`RegionError::EpochNotMatch`] if the region is not that of `epoch`, [`RegionError::StaleCommand`] if the two
+    /// cannot merge, [`RegionError::ServerIsBusy`] if a follower is behind; else what a write can meet.
+    pub async fn prepare_merge(
+        &self,
+        region: RegionId,
+        epoch: &metapb::RegionEpoch,
+        target: metapb::Region,
+    ) -> Result<(), RegionError> {
+        self.begin_to_prepare(region, epoch, &target)?;
+        let outcome = match self.drain(region, &target).await {
+            Ok(data) => match self.propose(region, Body::Admin(data)).await {
+                Ok(answer) => answer.map(drop),
+                Err(_) => Err(RegionError::Undetermined),
+            },
+            Err(error) => Err(error),
+        };
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
+            peer.merging.preparing = false;
+        }
+        outcome
+    }
+
+    fn begin_to_prepare(
+        &self,
+        region: RegionId,
+        epoch: &metapb::RegionEpoch,
+        target: &metapb::Region,
+    ) -> Result<(), RegionError> {
+        let mut peers = self.peers.borrow_mut();
+        let peer = peers.get_mut(&region).ok_or(RegionError::RegionNotFound(region))?;
+        if !peer.leads() || !peer.readable || peer.phase != Phase::Serving {
+            return Err(RegionError::NotLeader { region, leader: peer.leader_peer() });
+        }
+        self.check_writable(peer)?;
+        if epoch_of(&peer.meta.region) != *epoch {
+            return Err(epoch_not_match(&peer.meta, vec![(*peer.meta.region).clone()]));
+        }
+        let source = raftstore::merge::prepare(&peer.meta.region);
+        if !same_voters(&source, target) || raftstore::merge::commit(&source, target).is_err() {
+            return Err(RegionError::StaleCommand);
+        }
+        // The last reads of the region are those that have begun.
+        peer.merging.preparing = true;
+        peer.lease.revoke();
+        Ok(())
+    }
+
+    /// Waits until everything that was proposed is applied, and every follower has all of the log.
+    async fn drain(&self, region: RegionId, target: &metapb::Region) -> Result<bytes::Bytes, RegionError> {
+        let begun = executor::now();
+        loop {
+            {
+                let peers = self.peers.borrow();
+                let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
+                if !peer.leads() || !peer.readable || peer.phase != Phase::Serving {
+                    return Err(RegionError::NotLeader { region, leader: peer.leader_peer() });
+                }
+                let last = peer.raft.last_index();
+                let is_drained = peer.waiting.is_empty() && peer.meta.applied_index == last;
+                if is_drained && peer.raft.followers().iter().all(|(_, matched)| *matched == last) {
+                    let request = raft_cmdpb::AdminRequest {
+                        cmd_type: AdminCmdType::PrepareMerge as i32,
+                        prepare_merge: Some(raft_cmdpb::PrepareMergeRequest {
+                            min_index: last + 1,
+                            target: Some(target.clone()),
+                        }),
+                        ..Default::default()
+                    };
+                    return Ok(command::encode_admin(&header(peer), request));
+                }
+            }
+            if executor::now().since(begun) > DRAIN_LIMIT {
+                return Err(RegionError::ServerIsBusy { reason: "a follower is behind".into(), backoff_ms: 1000 });
+            }
+            executor::sleep(DRAIN_PAUSE).await;
+        }
+    }
+
+    /// A tick of a source: looks at what it waits for now and then.
+    pub(crate) fn tick_merge(&self, region: RegionId, peer: &mut PeerState) {
+        if peer.meta.merge.is_none() || peer.phase != Phase::Serving {
+            return;
+        }
+        peer.merging.ticks += 1;
+        if peer.merging.ticks >= LOOK_TICKS || peer.raft.is_sole_voter() {
+            peer.merging.ticks = 0;
+            self.push(Input::LookAtMerge(region));
+        }
+    }
+
+    /// Goes on with a prepared merge, as far as it is this node's turn.
+    pub(crate) fn look_at_merge(self: &Rc<Self>, region: RegionId, turn: &mut Turn) {
+        let mut peers = self.peers.borrow_mut();
+        let Some(source) = peers.get(&region).filter(|peer| peer.phase == Phase::Serving) else { return };
+        let Some(state) = source.meta.merge.clone().filter(|_| !source.merging.proposed) else { return };
+        let expected = state.target.clone().unwrap_or_default();
+        let target_id = RegionId(expected.id);
+        let Some(target) = peers.get(&target_id) else {
+            self.outlet.bring_together(region, target_id);
+            return;
+        };
+        let leads = source.leads() && source.readable;
+        if epoch_of(&target.meta.region) == epoch_of(&expected) {
+            let takes = target.leads() && target.readable && target.phase == Phase::Serving;
+            if takes && target.merging.parked.is_empty() && !target.is_merging() {
+                let request = raft_cmdpb::AdminRequest {
+                    cmd_type: AdminCmdType::CommitMerge as i32,
+                    commit_merge: Some(raft_cmdpb::CommitMergeRequest {
+                        source: Some((*source.meta.region).clone()),
+                        commit: state.commit,
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                let data = command::encode_admin(&header(target), request);
+                peers.get_mut(&region).expect("it was there").merging.proposed = true;
+                self.propose_and_look_again(region, target_id, data);
+            }
+        } else if leads && is_void(&target.meta, &state) {
+            let request = raft_cmdpb::AdminRequest {
+                cmd_type: AdminCmdType::RollbackMerge as i32,
+                rollback_merge: Some(raft_cmdpb::RollbackMergeRequest { commit: state.commit }),
+                ..Default::default()
+            };
+            let data = command::encode_admin(&header(source), request);
+            peers.get_mut(&region).expect("it was there").merging.proposed = true;
+            self.propose_and_look_again(region, region, data);
+        } else if leads {
+            let source = peers.get_mut(&region).expect("it was there");
+            source.merging.looks += 1;
+            if source.merging.looks.is_multiple_of(LOOKS_BEFORE_TRANSFER)
+                && let Some(heir) = source.heir()
+            {
+                drop(peers);
+                self.step_transfer(region, heir, turn);
+            }
+        }
+    }
+
+    /// Proposes to `to`, and has `region` looked at again when that is over.
+    fn propose_and_look_again(self: &Rc<Self>, region: RegionId, to: RegionId, data: bytes::Bytes) {
+        let answer = self.propose(to, Body::Admin(data));
+        let shard = self.clone();
+        executor::spawn_local(Class::Raft, async move {
+            if let Ok(Err(error)) = answer.await {
+                tracing::debug!(%region, %to, %error, "a step of a merge is refused");
+            }
+            shard.push(Input::MergeTried(region));
+        });
+    }
+
+    pub(crate) fn merge_tried(&self, region: RegionId) {
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
+            peer.merging.proposed = false;
+        }
+    }
+
+    /// Brings the sources of waiting targets up to where they end, and has what is needed flushed.
+    pub(crate) async fn absorb(&self, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+        for target in std::mem::take(&mut turn.merging) {
+            let Some(merge) = self.waiting_merge(target) else { continue };
+            let source = RegionId(merge.source.as_ref().map_or(0, |source| source.id));
+            if self.stop_source(source, target) {
+                self.catch_up(source, &merge, log).await?;
+                if let Some(peer) = self.peers.borrow_mut().get_mut(&target) {
+                    peer.merging.absorbing = true;
+                }
+                turn.after_flush.push(AfterFlush::Merge { target });
+            } else {
+                turn.merging_later.insert(target);
+            }
+        }
+        Ok(())
+    }
+
+    /// The merge that `target` waits for, unless its flush is under way.
+    fn waiting_merge(&self, target: RegionId) -> Option<raft_cmdpb::CommitMergeRequest> {
+        let peers = self.peers.borrow();
+        let peer = peers.get(&target).filter(|peer| peer.phase == Phase::Serving && !peer.merging.absorbing)?;
+        committed_merge(&peer.meta, &peer.merging.parked.first()?.entry)
+    }
+
+    /// Stops the source, if it is here and not on its way; else asks for it.
+    fn stop_source(&self, source: RegionId, target: RegionId) -> bool {
+        let mut peers = self.peers.borrow_mut();
+        match peers.get_mut(&source) {
+            None => {
+                self.outlet.bring_together(source, target);
+                false
+            }
+            Some(peer) if peer.phase == Phase::Serving && !peer.merging.absorbing => {
+                peer.phase = Phase::Stopped;
+                peer.fail_waiters(&RegionError::Undetermined);
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// Applies what a source has in its log and has not applied, up to before PrepareMerge.
+    async fn catch_up(
+        &self,
+        source: RegionId,
+        merge: &raft_cmdpb::CommitMergeRequest,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
+        let Some(mut meta) = self.peers.borrow().get(&source).map(|peer| peer.meta.clone()) else { return Ok(()) };
+        let broken = |why: String| ShardFailure::Log(format!("merge of region {source}: {why}"));
+        while meta.applied_index + 1 < merge.commit {
+            let low = meta.applied_index + 1;
+            let found = log.entries(source, low, merge.commit, READ_BYTES).await;
+            let entries: Vec<Entry> = decode_entries(found.map_err(|error| broken(error.to_string()))?).collect();
+            let mut batch = self.engine.batch();
+            apply_to_source(&mut meta, &entries, &mut batch).map_err(broken)?;
+            self.write_engine(batch).await?;
+        }
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&source) {
+            peer.meta = meta;
+        }
+        Ok(())
+    }
+
+    /// The engine holds source and target durably up to the merge: the record, then its effects.
+    pub(crate) async fn merge_flushed(
+        &self,
+        target: RegionId,
+        turn: &mut Turn,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
+        let (entry, merge, mut meta) = {
+            let peers = self.peers.borrow();
+            let peer = peers.get(&target).expect("a target that absorbs its source stays");
+            let entry = peer.merging.parked[0].entry.clone();
+            let merge = committed_merge(&peer.meta, &entry).expect("checked when it was parked");
+            (entry, merge, peer.meta.clone())
+        };
+        let source = RegionId(merge.source.as_ref().map_or(0, |source| source.id));
+        let source_meta = self.peers.borrow().get(&source).map(|peer| peer.meta.clone());
+        let source_meta = source_meta.expect("a source that was stopped stays until its end");
+        let event = self.next_event();
+        let record = MergeRecord {
+            index: entry.index,
+            term: entry.term,
+            source: source.0,
+            source_peer: source_meta.peer.id,
+            region: merged(&meta, &merge),
+            commit: merge.commit,
+        };
+        let mut batch = self.engine.batch();
+        apply_merge(&mut meta, Some(&source_meta), &record, &mut batch).map_err(ShardFailure::Log)?;
+        put_event(&mut batch, event);
+        let ends = vec![LogEffect::End { region: source, peer: source_meta.peer_id() }];
+        log.append(lifecycle(event, LifecycleKind::CommitMerge, &meta, ends, &record)).map_err(log_failed)?;
+        self.commit(log).await?;
+        self.write_engine(batch).await?;
+        self.tombstones.borrow_mut().insert(source, source_meta.peer_id());
+        self.finish_merge(target, source, meta, turn);
+        self.outlet.ended(self.id, source, source_meta.peer_id());
+        add(&self.metrics.merges_total, 1);
+        Ok(())
+    }
+
+    /// The target has the range: it goes on with what was committed after the merge.
+    fn finish_merge(&self, target: RegionId, source: RegionId, meta: PeerMeta, turn: &mut Turn) {
+        let mut peers = self.peers.borrow_mut();
+        if let Some(mut gone) = peers.remove(&source) {
+            gone.fail_waiters(&RegionError::RegionNotFound(source));
+        }
+        let Some(peer) = peers.get_mut(&target) else { return };
+        peer.meta = meta;
+        peer.merging.absorbing = false;
+        peer.raft.set_region((*peer.meta.region).clone());
+        peer.raft.handle(RaftInput::Applied { index: peer.meta.applied_index });
+        let mut parked = std::mem::take(&mut peer.merging.parked);
+        let waiter = parked.remove(0).proposal.and_then(|id| peer.waiting.remove(&id));
+        if let Some(waiter) = waiter {
+            waiter.answer(Ok(Default::default()));
+        }
+        if !parked.is_empty() {
+            turn.committed.push((target, parked));
+        }
+        turn.dirty.insert(target);
+        let region = (*peer.meta.region).clone();
+        tracing::info!(region = %target, %source, index = peer.meta.applied_index, "regions merged");
+        self.outlet.merged(self.id, region, peer.meta.approximate_bytes);
+        if peer.leads() {
+            self.outlet.report(peer.report(self.id));
+        }
+    }
+}
+
+/// The state of a region's peer in family `raft`.
+pub(crate) fn local_state(meta: &PeerMeta) -> raft_serverpb::PeerState {
+    match meta.merge {
+        Some(_) => raft_serverpb::PeerState::Merging,
+        None => raft_serverpb::PeerState::Normal,
+    }
+}
