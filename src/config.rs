@@ -96,6 +96,8 @@ pub(crate) struct Config {
     pub(crate) log_segment: u64,
     /// `server.labels`.
     pub(crate) labels: Vec<(String, String)>,
+    /// `security.ca-path`, `cert-path`, `key-path`, `cert-allowed-cn`.
+    pub(crate) security: net::TlsConfig,
 }
 
 impl Default for Config {
@@ -119,6 +121,7 @@ impl Default for Config {
             log_sync: "auto".into(),
             log_segment: 16 << 20,
             labels: Vec::new(),
+            security: net::TlsConfig::default(),
         }
     }
 }
@@ -209,6 +212,10 @@ impl Config {
             "raftstore.pd-store-heartbeat-tick-interval" => self.pd_store_heartbeat = span(key, value)?,
             "server.grpc-compression-type" => self.gzip = compression(key, value)?,
             "server.labels" => self.labels = labels(key, value)?,
+            "security.ca-path" => self.security.ca_path = text(key, value)?.into(),
+            "security.cert-path" => self.security.cert_path = text(key, value)?.into(),
+            "security.key-path" => self.security.key_path = text(key, value)?.into(),
+            "security.cert-allowed-cn" => self.security.cert_allowed_cn = names(key, value)?,
             "basalt.replay-cap" => self.replay_cap = bytes(key, value)?,
             "basalt.log-sync" => self.log_sync = text(key, value)?,
             "basalt.log-segment-size" => self.log_segment = bytes(key, value)?,
@@ -309,6 +316,12 @@ impl Config {
                 "region-split-check-diff": mib(self.region_split_check_diff),
                 "raft-entry-max-size": mib(self.raft_entry_max_size),
             },
+            "security": {
+                "ca-path": self.security.ca_path,
+                "cert-path": self.security.cert_path,
+                "key-path": self.security.key_path,
+                "cert-allowed-cn": self.security.cert_allowed_cn,
+            },
             "server": { "grpc-compression-type": if self.gzip { "gzip" } else { "none" } },
             "basalt": {
                 "replay-cap": mib(self.replay_cap),
@@ -357,6 +370,15 @@ fn flag(key: &str, value: &Value) -> Result<bool, String> {
 
 fn text(key: &str, value: &Value) -> Result<String, String> {
     value.as_str().map(str::to_string).ok_or_else(|| format!("{key} must be text, not {value}"))
+}
+
+/// A list; from the environment, with commas.
+fn names(key: &str, value: &Value) -> Result<Vec<String>, String> {
+    match value {
+        Value::Array(names) => names.iter().map(|name| text(key, name)).collect(),
+        Value::String(names) => Ok(names.split(',').map(|name| name.trim().into()).collect()),
+        other => Err(format!("{key} must be a list of names, not {other}")),
+    }
 }
 
 fn compression(key: &str, value: &Value) -> Result<bool, String> {
@@ -412,6 +434,26 @@ mod tests {
         assert_eq!((config.region_max_size, config.region_split_size), (2 << 20, 1 << 20));
         assert_eq!(config.shard().split_check_diff_bytes, 4096);
         assert!(unused.is_empty());
+    }
+
+    #[test]
+    fn certificates_have_tikvs_keys() {
+        let (config, unused) = load(
+            "[security]\nca-path = \"/ca.pem\"\ncert-path = \"/cert.pem\"\nkey-path = \"/key.pem\"\n\
+             cert-allowed-cn = [\"tidb\", \"pd\"]\nredact-info-log = false",
+        )
+        .expect("valid");
+        let security = &config.security;
+        assert_eq!(
+            [&security.ca_path, &security.cert_path, &security.key_path].map(|path| path.display().to_string()),
+            ["/ca.pem", "/cert.pem", "/key.pem"]
+        );
+        assert_eq!(security.cert_allowed_cn, ["tidb", "pd"]);
+        assert_eq!(unused, ["security.redact-info-log"]);
+        let mut config = Config::default();
+        config.take("security.cert-allowed-cn", &Value::String("tidb, pd".into())).expect("from the environment");
+        assert_eq!(config.security.cert_allowed_cn, ["tidb", "pd"]);
+        assert!(load("[security]\ncert-allowed-cn = 5").is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use proto::{kvrpcpb, metapb, pdpb, rpc, tikvpb};
 
 use crate::config::{Config, Error};
+use crate::security::SecurityArgs;
 use crate::serve::RocksSource;
 
 #[derive(clap::Args)]
@@ -15,6 +16,8 @@ pub(crate) struct CtlArgs {
     /// Address of the placement driver.
     #[arg(long, default_value = "127.0.0.1:2379", env = "BASALT_PD")]
     pd: String,
+    #[command(flatten)]
+    security: SecurityArgs,
     #[command(subcommand)]
     command: CtlCommand,
 }
@@ -84,6 +87,7 @@ struct DamageArgs {
 struct Cluster {
     pd: pdpb::PdClient<net::Channel>,
     cluster_id: u64,
+    channels: net::ChannelConfig,
 }
 
 struct Located {
@@ -100,7 +104,7 @@ pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
         if let CtlCommand::Damage(args) = args.command {
             return damage(args).await;
         }
-        let cluster = Cluster::connect(&args.pd).await?;
+        let cluster = Cluster::connect(&args.pd, args.security.config().load()?).await?;
         match args.command {
             CtlCommand::Damage(_) => unreachable!("done above, without a cluster"),
             CtlCommand::Stores => cluster.stores().await,
@@ -139,18 +143,16 @@ fn call() -> rpc::CallContext {
     rpc::CallContext { deadline: Some(executor::now() + std::time::Duration::from_secs(5)), ..Default::default() }
 }
 
-fn channel(address: &str) -> net::Channel {
-    net::Channel::new(address.to_string(), net::ChannelConfig::default())
-}
-
 impl Cluster {
-    async fn connect(address: &str) -> Result<Cluster, Error> {
+    async fn connect(address: &str, tls: Option<net::Tls>) -> Result<Cluster, Error> {
+        let channels = net::ChannelConfig { tls, ..Default::default() };
+        let channel = |address: &str| net::Channel::new(address.to_string(), channels.clone());
         let first = pdpb::PdClient::new(channel(address));
         let members = first.get_members(call(), &pdpb::GetMembersRequest::default()).await?;
         let cluster_id = members.header.map_or(0, |header| header.cluster_id);
         let leader = members.leader.and_then(|leader| leader.client_urls.first().cloned());
         let pd = leader.map_or(first, |url| pdpb::PdClient::new(channel(&url)));
-        Ok(Cluster { pd, cluster_id })
+        Ok(Cluster { pd, cluster_id, channels })
     }
 
     fn header(&self) -> Option<pdpb::RequestHeader> {
@@ -207,7 +209,8 @@ impl Cluster {
             peer: Some(leader),
             ..Default::default()
         };
-        Ok(Located { context, region, client: tikvpb::TikvClient::new(channel(&store.address)) })
+        let channel = net::Channel::new(store.address, self.channels.clone());
+        Ok(Located { context, region, client: tikvpb::TikvClient::new(channel) })
     }
 
     /// Calls `attempt` with the place of `key` until it answers something else than a region error.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::config::Error;
+use crate::config::{Config, Error};
+use crate::security;
 
 #[derive(clap::Args)]
 pub(crate) struct DevArgs {
@@ -59,7 +60,7 @@ pub(crate) fn run(args: DevArgs) -> Result<(), Error> {
         let result = match start(&args, &mut children).await {
             Ok(ready) => {
                 println!("{ready}");
-                print_hints(&ready);
+                print_hints(&ready, &args);
                 watch(&mut children).await
             }
             Err(error) => Err(error),
@@ -80,6 +81,8 @@ async fn start(args: &DevArgs, children: &mut Vec<Running>) -> Result<serde_json
     if args.allow_buffered {
         command.arg("--allow-buffered");
     }
+    let config = Config::load(args.config.as_deref())?;
+    command.args(security::flags(&config.security));
     let pd = launch("pd".into(), command, children).await?;
     let pd_address = pd["address"].as_str().ok_or("pd did not say its address")?.to_string();
     let mut nodes = Vec::new();
@@ -164,7 +167,7 @@ async fn stop(children: &mut [Running]) {
     }
 }
 
-fn print_hints(ready: &serde_json::Value) {
+fn print_hints(ready: &serde_json::Value, args: &DevArgs) {
     let ready = &ready["ready"];
     let pd = ready["pd"].as_str().unwrap_or_default();
     eprintln!("placement driver  {pd}");
@@ -173,5 +176,9 @@ fn print_hints(ready: &serde_json::Value) {
         eprintln!("node {:<13}{}   status page {}", node["store_id"].to_string(), text("address"), text("status"));
     }
     let binary = std::env::current_exe().map_or_else(|_| "basalt".into(), |path| path.display().to_string());
-    eprintln!("try               {binary} ctl --pd {pd} put hello world && {binary} ctl --pd {pd} get hello");
+    let flags =
+        Config::load(args.config.as_deref()).map(|config| security::flags(&config.security)).unwrap_or_default();
+    let flags: String = flags.iter().map(|flag| format!(" {}", flag.to_string_lossy())).collect();
+    let ctl = format!("{binary} ctl --pd {pd}{flags}");
+    eprintln!("try               {ctl} put hello world && {ctl} get hello");
 }

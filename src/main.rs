@@ -4,6 +4,7 @@ mod config;
 mod ctl;
 mod dev;
 mod pd;
+mod security;
 mod serve;
 
 use std::process::ExitCode;
@@ -28,7 +29,15 @@ enum Command {
     /// Look into a running cluster: stores, regions, get, put, scan. Look for damage in a stopped node's folder.
     Ctl(ctl::CtlArgs),
     /// Measure a cluster and this machine.
-    Perf(perf::PerfArgs),
+    Perf(PerfArgs),
+}
+
+#[derive(clap::Args)]
+struct PerfArgs {
+    #[command(flatten)]
+    security: security::SecurityArgs,
+    #[command(flatten)]
+    perf: perf::PerfArgs,
 }
 
 fn main() -> ExitCode {
@@ -39,7 +48,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Pd(args) => pd::run(args),
         Command::Ctl(args) => ctl::run(args),
-        Command::Perf(args) => perf::run(args).map_err(Into::into),
+        Command::Perf(args) => perf::run(args.perf, args.security.config()).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

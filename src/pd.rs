@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use futures_util::FutureExt as _;
 
 use crate::config::Error;
+use crate::security::SecurityArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct PdArgs {
@@ -21,6 +22,8 @@ pub(crate) struct PdArgs {
     /// This member's name.
     #[arg(long, default_value = "pd")]
     name: String,
+    #[command(flatten)]
+    security: SecurityArgs,
     /// How it does I/O: auto, uring or epoll.
     #[arg(long, default_value = "auto")]
     io: executor::IoChoice,
@@ -46,6 +49,7 @@ pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
         advertise_url: Some(args.advertise_url).filter(|url| !url.is_empty()),
         data_dir: args.data_dir,
         name: args.name,
+        server: net::ServerConfig { tls: args.security.config().load()?, ..Default::default() },
         // Our nodes do not carry merges out yet, and orders for them would be repeated without end.
         schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
         ..Default::default()

@@ -95,7 +95,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
         labels: config.labels.clone(),
         shard: config.shard(),
         log: config.log()?,
-        server: server_config(&config, cores),
+        server: server_config(&config, cores)?,
         region_heartbeat: config.pd_heartbeat,
         store_heartbeat: config.pd_store_heartbeat,
         config_json: config.to_json(),
@@ -124,18 +124,19 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
 /// Connections take at most half of the files that this process may open: the engine, which cannot go on without a file
 /// that it asks for, has the other half. Requests, windows and answers of all cores take at most a sixteenth of the
 /// machine's memory each, where that is less than their usual bounds.
-fn server_config(config: &Config, cores: usize) -> net::ServerConfig {
+fn server_config(config: &Config, cores: usize) -> Result<net::ServerConfig, Error> {
     let defaults = net::ServerConfig::default();
     let files = executor::open_files_max() / 2 / cores as u64;
     let bytes = (executor::memory_bytes() / 16 / cores as u64).max(32 << 20);
-    net::ServerConfig {
+    Ok(net::ServerConfig {
         gzip: config.gzip,
+        tls: config.security.clone().load()?,
         connections_max: defaults.connections_max.min(files.max(1)),
         core_window_bytes: defaults.core_window_bytes.min(bytes),
         core_inbound_bytes: defaults.core_inbound_bytes.min(bytes),
         core_outbound_bytes: defaults.core_outbound_bytes.min(bytes),
         ..defaults
-    }
+    })
 }
 
 /// An eighth of the machine's memory, between 64 MiB and 4 GiB: taken only as it fills.

@@ -14,7 +14,7 @@ pub const ANNOUNCED_VERSION: &str = "v8.1.0";
 pub struct PdConfig {
     /// Where to listen (`client-urls`); port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The URL that clients are told, `http://host:port` (`advertise-client-urls`). Clients dial it, so it must be
+    /// The URL that clients are told, `http://host:port`, with certificates `https://` (`advertise-client-urls`). Clients dial it, so it must be
     /// reachable for them; by default it is the address that was bound, which must not be 0.0.0.0 then.
     pub advertise_url: Option<String>,
     /// The folder of the journal (`data-dir`).
@@ -29,7 +29,7 @@ pub struct PdConfig {
     pub quota_backend_bytes: usize,
     /// How the journal is kept.
     pub journal: JournalConfig,
-    /// Bounds of the server.
+    /// Bounds of the server, and its certificates: with them the port speaks TLS alone.
     pub server: net::ServerConfig,
 }
 

@@ -117,8 +117,8 @@ impl PdServer {
         let health = Health::new();
         let router = service::routes(Router::new().add(health.service()), &core);
         let metrics = Rc::new(NetMetrics::default());
-        let server =
-            Server::new(Rc::new(router), Some(Rc::new(Rest(Rc::clone(&core)))), server_config, Rc::clone(&metrics));
+        let rest = Rest { core: Rc::clone(&core), net: Rc::clone(&metrics) };
+        let server = Server::new(Rc::new(router), Some(Rc::new(rest)), server_config, Rc::clone(&metrics));
         let accept = executor::spawn_local(Class::Foreground, accept(listener, server.clone()));
         let leases = executor::spawn_local(Class::Background, Rc::clone(&core).end_leases());
         tracing::info!(%cluster_id, %addr, url = client_url, "the placement driver serves");
@@ -270,10 +270,12 @@ fn load(opened: &Opened) -> Result<State, LoadError> {
 }
 
 fn advertised(config: &PdConfig, addr: SocketAddr) -> Result<String, PdError> {
+    // Stock clients dial by the scheme, and those that do not mind it take either.
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let url = match &config.advertise_url {
         Some(url) if url.contains("://") => url.trim_end_matches('/').to_owned(),
-        Some(host) => format!("http://{host}"),
-        None => format!("http://{addr}"),
+        Some(host) => format!("{scheme}://{host}"),
+        None => format!("{scheme}://{addr}"),
     };
     let host = url.split("://").nth(1).unwrap_or_default();
     if host.is_empty() || host.starts_with("0.0.0.0") || host.starts_with("[::]") {

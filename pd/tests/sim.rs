@@ -60,7 +60,7 @@ fn cx() -> CallContext {
 }
 
 async fn take_timestamps(told: Rc<Told>) {
-    let Ok(client) = PdClient::connect(&[ADDRESS.to_owned()]).await else {
+    let Ok(client) = PdClient::connect(&[ADDRESS.to_owned()], ChannelConfig::default()).await else {
         return;
     };
     loop {
@@ -225,7 +225,8 @@ fn the_stream_of_heartbeats_comes_back_and_asks_for_reports() {
     let (seen, found) = (Rc::clone(&connected), Rc::new(Cell::new(0)));
     let regions = Rc::clone(&found);
     sim.spawn_on(client, async move {
-        let client = Rc::new(PdClient::connect(&[ADDRESS.to_owned()]).await.expect("a leader"));
+        let client =
+            Rc::new(PdClient::connect(&[ADDRESS.to_owned()], ChannelConfig::default()).await.expect("a leader"));
         let peer = metapb::Peer { id: 3, store_id: 1, ..metapb::Peer::default() };
         let region = metapb::Region {
             id: 2,
@@ -274,7 +275,7 @@ fn a_quiet_stream_of_heartbeats_shows_life_every_minute() {
     let (alive, others) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (seen, wrong) = (Rc::clone(&alive), Rc::clone(&others));
     sim.spawn_on(client, async move {
-        let client = PdClient::connect(&[ADDRESS.to_owned()]).await.expect("a leader");
+        let client = PdClient::connect(&[ADDRESS.to_owned()], ChannelConfig::default()).await.expect("a leader");
         client.listen(move |event| match event {
             PdEvent::Connected => {}
             PdEvent::Order(order)

@@ -56,14 +56,15 @@ struct Run {
     cpus: Cpus,
     folder: Arc<Folder>,
     allow_buffered: bool,
+    security: net::TlsConfig,
 }
 
 /// Runs all phases and prints the report.
 ///
 /// # Errors
 /// Why a phase could not be finished. What was measured before is printed then.
-pub(crate) fn run(args: &BenchArgs) -> Result<(), String> {
-    let (run, idle) = plan(args)?;
+pub(crate) fn run(args: &BenchArgs, security: net::TlsConfig) -> Result<(), String> {
+    let (run, idle) = plan(args, security)?;
     let mut report = Report::new(Machine::read(), run.cpus, run.settings);
     let result = phases(args, &run, idle, &mut report);
     report.finish();
@@ -76,7 +77,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), String> {
 }
 
 /// The run, and how long the empty node is watched.
-fn plan(args: &BenchArgs) -> Result<(Run, Duration), String> {
+fn plan(args: &BenchArgs, security: net::TlsConfig) -> Result<(Run, Duration), String> {
     let seconds = args.seconds.unwrap_or(if args.quick { 0.5 } else { 3.0 });
     if !(0.05..=3600.0).contains(&seconds) || args.connections == 0 || args.keys == Some(0) {
         return Err("a cell takes 0.05 to 3600 seconds, one connection and one key at least".into());
@@ -94,6 +95,7 @@ fn plan(args: &BenchArgs) -> Result<(Run, Duration), String> {
         cpus: Cpus::choose()?,
         folder: Arc::new(Folder::create(&args.data_dir)?),
         allow_buffered: args.allow_buffered,
+        security,
     };
     let idle = Duration::from_secs(if args.quick { 3 } else { 10 });
     Ok((run, idle))
@@ -119,7 +121,7 @@ fn phases(args: &BenchArgs, run: &Run, idle: Duration, report: &mut Report) -> R
     eprintln!("empty node");
     let phase = run.clone();
     report.empty = Some(run_one(IoChoice::Epoll, move || async move {
-        empty::measure(&phase.folder.join("empty"), phase.allow_buffered, idle).await
+        empty::measure(&phase.folder.join("empty"), phase.allow_buffered, &phase.security, idle).await
     })?);
     Ok(())
 }
@@ -136,6 +138,7 @@ async fn echo(run: Run, io: String) -> Result<Vec<Cell>, String> {
         status: server,
         pid: u32::try_from(child.ready["pid"].as_u64().unwrap_or(0)).unwrap_or(0),
         context: like_a_clients(),
+        tls: None,
     };
     let cells = cells(&run.settings, &io, &target, &[Operation::Echo]).await;
     child.stop().await;
@@ -170,7 +173,8 @@ async fn node(run: Run, io: String) -> Result<Vec<Cell>, String> {
 }
 
 async fn start(run: &Run, io: &str, folder: &Path) -> Result<Cluster, String> {
-    let config = ClusterConfig { io, cores: 1, folder, allow_buffered: run.allow_buffered };
+    let security = &run.security;
+    let config = ClusterConfig { io, cores: 1, folder, allow_buffered: run.allow_buffered, security };
     Cluster::start(config).await
 }
 

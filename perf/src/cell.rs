@@ -30,6 +30,8 @@ pub(crate) struct Target {
     pub(crate) pid: u32,
     /// What requests carry.
     pub(crate) context: Context,
+    /// The generator's certificates, if the server wants some.
+    pub(crate) tls: Option<net::Tls>,
 }
 
 /// What is common to the cells of a run.
@@ -97,7 +99,7 @@ struct Moment {
 
 impl Moment {
     async fn take(target: &Target, progress: &Progress) -> Result<Moment, String> {
-        let counters = Counters::fetch(target.status).await?;
+        let counters = Counters::fetch(target.status, target.tls.as_ref()).await?;
         let counted = progress.commands.get();
         Ok(Moment {
             counters,
@@ -176,7 +178,7 @@ fn start(
         let slots = messages / connections + usize::from(number < messages % connections);
         let size = (slots, commands);
         let client = Client::new(workload, &target.context, size, keys, prng.fork(), Rc::clone(&progress));
-        executor::spawn_local(Class::Foreground, connection::run(target.address, client))
+        executor::spawn_local(Class::Foreground, connection::run(target.address, target.tls.clone(), client))
     });
     let running = running.collect();
     (progress, running)

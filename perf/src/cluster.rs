@@ -28,6 +28,8 @@ pub(crate) struct ClusterConfig<'a> {
     pub(crate) cores: usize,
     pub(crate) folder: &'a Path,
     pub(crate) allow_buffered: bool,
+    /// The certificates of the cluster, and of whoever talks to it.
+    pub(crate) security: &'a net::TlsConfig,
 }
 
 impl Cluster {
@@ -43,6 +45,14 @@ impl Cluster {
         if config.allow_buffered {
             arguments.push("--allow-buffered");
         }
+        let settings = config.folder.with_extension("toml");
+        let settings_path = settings.display().to_string();
+        if config.security.is_on() {
+            let written = std::fs::write(&settings, security_table(config.security));
+            written.map_err(|error| format!("{settings_path}: {error}"))?;
+            arguments.extend(["--config", &settings_path]);
+        }
+        let tls = config.security.clone().load().map_err(|error| error.to_string())?;
         let log = config.folder.with_extension("log");
         let child = Child::start(&arguments, &log).await?;
         let node = &child.ready["nodes"][0];
@@ -50,7 +60,8 @@ impl Cluster {
             address: address(&node["address"])?,
             status: address(&node["status"])?,
             pid: u32::try_from(node["pid"].as_u64().unwrap_or(0)).unwrap_or(0),
-            context: locate(child.ready["pd"].as_str().unwrap_or_default()).await?,
+            context: locate(child.ready["pd"].as_str().unwrap_or_default(), tls.as_ref()).await?,
+            tls,
         };
         first_answer(&target).await?;
         Ok(Cluster { child, target })
@@ -68,7 +79,7 @@ impl Cluster {
 /// If it is none.
 pub(crate) fn address(value: &serde_json::Value) -> Result<SocketAddr, String> {
     let text = value.as_str().unwrap_or_default();
-    let text = text.strip_prefix("http://").unwrap_or(text);
+    let text = text.split_once("://").map_or(text, |(_, address)| address);
     text.parse().map_err(|_| format!("{value} is no address"))
 }
 
@@ -76,13 +87,25 @@ fn call() -> rpc::CallContext {
     rpc::CallContext::with_deadline(executor::now() + Duration::from_secs(5))
 }
 
-fn channel(address: &str) -> net::Channel {
-    net::Channel::new(address.to_owned(), net::ChannelConfig::default())
+fn channel(address: &str, tls: Option<&net::Tls>) -> net::Channel {
+    net::Channel::new(address.to_owned(), net::ChannelConfig { tls: tls.cloned(), ..Default::default() })
+}
+
+/// The certificates as a node's configuration file.
+fn security_table(security: &net::TlsConfig) -> String {
+    let quoted = |path: &Path| serde_json::Value::from(path.display().to_string());
+    format!(
+        "[security]\nca-path = {}\ncert-path = {}\nkey-path = {}\ncert-allowed-cn = {}\n",
+        quoted(&security.ca_path),
+        quoted(&security.cert_path),
+        quoted(&security.key_path),
+        serde_json::Value::from(security.cert_allowed_cn.clone()),
+    )
 }
 
 /// Asks the placement driver for the region of the keys: what a request's context says.
-async fn locate(pd: &str) -> Result<kvrpcpb::Context, String> {
-    let pd = pdpb::PdClient::new(channel(pd));
+async fn locate(pd: &str, tls: Option<&net::Tls>) -> Result<kvrpcpb::Context, String> {
+    let pd = pdpb::PdClient::new(channel(pd, tls));
     let members = pd.get_members(call(), &pdpb::GetMembersRequest::default()).await;
     let cluster_id =
         members.map_err(|status| format!("placement driver: {status}"))?.header.map_or(0, |header| header.cluster_id);
@@ -108,7 +131,7 @@ async fn locate(pd: &str) -> Result<kvrpcpb::Context, String> {
 }
 
 async fn first_answer(target: &Target) -> Result<(), String> {
-    let client = tikvpb::TikvClient::new(channel(&target.address.to_string()));
+    let client = tikvpb::TikvClient::new(channel(&target.address.to_string(), target.tls.as_ref()));
     let request = kvrpcpb::RawGetRequest {
         context: Some(target.context.clone()),
         key: Bytes::copy_from_slice(&key(0)),

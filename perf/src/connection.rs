@@ -8,7 +8,6 @@ use std::rc::Rc;
 
 use base::{Instant, Prng};
 use executor::io::{AsyncReadExt, AsyncWriteExt};
-use executor::net::TcpStream;
 use proto::kvrpcpb::Context;
 
 use crate::deframe::Deframer;
@@ -362,16 +361,16 @@ impl Client {
 ///
 /// # Errors
 /// What the server complains about, or why it cannot be reached.
-pub(crate) async fn run(address: SocketAddr, mut client: Client) -> Result<(), String> {
+pub(crate) async fn run(address: SocketAddr, tls: Option<net::Tls>, mut client: Client) -> Result<(), String> {
     let text = |error: std::io::Error| format!("{address}: {error}");
-    let mut stream = TcpStream::connect(address).await.map_err(text)?;
-    stream.set_nodelay(true).map_err(text)?;
+    let mut stream = net::Transport::dial(&address.to_string(), tls.as_ref()).await.map_err(text)?;
     let mut input = vec![0; INPUT_BYTES];
     let mut filled = 0;
     loop {
         client.fill(executor::now());
         if !client.out.is_empty() {
             stream.write_all(&client.out).await.map_err(text)?;
+            stream.flush().await.map_err(text)?;
             client.out.clear();
         }
         if client.is_done() {

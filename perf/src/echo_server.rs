@@ -91,7 +91,7 @@ mod tests {
             base::Prng::new(1),
             Rc::clone(&progress),
         );
-        connection::run(address, client).await?;
+        connection::run(address, None, client).await?;
         Ok(progress.commands.get())
     }
 
@@ -110,7 +110,7 @@ mod tests {
             });
             let unary = load(address, Carriage::Unary).await?;
             let batched = load(address, Carriage::Batched).await?;
-            let counters = Counters::fetch(address).await?;
+            let counters = Counters::fetch(address, None).await?;
             Ok::<_, String>((unary, batched, counters.value("basalt_net_socket_reads_total")))
         });
         let (unary, batched, reads) = done.expect("both loads end");

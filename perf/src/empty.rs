@@ -33,8 +33,13 @@ pub(crate) struct EmptyNode {
 ///
 /// # Errors
 /// Why it does not start.
-pub(crate) async fn measure(folder: &Path, allow_buffered: bool, watch: Duration) -> Result<EmptyNode, String> {
-    let config = ClusterConfig { io: "auto", cores: CORES, folder, allow_buffered };
+pub(crate) async fn measure(
+    folder: &Path,
+    allow_buffered: bool,
+    security: &net::TlsConfig,
+    watch: Duration,
+) -> Result<EmptyNode, String> {
+    let config = ClusterConfig { io: "auto", cores: CORES, folder, allow_buffered, security };
     let (cluster, first_start_millis) = start(config).await?;
     cluster.stop().await;
     let (cluster, second_start_millis) = start(config).await?;

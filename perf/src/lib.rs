@@ -51,13 +51,14 @@ enum PerfCommand {
     EchoServer(echo_server::EchoServerArgs),
 }
 
-/// Runs what was asked for.
+/// Runs what was asked for. With `security`, the nodes that are measured have these certificates, and so has the
+/// generator; the bare echo stays without.
 ///
 /// # Errors
 /// In words: what did not start, answer or fit.
-pub fn run(args: PerfArgs) -> Result<(), String> {
+pub fn run(args: PerfArgs, security: net::TlsConfig) -> Result<(), String> {
     match args.command {
-        PerfCommand::Bench(args) => bench::run(&args),
+        PerfCommand::Bench(args) => bench::run(&args, security),
         PerfCommand::EchoServer(args) => echo_server::run(&args),
     }
 }

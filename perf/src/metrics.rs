@@ -4,11 +4,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use executor::io::{AsyncReadExt, AsyncWriteExt};
-use executor::net::TcpStream;
-
-/// Largest page that is read.
-const PAGE_BYTES_MAX: u64 = 8 << 20;
 /// How long a page may take. A core that serves 256 requests at once answers within milliseconds.
 const PAGE_TIME: Duration = Duration::from_secs(10);
 
@@ -42,24 +37,14 @@ impl Counters {
     ///
     /// # Errors
     /// In words, if it does not answer 200 in time.
-    pub(crate) async fn fetch(address: SocketAddr) -> Result<Counters, String> {
-        let page = executor::timeout(PAGE_TIME, page(address)).await;
-        let page = page
-            .map_err(|_| format!("{address} did not answer /metrics in time"))?
-            .map_err(|error| format!("{address}/metrics: {error}"))?;
-        match page.split_once("\r\n\r\n") {
-            Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(Counters::parse(body)),
-            _ => Err(format!("{address} does not serve /metrics")),
+    pub(crate) async fn fetch(address: SocketAddr, tls: Option<&net::Tls>) -> Result<Counters, String> {
+        let page = net::fetch(&address.to_string(), tls, ("GET", "/metrics"), b"", PAGE_TIME).await;
+        let page = page.map_err(|error| format!("{address}/metrics: {error}"))?;
+        match page.status {
+            200 => Ok(Counters::parse(&String::from_utf8_lossy(&page.body))),
+            status => Err(format!("{address}/metrics answers {status}")),
         }
     }
-}
-
-async fn page(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
-    let mut bytes = Vec::new();
-    (&mut stream).take(PAGE_BYTES_MAX).read_to_end(&mut bytes).await?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// `name{labels} value`, where the labels may be missing and may hold spaces.

@@ -1,8 +1,7 @@
 //! From an address to a connection, and what is known about it.
 
 use super::driver::Driver;
-use super::transport::Transport;
-use super::{Channel, Connected};
+use super::{Channel, Connected, Transport};
 use crate::config::{ChannelConfig, ServerConfig};
 use crate::memory::{ConnectionMemory, CoreMemory};
 use crate::metrics::{NetMetrics, add, sub};

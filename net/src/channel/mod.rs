@@ -6,6 +6,8 @@ mod request;
 mod stream;
 mod transport;
 
+pub use transport::Transport;
+
 use crate::config::ChannelConfig;
 use crate::grpc::message::Deframer;
 use crate::grpc::status;

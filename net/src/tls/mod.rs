@@ -21,7 +21,7 @@ mod reload;
 mod stream;
 
 pub use config::{TlsConfig, TlsError};
-pub use reload::{Reload, Tls};
+pub use reload::{Reload, ReloadCounts, Tls};
 pub(crate) use stream::TlsStream;
 
 #[cfg(test)]

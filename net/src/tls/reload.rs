@@ -28,6 +28,17 @@ struct Shared {
     watch: Mutex<Watch>,
     /// When the next connection may look at the files, by `executor::now`.
     next_look: AtomicU64,
+    swapped_total: AtomicU64,
+    unusable_total: AtomicU64,
+}
+
+/// How often changed files were read again since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReloadCounts {
+    /// Times that new certificates came into use.
+    pub swapped: u64,
+    /// Times that what was in the files was of no use, so that the old ones stayed.
+    pub refused: u64,
 }
 
 /// What was last seen of the files.
@@ -79,7 +90,23 @@ impl Tls {
         let loaded = config.paths().map(Stamp::of);
         let current = Mutex::new(config.settings()?);
         let watch = Mutex::new(Watch { loaded, broken: None });
-        Ok(Tls(Arc::new(Shared { config, current, watch, next_look: AtomicU64::new(0) })))
+        let shared = Shared {
+            config,
+            current,
+            watch,
+            next_look: AtomicU64::new(0),
+            swapped_total: AtomicU64::new(0),
+            unusable_total: AtomicU64::new(0),
+        };
+        Ok(Tls(Arc::new(shared)))
+    }
+
+    /// How often the files were read again, for metrics.
+    pub fn reloads(&self) -> ReloadCounts {
+        ReloadCounts {
+            swapped: self.0.swapped_total.load(Ordering::Relaxed),
+            refused: self.0.unusable_total.load(Ordering::Relaxed),
+        }
     }
 
     /// Looks at the files, and if one has changed, reads all and uses them for new connections. Files of no use (one is
@@ -100,11 +127,13 @@ impl Tls {
             Ok(settings) => {
                 *lock(&self.0.current) = settings;
                 *watch = Watch { loaded: seen, broken: None };
+                self.0.swapped_total.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(certificate = %self.0.config.cert_path.display(), "new certificates are in use");
                 Reload::Swapped
             }
             Err(error) => {
                 watch.broken = Some(seen);
+                self.0.unusable_total.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, "new certificates are of no use, the old ones stay");
                 Reload::Refused
             }
@@ -169,6 +198,7 @@ mod tests {
         assert_eq!(tls.clone().reload_if_changed(), Reload::Swapped);
         assert!(!Arc::ptr_eq(&first, &tls.server()), "clones are the same");
         assert_eq!(tls.reload_if_changed(), Reload::Unchanged);
+        assert_eq!(tls.reloads(), ReloadCounts { swapped: 1, refused: 2 });
     }
 
     #[test]

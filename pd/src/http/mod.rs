@@ -12,20 +12,27 @@ use crate::config::ANNOUNCED_VERSION;
 use crate::service::Core;
 use crate::state::GcScope;
 use encoding::Query;
-use net::{HttpHandler, HttpRequest, HttpResponse};
+use net::{HttpHandler, HttpRequest, HttpResponse, NetMetrics};
 use proto::rpc::LocalFuture;
 use serde_json::{Value, json};
 use std::rc::Rc;
 
 /// Answers the REST paths.
-pub(crate) struct Rest(pub(crate) Rc<Core>);
+pub(crate) struct Rest {
+    pub(crate) core: Rc<Core>,
+    /// Counters of the port.
+    pub(crate) net: Rc<NetMetrics>,
+}
 
 impl HttpHandler for Rest {
     fn handle(&self, request: HttpRequest) -> LocalFuture<HttpResponse> {
-        let core = Rc::clone(&self.0);
+        let (core, net) = (Rc::clone(&self.core), Rc::clone(&self.net));
         Box::pin(async move {
             if !core.is_serving() {
                 return HttpResponse::text(503, "server not started");
+            }
+            if request.method == "GET" && request.path == "/metrics" {
+                return HttpResponse::new(200, "text/plain; version=0.0.4", metrics(&core, &net));
             }
             match route(&core, &request).await {
                 Ok(response) => response,
@@ -82,7 +89,6 @@ async fn route(core: &Rc<Core>, request: &HttpRequest) -> Answer {
         (_, ["pd", "api", "v1", rest @ ..]) => change(core, request, rest, &query).await,
         (_, ["pd", "api", "v2", "keyspaces", rest @ ..]) => keyspaces::route(core, request, rest, &query).await,
         ("GET", ["pd", "api", "v2", "members"]) => ok(json!({ "members": [member(core)] })),
-        ("GET", ["metrics"]) => Ok(HttpResponse::new(200, "text/plain; version=0.0.4", metrics(core))),
         // etcd's own paths, which some tools probe.
         ("GET", ["health"]) => ok(json!({ "health": "true" })),
         ("GET", ["version"]) => ok(json!({ "etcdserver": "3.5.0", "etcdcluster": "3.5.0" })),
@@ -165,11 +171,17 @@ async fn change(core: &Rc<Core>, request: &HttpRequest, path: &[&str], query: &Q
     }
 }
 
-fn metrics(core: &Core) -> String {
+fn metrics(core: &Core, net: &NetMetrics) -> String {
     let scheduler = core.scheduler();
     let operators = scheduler.controller();
     let state = core.peek();
+    let reloads = core.config.server.tls.as_ref().map(net::Tls::reloads).unwrap_or_default();
     let text = core.metrics.to_prometheus(&[
+        ("pd_net_connections", net.connections.get()),
+        ("pd_net_tls_handshakes_total", net.tls_handshakes_total.get()),
+        ("pd_net_tls_refused_total", net.tls_refused_total.get()),
+        ("pd_net_tls_reloads_total", reloads.swapped),
+        ("pd_net_tls_reloads_refused_total", reloads.refused),
         ("pd_schedule_operators_running", operators.operators().count() as u64),
         ("pd_schedule_up_stores", scheduler.stores().values().filter(|store| store.is_up()).count() as u64),
         ("pd_regions", core.directory.borrow().len() as u64),

@@ -36,6 +36,7 @@ struct Inner {
     lines: RefCell<BTreeMap<StoreId, Rc<Line>>>,
     resolve: Resolve,
     on_lost: OnLost,
+    channels: net::ChannelConfig,
 }
 
 #[derive(Default)]
@@ -48,8 +49,8 @@ struct Line {
 
 impl Lines {
     /// Lines to the stores that `resolve` finds.
-    pub(crate) fn new(resolve: Resolve, on_lost: OnLost) -> Lines {
-        Lines(Some(Rc::new(Inner { lines: RefCell::default(), resolve, on_lost })))
+    pub(crate) fn new(resolve: Resolve, on_lost: OnLost, channels: net::ChannelConfig) -> Lines {
+        Lines(Some(Rc::new(Inner { lines: RefCell::default(), resolve, on_lost, channels })))
     }
 
     /// Sends a message, or loses it.
@@ -96,7 +97,7 @@ impl Inner {
             return Some(channel.clone());
         }
         let address = (self.resolve)(store).await?;
-        let channel = net::Channel::new(address, net::ChannelConfig::default());
+        let channel = net::Channel::new(address, self.channels.clone());
         *line.channel.borrow_mut() = Some(channel.clone());
         Some(channel)
     }

@@ -147,7 +147,7 @@ async fn do_duties<S: EngineSource>(
     (node.ready)(NodeReady {
         store_id: ident.store_id,
         address,
-        status: format!("http://{status_address}"),
+        status: format!("{}://{status_address}", if node.config.server.tls.is_some() { "https" } else { "http" }),
         cores: node.mail.len(),
         shards: ident.shards,
         io: format!("{:?}: {}", node.io.kind, node.io.reason),
@@ -165,7 +165,8 @@ async fn start<S: EngineSource>(
     zero: &Rc<CoreZero<S::Engine>>,
     from_cores: &mut MailReceiver<FromCore>,
 ) -> Result<NodeIdent, NodeError> {
-    let pd = patiently(async || PdClient::connect(&node.config.pd).await.map_err(pd_error)).await?;
+    let pd =
+        patiently(async || PdClient::connect(&node.config.pd, node.config.channels()).await.map_err(pd_error)).await?;
     let ident = patiently(async || identify(node, &pd).await).await?;
     // Core 0 sets this once.
     let _ = zero.pd.set(pd);

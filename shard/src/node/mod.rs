@@ -69,7 +69,8 @@ pub struct NodeConfig {
     pub shard: ShardConfig,
     /// Settings of each raft log.
     pub log: LogConfig,
-    /// Settings of the gRPC server.
+    /// Settings of the gRPC server and the status port. Its certificates are also those of the connections that the node
+    /// makes: to PD, and to other nodes.
     pub server: net::ServerConfig,
     /// Time between a leader's reports to PD (`raftstore.pd-heartbeat-tick-interval`).
     pub region_heartbeat: std::time::Duration,
@@ -79,6 +80,13 @@ pub struct NodeConfig {
     pub config_json: String,
     /// Draws of this node: election time-outs and the like.
     pub seed: u64,
+}
+
+impl NodeConfig {
+    /// Settings of the connections that the node makes.
+    pub(crate) fn channels(&self) -> net::ChannelConfig {
+        net::ChannelConfig { tls: self.server.tls.clone(), ..Default::default() }
+    }
 }
 
 /// Opens the engine of a shard in its folder.
@@ -275,7 +283,7 @@ async fn run_shards<S: EngineSource>(
             let node = node.clone();
             Rc::new(move |shard, why| node.fail(format!("shard {shard}: {why}")))
         },
-        lines: lines(&host),
+        lines: lines(&host, node.config.channels()),
     });
     let mine = (0..shards).map(ShardId).filter(|shard| core_of(*shard, node.mail.len()) == core);
     let mut opened: Vec<Opened<S::Engine>> = Vec::new();
@@ -323,7 +331,7 @@ async fn run_shards<S: EngineSource>(
 }
 
 /// The lines of `host`'s core to other stores.
-fn lines<E: Engine>(host: &Rc<CoreHost<E>>) -> Lines {
+fn lines<E: Engine>(host: &Rc<CoreHost<E>>, channels: net::ChannelConfig) -> Lines {
     let (resolving, losing) = (Rc::downgrade(host), Rc::downgrade(host));
     let resolve = move |store| -> LocalFuture<Option<String>> {
         let host = resolving.upgrade();
@@ -338,7 +346,7 @@ fn lines<E: Engine>(host: &Rc<CoreHost<E>>) -> Lines {
             shard.unreachable(region, peer);
         }
     };
-    Lines::new(Rc::new(resolve), Rc::new(on_lost))
+    Lines::new(Rc::new(resolve), Rc::new(on_lost), channels)
 }
 
 /// Finishes the calls of this core's connections, then waits until the other cores have done so: their calls may need our

@@ -38,11 +38,13 @@ struct Status<S: EngineSource> {
     node: Arc<Node<S>>,
     host: Rc<CoreHost<S::Engine>>,
     ident: NodeIdent,
+    /// Of the status port itself.
+    port: Rc<NetMetrics>,
 }
 
 impl<S: EngineSource> Clone for Status<S> {
     fn clone(&self) -> Self {
-        Status { node: self.node.clone(), host: self.host.clone(), ident: self.ident.clone() }
+        Status { node: self.node.clone(), host: self.host.clone(), ident: self.ident.clone(), port: self.port.clone() }
     }
 }
 
@@ -53,8 +55,8 @@ pub(super) async fn serve<S: EngineSource>(
     ident: NodeIdent,
     listener: executor::net::TcpListener,
 ) {
-    let status = Rc::new(Status { node: node.clone(), host, ident });
     let metrics = Rc::new(NetMetrics::default());
+    let status = Rc::new(Status { node: node.clone(), host, ident, port: metrics.clone() });
     let router = Rc::new(net::Router::new());
     let server = Rc::new(net::Server::new(router, Some(status), node.config.server.clone(), metrics));
     loop {
@@ -122,8 +124,33 @@ impl<S: EngineSource> Status<S> {
             self.host.control(CoreId(core as u16), Control::Metrics { reply: place });
             out.push_str(&answer.wait().await.unwrap_or_default());
         }
+        out.push_str(&self.tls_text());
         out
     }
+
+    /// TLS on the status port, and the certificates of the whole node.
+    fn tls_text(&self) -> String {
+        let mut out = String::new();
+        let mut line = |name: &str, labels: &str, value: u64| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "{name}{labels} {value}");
+        };
+        for (name, cell) in tls_cells(&self.port) {
+            line(name, "{core=\"0\",port=\"status\"}", cell.get());
+        }
+        if let Some(tls) = &self.node.config.server.tls {
+            line("basalt_net_tls_reloads_total", "", tls.reloads().swapped);
+            line("basalt_net_tls_reloads_refused_total", "", tls.reloads().refused);
+        }
+        out
+    }
+}
+
+fn tls_cells(net: &NetMetrics) -> [(&'static str, &Cell<u64>); 2] {
+    [
+        ("basalt_net_tls_handshakes_total", &net.tls_handshakes_total),
+        ("basalt_net_tls_refused_total", &net.tls_refused_total),
+    ]
 }
 
 /// The counters of one core as lines of the Prometheus text format.
@@ -212,7 +239,7 @@ fn net_lines(net: &NetMetrics, line: &mut impl FnMut(&str, &str, u64)) {
         ("basalt_net_inbound_bytes", &net.inbound_bytes),
         ("basalt_net_outbound_bytes", &net.outbound_bytes),
     ];
-    for (name, cell) in cells {
+    for (name, cell) in cells.into_iter().chain(tls_cells(net)) {
         line(name, "", cell.get());
     }
 }

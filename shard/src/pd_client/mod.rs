@@ -167,16 +167,17 @@ macro_rules! call_once {
 }
 
 impl PdClient {
-    /// Finds the member that leads, asking each of `addresses` (`host:port`, a scheme is allowed) in turn.
+    /// Finds the member that leads, asking each of `addresses` (`host:port`, a scheme is allowed) in turn. All
+    /// connections are made as `channels` says.
     ///
     /// # Errors
     /// [`PdClientError::NoLeader`] if none is found within half a minute.
-    pub async fn connect(addresses: &[String]) -> Result<PdClient, PdClientError> {
+    pub async fn connect(addresses: &[String], channels: ChannelConfig) -> Result<PdClient, PdClientError> {
         let inner = Inner {
             addresses: RefCell::new(addresses.to_vec()),
             leader: RefCell::new(None),
             cluster_id: Cell::new(0),
-            channels: ChannelConfig::default(),
+            channels,
             tso: tso::Queue::default(),
             heartbeats: heartbeat::Outbox::default(),
         };
