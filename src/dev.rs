@@ -48,6 +48,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 struct Running {
     name: String,
     child: Child,
+    /// One of several nodes: the cluster goes on without it.
+    is_spare: bool,
 }
 
 pub(crate) fn run(args: DevArgs) -> Result<(), Error> {
@@ -89,6 +91,9 @@ async fn start(args: &DevArgs, children: &mut Vec<Running>) -> Result<serde_json
     for number in 1..=args.nodes {
         let command = node_command(args, &binary, &data_dir, number, &pd_address);
         nodes.push(launch(format!("node {number}"), command, children).await?);
+        if let Some(node) = children.last_mut() {
+            node.is_spare = args.nodes > 1;
+        }
     }
     Ok(serde_json::json!({ "ready": { "pd": pd_address, "pd_pid": pd["pid"], "nodes": nodes } }))
 }
@@ -118,7 +123,7 @@ fn node_command(args: &DevArgs, binary: &Path, data_dir: &Path, number: usize, p
 async fn launch(name: String, mut command: Command, children: &mut Vec<Running>) -> Result<serde_json::Value, Error> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().ok_or("a child without standard output")?;
-    children.push(Running { name: name.clone(), child });
+    children.push(Running { name: name.clone(), child, is_spare: false });
     let read = executor::blocking(executor::Class::Background, move || {
         let mut line = String::new();
         let read = BufReader::new(stdout).read_line(&mut line);
@@ -132,18 +137,26 @@ async fn launch(name: String, mut command: Command, children: &mut Vec<Running>)
     value.get("ready").cloned().ok_or_else(|| format!("{name} said {line}").into())
 }
 
-/// Returns when a signal asks to stop, or with an error when a child ends by itself.
-async fn watch(children: &mut [Running]) -> Result<(), Error> {
+/// Returns when a signal asks to stop, or with an error when a child ends by itself: of several nodes, the last one.
+async fn watch(children: &mut Vec<Running>) -> Result<(), Error> {
     use futures_util::FutureExt as _;
     loop {
         futures_util::select_biased! {
             () = executor::shutdown_signal().fuse() => return Ok(()),
             () = executor::sleep(Duration::from_millis(100)).fuse() => {}
         }
-        for running in &mut *children {
-            if let Some(status) = running.child.try_wait()? {
-                return Err(format!("{} ended: {status}", running.name).into());
+        let mut at = 0;
+        while let Some(running) = children.get_mut(at) {
+            let Some(status) = running.child.try_wait()? else {
+                at += 1;
+                continue;
+            };
+            let ended = children.remove(at);
+            let others = children.iter().filter(|other| other.is_spare).count();
+            if !ended.is_spare || others == 0 {
+                return Err(format!("{} ended: {status}", ended.name).into());
             }
+            eprintln!("{} ended: {status}; nodes that are left to go on: {others}", ended.name);
         }
     }
 }
