@@ -4,6 +4,7 @@
 //! members, the last one is not served by PD itself either.
 
 use super::Core;
+use crate::state::{STORE_START, StoreStart};
 use proto::pdpb::*;
 use proto::rpc::{CallContext, Inbound, Outbound, Status};
 use std::rc::Rc;
@@ -75,6 +76,14 @@ impl Pd for PdHandler {
         Ok(IsSnapshotRecoveringResponse { header: self.0.header(), marked })
     }
 
+    async fn put_store(&self, cx: CallContext, request: PutStoreRequest) -> Result<PutStoreResponse, Status> {
+        self.0.enter(&cx, request.header.as_ref())?;
+        if let Some(header) = self.0.unless_bootstrapped() {
+            return Ok(PutStoreResponse { header: Some(header), ..PutStoreResponse::default() });
+        }
+        self.0.put_store(request, cx.metadata.get_str(STORE_START).and_then(StoreStart::parse)).await
+    }
+
     async fn tso(
         &self,
         cx: CallContext,
@@ -143,7 +152,6 @@ impl Pd for PdHandler {
 
     cluster_methods! {
         get_store: GetStoreRequest => GetStoreResponse;
-        put_store: PutStoreRequest => PutStoreResponse;
         get_all_stores: GetAllStoresRequest => GetAllStoresResponse;
         store_heartbeat: StoreHeartbeatRequest => StoreHeartbeatResponse;
         get_region: GetRegionRequest => GetRegionResponse;

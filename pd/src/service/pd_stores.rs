@@ -2,7 +2,7 @@
 
 use super::{Core, tso};
 use crate::metrics::add;
-use crate::state::ClusterError;
+use crate::state::{ClusterError, StoreStart};
 use proto::metapb::{self, StoreState};
 use proto::pdpb::*;
 use proto::rpc::Status;
@@ -46,13 +46,23 @@ impl Core {
         Ok(GetStoreResponse { header: self.header(), store: Some(self.with_heartbeat(store)), stats: Some(stats) })
     }
 
-    pub(super) async fn put_store(&self, request: PutStoreRequest) -> Result<PutStoreResponse, Status> {
+    pub(super) async fn put_store(
+        &self,
+        request: PutStoreRequest,
+        start: Option<StoreStart>,
+    ) -> Result<PutStoreResponse, Status> {
         let Some(store) = request.store else {
             let header = self.error(ErrorType::Unknown, "invalid put store: no store");
             return Ok(PutStoreResponse { header, ..PutStoreResponse::default() });
         };
-        let (header, ()) = self.outcome(self.write(|state| state.put_store(&store)).await?);
-        tracing::info!(store = store.id, address = store.address, version = store.version, "put store");
+        let outcome = self.write(|state| state.put_store_of(&store, start)).await?;
+        match &outcome {
+            Ok(()) => {
+                tracing::info!(store = store.id, address = store.address, version = store.version, ?start, "put store");
+            }
+            Err(error) => tracing::warn!(store = store.id, address = store.address, %error, "store refused"),
+        }
+        let (header, ()) = self.outcome(outcome);
         Ok(PutStoreResponse { header, replication_status: None })
     }
 

@@ -302,6 +302,7 @@ impl State {
         ];
         own.iter().any(|own| own == key)
             || key.starts_with(&self.keys.stores())
+            || key.starts_with(&self.keys.store_starts())
             || key.starts_with(&self.keys.keyspaces())
     }
 

@@ -56,6 +56,16 @@ impl Keys {
         self.at("raft/s/")
     }
 
+    /// The last start of one store, as `COUNT-NONCE`.
+    pub fn store_start(&self, id: u64) -> Vec<u8> {
+        self.at(&format!("basalt/start/{id:020}"))
+    }
+
+    /// What every such key begins with.
+    pub fn store_starts(&self) -> Vec<u8> {
+        self.at("basalt/start/")
+    }
+
     /// The smallest resolved timestamp that all stores have reported.
     pub fn min_resolved_ts(&self) -> Vec<u8> {
         self.at("raft/min_resolved_ts")

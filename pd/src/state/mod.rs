@@ -12,12 +12,14 @@ mod gc;
 mod ids;
 mod keys;
 mod keyspace;
+mod starts;
 mod version;
 
 pub use cluster::{BootstrapError, ClusterError};
 pub use gc::{Barrier, GcError, GcScope, GcState, MIN_START_TS_PREFIX, ServiceSafePoint, TxnAdvance};
 pub use keys::Keys;
 pub use keyspace::{DEFAULT_KEYSPACE_NAME, KeyspaceError};
+pub use starts::{STORE_START, StoreStart};
 pub use version::Version;
 
 use crate::kv::{Change, KeySpace, Leases, MalformedChange, Op};
