@@ -16,8 +16,12 @@ use crate::config::{Config, Error, NodeLine};
 #[derive(clap::Args)]
 pub(crate) struct ServeArgs {
     /// Addresses of the placement driver, `host:port`, separated by commas.
-    #[arg(long, value_delimiter = ',', required = true, env = "BASALT_PD")]
+    #[arg(long, value_delimiter = ',', required_unless_present = "join", env = "BASALT_PD")]
     pd: Vec<String>,
+    /// The same, for a node that joins a cluster that is there: it never makes a new one, and refuses to start where it
+    /// would have to.
+    #[arg(long, value_delimiter = ',', value_name = "PD")]
+    join: Vec<String>,
     /// Folder that holds everything of this node.
     #[arg(long, env = "BASALT_DATA_DIR")]
     data_dir: PathBuf,
@@ -88,7 +92,8 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
         listen: args.addr,
         advertise: args.advertise_addr,
         status_listen: args.status_addr,
-        pd: args.pd,
+        joins: !args.join.is_empty(),
+        pd: if args.join.is_empty() { args.pd } else { args.join },
         data_dir: args.data_dir,
         cores,
         api: config.api(),

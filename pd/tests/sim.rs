@@ -236,7 +236,7 @@ fn the_stream_of_heartbeats_comes_back_and_asks_for_reports() {
         };
         let store = metapb::Store { id: 1, address: "10.0.0.2:20160".into(), ..metapb::Store::default() };
         client.bootstrap(store.clone(), region.clone()).await.expect("bootstraps");
-        client.put_store(store).await.expect("registers");
+        client.put_store(store, None).await.expect("registers");
         let reporter = Rc::downgrade(&client);
         client.listen(move |event| {
             if let (PdEvent::Connected, Some(client)) = (event, reporter.upgrade()) {

@@ -170,6 +170,7 @@ fn config(cores: usize) -> NodeConfig {
         advertise: String::new(),
         status_listen: STATUS,
         pd: vec![PD.to_string()],
+        joins: false,
         data_dir: PathBuf::from("/node"),
         cores,
         api: ApiMode::V1,

@@ -6,7 +6,7 @@ use crate::init::{LogPosition, conf_state};
 use crate::io::{Effect, RejectReason};
 use base::{PeerId, RegionId};
 use proto::metapb;
-use raft::StateRole;
+use raft::{ProgressState, StateRole};
 
 /// What others may know of a peer.
 impl Peer {
@@ -111,6 +111,25 @@ impl Peer {
             all.filter(|(id, _)| **id != self.peer.id).map(|(id, progress)| (PeerId(*id), progress.matched)).collect();
         followers.sort_unstable();
         followers
+    }
+
+    /// To whom this leader would best hand over: of those that could take over at once, the one with most of the log.
+    /// `None` if there is none, if this peer does not lead, or if it is handing over already.
+    pub fn successor(&self) -> Option<PeerId> {
+        let followers = self.followers().into_iter().filter(|(id, _)| self.can_take_over(*id));
+        followers.max_by_key(|(id, matched)| (*matched, std::cmp::Reverse(*id))).map(|(id, _)| id)
+    }
+
+    /// Whether this peer leads, hands over to nobody yet, and `to` is a voter that answers and keeps up. Others would not
+    /// campaign when they are asked to, and until that is noticed the region takes no writes.
+    pub fn can_take_over(&self, to: PeerId) -> bool {
+        let all = self.node.raft.prs();
+        let keeps_up = |progress: &raft::Progress| progress.recent_active && progress.state == ProgressState::Replicate;
+        self.is_leader()
+            && to != self.id()
+            && self.node.raft.lead_transferee.is_none()
+            && all.conf().voters().contains(to.0)
+            && all.get(to.0).is_some_and(keeps_up)
     }
 
     /// What the peer holds in memory, for gauges and budgets.

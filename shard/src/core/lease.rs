@@ -178,8 +178,8 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    /// Hands the leadership of `region` to its member `to`, if it leads here. Nothing tells whether it comes about but
-    /// the next reports.
+    /// Hands the leadership of `region` to its member `to`, if it leads here and that one answers and keeps up. Nothing
+    /// tells whether it comes about but the next reports.
     pub fn transfer(self: &Rc<Self>, region: RegionId, to: base::PeerId) {
         self.push(Input::Transfer { region, to });
     }
@@ -189,7 +189,7 @@ impl<E: Engine> Shard<E> {
         let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads() && peer.phase == Phase::Serving) else {
             return;
         };
-        if to == peer.meta.peer_id() || !peer.meta.region.peers.iter().any(|member| member.id == to.0) {
+        if !peer.raft.can_take_over(to) {
             return;
         }
         peer.lease.hand_over(executor::now(), &self.config);

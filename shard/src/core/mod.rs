@@ -6,6 +6,7 @@ pub mod directory;
 mod error;
 mod host;
 mod lease;
+mod leave;
 mod lifecycle;
 mod lines;
 mod mail;

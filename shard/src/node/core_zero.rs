@@ -1,6 +1,6 @@
 //! What only core 0 does: identity, PD, the directory, the listener, balancing.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,13 +13,15 @@ use futures_util::FutureExt as _;
 use proto::{metapb, pdpb, raft_serverpb};
 
 use super::heartbeats::{Traffic, region_heartbeats, report_splits, store_heartbeats};
-use super::ident::api_name;
+use super::ident::identify;
 use super::pd_events::PdEvents;
-use super::{DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, status};
+use super::{
+    DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, leave, status,
+};
 use crate::core::directory::{Claim, Directory, MoveTicket, Placement, bury};
 use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent};
 use crate::engine::Engine;
-use crate::pd_client::{PdClient, PdClientError};
+use crate::pd_client::{PdClient, PdClientError, StoreStart};
 
 /// Version that we announce: 8.1, so that later protocol duties are not owed (design.md, "Formats").
 pub(crate) const ANNOUNCED_VERSION: &str = "8.1.0";
@@ -44,6 +46,8 @@ pub(crate) struct CoreZero<E: Engine> {
     pub(super) splits: RefCell<VecDeque<(ShardId, Vec<metapb::Region>)>>,
     pub(super) wake_reporter: executor::Notify,
     pub(super) wake_store_heartbeat: executor::Notify,
+    /// The node hands its leaders away and then stops.
+    pub(super) is_leaving: Cell<bool>,
     pub(super) pd_events: PdEvents,
     /// The last peer of each region that ended on this node.
     buried: RefCell<BTreeMap<RegionId, PeerId>>,
@@ -61,10 +65,11 @@ pub(super) async fn run<S: EngineSource>(
     zero: Rc<CoreZero<S::Engine>>,
     mut from_cores: MailReceiver<FromCore>,
 ) {
-    if let Err(error) = do_duties(&node, zero, &mut from_cores).await {
+    let mut drained = BTreeSet::new();
+    if let Err(error) = do_duties(&node, zero, &mut from_cores, &mut drained).await {
         node.fail(error.to_string());
     }
-    let drained = all_drained(&mut from_cores, node.begin.len());
+    let drained = all_drained(&mut from_cores, &mut drained, node.begin.len());
     // A core that takes longer is cut off by the others' closing.
     let _ = executor::timeout(DRAIN_LIMIT + DRAIN_GRACE, drained).await;
     for begin in &node.begin {
@@ -73,9 +78,24 @@ pub(super) async fn run<S: EngineSource>(
     }
 }
 
+/// Waits until each of `cores` leads nothing any more, or has ended; notes those that have.
+async fn all_handed_over(from_cores: &mut MailReceiver<FromCore>, drained: &mut BTreeSet<CoreId>, cores: usize) {
+    let mut handed_over = BTreeSet::new();
+    while handed_over.len() < cores {
+        match from_cores.recv().await {
+            Some(FromCore::HandedOver(core)) => drop(handed_over.insert(core)),
+            Some(FromCore::Drained(core)) => {
+                handed_over.insert(core);
+                drained.insert(core);
+            }
+            Some(_) => {}
+            None => return,
+        }
+    }
+}
+
 /// Waits until each of `cores` has said that it has no calls under way.
-async fn all_drained(from_cores: &mut MailReceiver<FromCore>, cores: usize) {
-    let mut drained = std::collections::BTreeSet::new();
+async fn all_drained(from_cores: &mut MailReceiver<FromCore>, drained: &mut BTreeSet<CoreId>, cores: usize) {
     while drained.len() < cores {
         match from_cores.recv().await {
             Some(FromCore::Drained(core)) => drop(drained.insert(core)),
@@ -89,6 +109,7 @@ async fn do_duties<S: EngineSource>(
     node: &Arc<Node<S>>,
     zero: Rc<CoreZero<S::Engine>>,
     from_cores: &mut MailReceiver<FromCore>,
+    drained: &mut BTreeSet<CoreId>,
 ) -> Result<(), NodeError> {
     let started = executor::unix_time();
     let data_dir = &node.config.data_dir;
@@ -99,9 +120,9 @@ async fn do_duties<S: EngineSource>(
     executor::fs::create_dir_all(data_dir).await.map_err(io("create"))?;
     // Two processes on one folder would be two stores with one id.
     let _lock = executor::fs::lock_dir(data_dir).await.map_err(io("lock"))?;
-    let start = start(node, &zero, from_cores);
-    let ident = futures_util::select_biased! {
-        ident = start.fuse() => ident?,
+    let starting = start(node, &zero, from_cores);
+    let (ident, start) = futures_util::select_biased! {
+        started = starting.fuse() => started?,
         () = executor::shutdown_signal().fuse() => return Ok(()),
     };
     let listener = listen(node.config.listen, "listen").await?;
@@ -124,8 +145,8 @@ async fn do_duties<S: EngineSource>(
         ..Default::default()
     };
     let registered = patiently(async || {
-        zero.bootstrap(&store).await?;
-        zero.pd()?.put_store(store.clone()).await.map_err(pd_error)
+        zero.bootstrap(&store, node.config.joins).await?;
+        zero.pd()?.put_store(store.clone(), start.as_ref()).await.map_err(pd_error)
     });
     futures_util::select_biased! {
         done = registered.fuse() => done?,
@@ -153,6 +174,10 @@ async fn do_duties<S: EngineSource>(
         io: format!("{:?}: {}", node.io.kind, node.io.reason),
     });
     executor::shutdown_signal().await;
+    // Clients and other nodes connect as before until all leaders are away.
+    zero.say_goodbye();
+    let handed_over = all_handed_over(from_cores, drained, node.begin.len());
+    let _ = executor::timeout(leave::LIMIT + DRAIN_GRACE, handed_over).await;
     for task in tasks {
         task.cancel();
     }
@@ -164,10 +189,10 @@ async fn start<S: EngineSource>(
     node: &Arc<Node<S>>,
     zero: &Rc<CoreZero<S::Engine>>,
     from_cores: &mut MailReceiver<FromCore>,
-) -> Result<NodeIdent, NodeError> {
+) -> Result<(NodeIdent, Option<StoreStart>), NodeError> {
     let pd =
         patiently(async || PdClient::connect(&node.config.pd, node.config.channels()).await.map_err(pd_error)).await?;
-    let ident = patiently(async || identify(node, &pd).await).await?;
+    let (ident, start) = patiently(async || identify(node, &pd).await).await?;
     // Core 0 sets this once.
     let _ = zero.pd.set(pd);
     let shared = Arc::new(NodeShared {
@@ -201,7 +226,7 @@ async fn start<S: EngineSource>(
             _ => return Err(NodeError::Stopped),
         }
     }
-    Ok(ident)
+    Ok((ident, start))
 }
 
 async fn tell_cores<S: EngineSource>(node: &Node<S>, letter: impl Fn() -> ToCore) -> Result<(), NodeError> {
@@ -209,30 +234,6 @@ async fn tell_cores<S: EngineSource>(node: &Node<S>, letter: impl Fn() -> ToCore
         begin.send(letter()).await.map_err(|_| NodeError::Stopped)?;
     }
     Ok(())
-}
-
-/// Reads who we are, or becomes somebody: a store id from PD, written down before anything is done under it.
-async fn identify<S: EngineSource>(node: &Node<S>, pd: &PdClient) -> Result<NodeIdent, NodeError> {
-    let config = &node.config;
-    let cores = u32::try_from(node.mail.len()).unwrap_or(1);
-    let mut ident = match NodeIdent::load(&config.data_dir).await? {
-        Some(ident) => {
-            ident.check(pd.cluster_id(), config.api)?;
-            ident
-        }
-        None => NodeIdent {
-            format: 1,
-            cluster_id: pd.cluster_id(),
-            store_id: pd.alloc_id().await.map_err(pd_error)?,
-            api: api_name(config.api).into(),
-            shards: 0,
-        },
-    };
-    if ident.shards < cores {
-        ident.shards = cores;
-        ident.store(&config.data_dir).await?;
-    }
-    Ok(ident)
 }
 
 async fn listen(address: std::net::SocketAddr, what: &str) -> Result<executor::net::TcpListener, NodeError> {
@@ -248,7 +249,7 @@ fn advertised(configured: &str, listener: &executor::net::TcpListener) -> Result
     Ok(listener.local_addr().map_err(io)?.to_string())
 }
 
-fn pd_error(error: PdClientError) -> NodeError {
+pub(super) fn pd_error(error: PdClientError) -> NodeError {
     match error {
         PdClientError::Refused { .. } => NodeError::Refused(error.to_string()),
         _ => NodeError::Pd(error.to_string()),
@@ -284,6 +285,7 @@ impl<E: Engine> CoreZero<E> {
             suspected: RefCell::default(),
             wake_reporter: executor::Notify::new(),
             wake_store_heartbeat: executor::Notify::new(),
+            is_leaving: Cell::new(false),
             pd_events: PdEvents::default(),
         })
     }
@@ -304,10 +306,13 @@ impl<E: Engine> CoreZero<E> {
 
     /// Makes the cluster's first region, if this is its first node. The region is durable here before PD hears of it,
     /// so a crash in between finds it and goes on.
-    async fn bootstrap(&self, store: &metapb::Store) -> Result<(), NodeError> {
+    async fn bootstrap(&self, store: &metapb::Store, joins: bool) -> Result<(), NodeError> {
         let pd = self.pd()?;
         if pd.is_bootstrapped().await.map_err(pd_error)? {
             return self.drop_the_losing_region().await;
+        }
+        if joins {
+            return Err(NodeError::NoCluster);
         }
         let host = self.host()?;
         let shard = host.shard(ShardId(0)).ok_or(NodeError::Stopped)?;

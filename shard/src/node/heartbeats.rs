@@ -85,8 +85,15 @@ impl<E: Engine> CoreZero<E> {
             bytes_read: take(&self.traffic.bytes_read),
             keys_read: take(&self.traffic.keys_read),
             interval: Some(pdpb::TimeInterval { start_timestamp: interval.0, end_timestamp: interval.1 }),
+            is_stopping: self.is_leaving.get(),
             ..Default::default()
         }
+    }
+
+    /// Tells PD that the node is about to stop, so that it sends no leaders here.
+    pub(super) fn say_goodbye(&self) {
+        self.is_leaving.set(true);
+        self.wake_store_heartbeat.notify();
     }
 }
 

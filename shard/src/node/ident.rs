@@ -1,11 +1,14 @@
-//! Who a node is: the file `node.json`, written once, and read before anything else at every start.
+//! Who a node is: the file `node.json`, read before anything else and written at every start.
 
 use std::path::Path;
 
+use base::ShardId;
 use serde::{Deserialize, Serialize};
 
-use super::NodeError;
+use super::core_zero::pd_error;
+use super::{EngineSource, Node, NodeConfig, NodeError, shard_dir};
 use crate::core::ApiMode;
+use crate::pd_client::{PdClient, PdClientError, StoreStart};
 
 /// Contents of `node.json`. See docs/formats.md.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +23,9 @@ pub struct NodeIdent {
     pub api: String,
     /// Number of shard folders. It only grows.
     pub shards: u32,
+    /// Starts so far. PD refuses a folder that knows of fewer than have happened: it is a stale copy.
+    #[serde(default)]
+    pub starts: u64,
 }
 
 /// Why an identity does not fit.
@@ -99,5 +105,59 @@ impl NodeIdent {
             return Err(IdentError::Api { stored: self.api.clone(), configured: api_name(api).into() });
         }
         Ok(())
+    }
+}
+
+/// Reads who we are, or becomes somebody: a store id from PD, written down before anything is done under it. Each start
+/// is counted; without room on the disk for that, PD is not told of it.
+pub(super) async fn identify<S: EngineSource>(
+    node: &Node<S>,
+    pd: &PdClient,
+) -> Result<(NodeIdent, Option<StoreStart>), NodeError> {
+    let config = &node.config;
+    let cores = u32::try_from(node.mail.len()).unwrap_or(1);
+    let mut ident = match NodeIdent::load(&config.data_dir).await? {
+        Some(ident) => {
+            ident.check(pd.cluster_id(), config.api)?;
+            refuse_if_wiped(&ident, config, pd).await?;
+            ident
+        }
+        None => NodeIdent {
+            format: 1,
+            cluster_id: pd.cluster_id(),
+            store_id: pd.alloc_id().await.map_err(pd_error)?,
+            api: api_name(config.api).into(),
+            shards: 0,
+            starts: 0,
+        },
+    };
+    let grows = ident.shards < cores;
+    ident.shards = ident.shards.max(cores);
+    ident.starts += 1;
+    match ident.store(&config.data_dir).await {
+        Ok(()) => {
+            let nonce = executor::with_rng(base::Prng::next_u64);
+            let start = StoreStart { count: ident.starts, nonce };
+            Ok((ident, Some(start)))
+        }
+        Err(error) if grows => Err(error),
+        // A full disk is no reason not to start.
+        Err(error) => {
+            tracing::warn!(%error, "this start is not counted");
+            Ok((ident, None))
+        }
+    }
+}
+
+/// An identity whose shards are gone, though PD has seen them, is not taken: its peers would have forgotten their votes.
+async fn refuse_if_wiped(ident: &NodeIdent, config: &NodeConfig, pd: &PdClient) -> Result<(), NodeError> {
+    if executor::fs::exists(&shard_dir(&config.data_dir, ShardId(0)).join("log")).await.unwrap_or(true) {
+        return Ok(());
+    }
+    match pd.store(ident.store_id).await {
+        Ok(_) => Err(NodeError::Wiped { dir: config.data_dir.clone(), store: ident.store_id }),
+        // It never got so far as to be known.
+        Err(PdClientError::Refused { .. }) => Ok(()),
+        Err(error) => Err(pd_error(error)),
     }
 }

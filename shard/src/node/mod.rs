@@ -15,6 +15,7 @@ mod core_zero;
 mod damage;
 mod heartbeats;
 mod ident;
+mod leave;
 mod letters;
 mod pd_events;
 mod status;
@@ -57,6 +58,8 @@ pub struct NodeConfig {
     pub status_listen: SocketAddr,
     /// PD's addresses, `host:port`.
     pub pd: Vec<String>,
+    /// The cluster must be there already: the node does not make its first region.
+    pub joins: bool,
     /// Everything that the node keeps.
     pub data_dir: PathBuf,
     /// Number of cores.
@@ -139,6 +142,17 @@ pub enum NodeError {
     /// PD will not have this node.
     #[error("the placement driver refuses this node: {0}")]
     Refused(String),
+    /// It was to join a cluster that is not there.
+    #[error("there is no cluster yet to join: start its first node with --pd")]
+    NoCluster,
+    /// The folder lacks what the node has had.
+    #[error("{} lacks what store {store} has had: a folder that was wiped is a new node, so remove node.json, too", dir.display())]
+    Wiped {
+        /// The folder.
+        dir: PathBuf,
+        /// The store.
+        store: u64,
+    },
     /// A shard could not be opened.
     #[error(transparent)]
     Open(#[from] crate::core::OpenError),
@@ -162,6 +176,8 @@ enum FromCore {
     },
     Started,
     Failed,
+    /// The core leads nothing any more that another node could lead, or has no time left for it.
+    HandedOver(CoreId),
     /// The core has no calls under way any more, or has ended.
     Drained(CoreId),
 }
@@ -315,6 +331,12 @@ async fn run_shards<S: EngineSource>(
         return Err(NodeError::Stopped);
     }
     executor::shutdown_signal().await;
+    // After a failure the others elect sooner than they could be asked.
+    if node.failure().is_none() {
+        leave::hand_over(&host).await;
+    }
+    // Core 0 may be gone.
+    let _ = node.up.send(FromCore::HandedOver(core)).await;
     drain(node, core, &mailroom, &mut begin).await;
     ticker.cancel();
     for shard in host.shards() {

@@ -33,6 +33,24 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Rounds over all addresses before [`PdClient::connect`] gives up: about half a minute.
 const CONNECT_ROUNDS: u32 = 32;
 
+/// Metadata of `PutStore`: which start of the store this is.
+const STORE_START: &str = "basalt-store-start";
+
+/// One start of a store: tells two processes on copies of one data folder from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreStart {
+    /// How many there have been, this one included.
+    pub count: u64,
+    /// Drawn at this start.
+    pub nonce: u64,
+}
+
+impl std::fmt::Display for StoreStart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{:016x}", self.count, self.nonce)
+    }
+}
+
 /// Why a call to the placement driver failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PdClientError {
@@ -236,13 +254,21 @@ impl PdClient {
         call!(self, bootstrap, request).await.map(drop)
     }
 
-    /// Registers this store, at every start.
+    /// Registers this store, at every start. `start` travels as metadata, which a stock PD does not look at.
     ///
     /// # Errors
-    /// [`PdClientError::Refused`] for a tombstone, an address in use, a version too old.
-    pub async fn put_store(&self, store: metapb::Store) -> Result<(), PdClientError> {
+    /// [`PdClientError::Refused`] for a tombstone, an address in use, a version too old, and by our PD for a start that
+    /// is not newer than the last one.
+    pub async fn put_store(&self, store: metapb::Store, start: Option<&StoreStart>) -> Result<(), PdClientError> {
         let request = pdpb::PutStoreRequest { header: self.0.header(), store: Some(store) };
-        call!(self, put_store, request).await.map(drop)
+        let answer = self.0.call(|stub: Stub, mut cx: CallContext| {
+            let request = request.clone();
+            if let Some(start) = start {
+                cx.metadata.push(STORE_START, start.to_string());
+            }
+            async move { stub.put_store(cx, &request).await }
+        });
+        answer.await.map(drop)
     }
 
     /// A store's description.

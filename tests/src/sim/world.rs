@@ -461,6 +461,7 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
         advertise: String::new(),
         status_listen: SocketAddr::new(NODE_IP, 20180),
         pd: vec![format!("{PD_IP}:{PD_PORT}")],
+        joins: false,
         data_dir: PathBuf::from("/node"),
         cores: 1,
         api: ApiMode::V1,
