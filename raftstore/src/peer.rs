@@ -154,6 +154,12 @@ impl Peer {
             {
                 return;
             }
+            // A follower's read counts like one of our own; it asks again.
+            MessageType::MsgReadIndex
+                if self.is_leader() && self.node.raft.pending_read_count() >= self.config.reads_max =>
+            {
+                return;
+            }
             MessageType::MsgAppend if self.applying_bytes > self.config.applying_bytes_max => {
                 // The leader sees what matches, and tries again after its next heartbeat.
                 message.entries.clear();

@@ -156,19 +156,42 @@ impl Client {
     where
         F: Future<Output = Result<(Option<errorpb::Error>, T), Status>>,
     {
+        self.attempt_at(key, None, send).await
+    }
+
+    /// As [`attempt`](Self::attempt), at the leader or, with a `replica`, at the peer of that number modulo their count,
+    /// and the next one at each further attempt.
+    async fn attempt_at<T, F>(
+        &self,
+        key: &[u8],
+        replica: Option<u64>,
+        send: impl Fn(tikvpb::TikvClient<net::Channel>, kvrpcpb::Context, metapb::Region) -> F,
+    ) -> Fate<T>
+    where
+        F: Future<Output = Result<(Option<errorpb::Error>, T), Status>>,
+    {
         let started = executor::now();
         let mut maybe = None;
         let mut pause = Duration::from_millis(2);
+        let mut attempts = 0;
         loop {
-            let last = match self.locate(key).await {
+            let located = self.locate(key).await.map(|place| {
+                let peers = &place.region.peers;
+                let at = replica.map(|replica| replica.wrapping_add(attempts) % peers.len() as u64);
+                let peer = at.map_or(place.leader, |at| peers[at as usize]);
+                (place, peer)
+            });
+            attempts += 1;
+            let last = match located {
                 Err(status) => status.message,
-                Ok(place) => match self.store(place.leader.store_id).await {
+                Ok((place, peer)) => match self.store(peer.store_id).await {
                     Err(status) => status.message,
                     Ok(client) => {
                         let context = kvrpcpb::Context {
                             region_id: place.region.id,
                             region_epoch: place.region.region_epoch,
-                            peer: Some(place.leader),
+                            peer: Some(peer),
+                            replica_read: replica.is_some(),
                             ..Default::default()
                         };
                         match send(client, context, place.region.clone()).await {
@@ -232,9 +255,9 @@ impl Client {
         .await
     }
 
-    /// Reads `key`.
-    pub async fn get(&self, key: &Bytes) -> Fate<Option<Bytes>> {
-        self.attempt(key, |client, context, _| {
+    /// Reads `key`, at the leader of its region or at any of its peers.
+    pub async fn get(&self, key: &Bytes, replica: Option<u64>) -> Fate<Option<Bytes>> {
+        self.attempt_at(key, replica, |client, context, _| {
             let request = kvrpcpb::RawGetRequest { context: Some(context), key: key.clone(), ..Default::default() };
             async move {
                 let answer = client.raw_get(call(ATTEMPT), &request).await?;

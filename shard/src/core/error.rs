@@ -37,6 +37,14 @@ pub enum RegionError {
         /// Who leads, if known.
         leader: Option<metapb::Peer>,
     },
+    /// A read of the past, of which a follower does not know how far back it would have to be.
+    #[error("data of region {region} is not ready at peer {peer}")]
+    DataIsNotReady {
+        /// The region.
+        region: RegionId,
+        /// Our peer.
+        peer: PeerId,
+    },
     /// The client's term is too old, or leadership changed before the command was proposed.
     #[error("stale command")]
     StaleCommand,

@@ -23,6 +23,8 @@ use crate::engine::Engine;
 
 /// How long a read waits for its quorum. Clients give up after a few of these.
 const READ_INDEX_WAIT: Duration = Duration::from_secs(1);
+/// Ticks after which a follower repeats its question. A round trip, a quorum's confirmation and a turn or two take less.
+const RESEND_TICKS: u32 = 2;
 
 /// A peer's lease, and the reads that wait for one.
 #[derive(Default)]
@@ -36,11 +38,14 @@ pub(crate) struct Lease {
     next: Vec<ReadReply>,
 }
 
-pub(crate) type ReadReply = oneshot::Sender<Result<(), RegionError>>;
+/// Where a read learns that it may go on, and up to which index it must see the log applied.
+pub(crate) type ReadReply = oneshot::Sender<Result<u64, RegionError>>;
 
 struct Question {
     id: u64,
     sent: Instant,
+    /// When a follower sent it last: its way to the leader is lossy.
+    resent: Instant,
     /// Where a quorum says that the log was committed up to; what was applied must reach it.
     index: Option<u64>,
     readers: Vec<ReadReply>,
@@ -104,19 +109,27 @@ impl<E: Engine> Shard<E> {
                 return Ok(());
             }
         }
+        self.read_index(region).await.map(drop)
+    }
+
+    /// Asks a quorum, by way of the leader, up to where the log is committed, and waits until our peer has applied it.
+    ///
+    /// # Errors
+    /// [`RegionError::NotLeader`] if no leader is known, another one comes, or none answers in time.
+    pub(crate) async fn read_index(&self, region: RegionId) -> Result<u64, RegionError> {
         let (reply, answer) = oneshot::channel();
         self.push(Input::Read { region, reply });
-        let lost = || RegionError::NotLeader { region, leader: None };
         match executor::timeout(READ_INDEX_WAIT, answer).await {
             Ok(answer) => answer.map_err(|_| RegionError::Closing)?,
-            Err(_) => Err(lost()),
+            Err(_) => Err(RegionError::NotLeader { region, leader: None }),
         }
     }
 
     /// Asks the quorum, unless the question is out already.
     pub(crate) fn step_read(&self, region: RegionId, reply: ReadReply, turn: &mut Turn) {
         let mut peers = self.peers.borrow_mut();
-        let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads() && peer.phase == Phase::Serving) else {
+        let is_ready = |peer: &PeerState| peer.leader.is_some() && peer.phase == Phase::Serving;
+        let Some(peer) = peers.get_mut(&region).filter(|peer| is_ready(peer)) else {
             // Whoever asked may have given up.
             let _ = reply.send(Err(RegionError::NotLeader { region, leader: None }));
             return;
@@ -135,10 +148,30 @@ impl<E: Engine> Shard<E> {
         turn.next_proposal += 1;
         let lost = peer.lease.asked.take().into_iter().flat_map(|question| question.readers);
         let readers = lost.chain(std::mem::take(&mut peer.lease.next)).collect();
-        peer.lease.asked = Some(Question { id: turn.next_proposal, sent: now, index: None, readers });
+        peer.lease.asked = Some(Question { id: turn.next_proposal, sent: now, resent: now, index: None, readers });
         peer.raft.handle(RaftInput::ReadIndex { id: turn.next_proposal });
         add(&self.metrics.read_index_total, 1);
         turn.dirty.insert(region);
+    }
+
+    /// A follower's question, or its answer, may be lost: it is asked again under its old name, which a leader that knows
+    /// it takes for the same one. One that nobody answers makes room for the next.
+    pub(crate) fn ask_again(&self, region: RegionId, peer: &mut PeerState, turn: &mut Turn) {
+        if peer.lease.asked.is_none() && peer.lease.next.is_empty() {
+            return;
+        }
+        let now = executor::now();
+        let pause = RESEND_TICKS * self.config.tick;
+        let follows = !peer.leads();
+        if let Some(question) = peer.lease.asked.as_mut()
+            && follows
+            && question.index.is_none()
+            && now.since(question.resent) >= pause
+        {
+            question.resent = now;
+            peer.raft.handle(RaftInput::ReadIndex { id: question.id });
+        }
+        self.ask_quorum(region, peer, turn);
     }
 
     /// A quorum has answered.
@@ -172,7 +205,7 @@ impl<E: Engine> Shard<E> {
             }
             for reader in question.readers {
                 // A reader may have given up.
-                let _ = reader.send(Ok(()));
+                let _ = reader.send(Ok(applied));
             }
             self.ask_quorum(region, peer, turn);
         }

@@ -4,6 +4,7 @@ mod apply;
 mod config;
 pub mod directory;
 mod error;
+mod follower;
 mod host;
 mod lease;
 mod leave;

@@ -153,8 +153,18 @@ impl PeerState {
         self.meta.region.peers.iter().find(|peer| peer.id == leader).cloned()
     }
 
-    /// The checks that every request passes, in the order of `compat/4-store.md` 4.1.
+    /// The checks that every request passes that only a leader serves, in the order of `compat/4-store.md` 4.1.
     pub(crate) fn check(&self, store: StoreId, context: &kvrpcpb::Context) -> Result<(), RegionError> {
+        self.check_here(store, context)?;
+        if !self.leads() || !self.readable {
+            let region = self.meta.region_id();
+            return Err(RegionError::NotLeader { region, leader: self.leader_peer().filter(|_| !self.leads()) });
+        }
+        self.check_age(context)
+    }
+
+    /// Of those checks, what comes before the question who leads.
+    pub(crate) fn check_here(&self, store: StoreId, context: &kvrpcpb::Context) -> Result<(), RegionError> {
         let region = self.meta.region_id();
         let asked = context.peer.as_ref();
         check_store(store, context)?;
@@ -172,9 +182,11 @@ impl PeerState {
             // Just born, or just arrived: it will lead in a moment, and nobody else can.
             return Err(RegionError::Moving(region));
         }
-        if !self.leads() || !self.readable {
-            return Err(RegionError::NotLeader { region, leader: self.leader_peer().filter(|_| !self.leads()) });
-        }
+        Ok(())
+    }
+
+    /// And what comes after it.
+    pub(crate) fn check_age(&self, context: &kvrpcpb::Context) -> Result<(), RegionError> {
         if context.term != 0 && self.term > context.term.saturating_add(1) {
             return Err(RegionError::StaleCommand);
         }

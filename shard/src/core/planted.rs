@@ -33,11 +33,13 @@ pub enum PlantedFault {
     ReplayPastEnd,
     /// Recovery does not ingest files again.
     NoRedo,
+    /// A follower reads what it has, without asking its leader.
+    ReplicaReadUnasked,
 }
 
 impl PlantedFault {
     /// All of them.
-    pub const ALL: [PlantedFault; 14] = [
+    pub const ALL: [PlantedFault; 15] = [
         PlantedFault::AnswerBeforeLog,
         PlantedFault::NoSync,
         PlantedFault::ForgetTail,
@@ -52,6 +54,7 @@ impl PlantedFault {
         PlantedFault::EndKeepsData,
         PlantedFault::ReplayPastEnd,
         PlantedFault::NoRedo,
+        PlantedFault::ReplicaReadUnasked,
     ];
 }
 

@@ -107,7 +107,7 @@ pub struct ShardMetrics {
     pub raft_received_total: Cell<u64>,
     /// Raft messages that were dropped because too much waited.
     pub raft_dropped_total: Cell<u64>,
-    /// Times that a leader without a lease asked its quorum.
+    /// Times that a leader without a lease, or a follower for a read, asked a quorum.
     pub read_index_total: Cell<u64>,
     /// Snapshots that were begun.
     pub snapshots_sent_total: Cell<u64>,

@@ -91,6 +91,7 @@ pub(crate) struct Turn {
     after_running_flush: Vec<AfterFlush>,
     close_waiters: Vec<oneshot::Sender<()>>,
     flushing: bool,
+    /// Names proposals and reads. See [`Shard::first_name`].
     pub(crate) next_proposal: u64,
     oldest_unflushed: Option<Instant>,
     /// Records for the next log write.
@@ -121,6 +122,7 @@ impl<E: Engine> Shard<E> {
         let mut turn = Turn {
             // What recovery replayed is in memory only.
             oldest_unflushed: (log.unflushed_bytes() > 0).then(executor::now),
+            next_proposal: self.first_name(),
             ..Turn::default()
         };
         let result = if self.is_damaged { self.refuse_all().await } else { self.run_turns(&mut turn, &log).await };
@@ -340,6 +342,7 @@ impl<E: Engine> Shard<E> {
                 if peer.reclaims_in > 0 {
                     self.reclaim(peer);
                 }
+                self.ask_again(*region, peer, turn);
                 // PD waits for those who catch up.
                 if peer.reported_pending && peer.leads() && peer.pending_peers().is_empty() {
                     self.outlet.report(peer.report(self.id));

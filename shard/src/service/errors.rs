@@ -23,6 +23,9 @@ pub(crate) fn region_error(error: RegionError) -> errorpb::Error {
         RegionError::NotLeader { region, leader } => {
             out.not_leader = Some(errorpb::NotLeader { region_id: region.0, leader });
         }
+        RegionError::DataIsNotReady { region, peer } => {
+            out.data_is_not_ready = Some(errorpb::DataIsNotReady { region_id: region.0, peer_id: peer.0, safe_ts: 0 });
+        }
         RegionError::StaleCommand => out.stale_command = Some(errorpb::StaleCommand {}),
         RegionError::EpochNotMatch { current, .. } => {
             out.epoch_not_match = Some(errorpb::EpochNotMatch { current_regions: current });

@@ -283,7 +283,19 @@ impl<E: Engine> Request<E> {
         Ok(())
     }
 
+    /// A view for a read, which any peer may serve if the client says so.
     async fn view(&mut self, context: &Context) -> Result<(Rc<Shard<E>>, RegionRead<E>), RegionError> {
+        if !context.replica_read && !context.stale_read {
+            return self.view_of_leader(context).await;
+        }
+        let shard = self.shard(context)?;
+        let read = shard.read_at_any_peer(context).await?;
+        self.ledger.snapshot = executor::now();
+        Ok((shard, read))
+    }
+
+    /// A view for what only a leader does.
+    async fn view_of_leader(&mut self, context: &Context) -> Result<(Rc<Shard<E>>, RegionRead<E>), RegionError> {
         let shard = self.shard(context)?;
         shard.lease(RegionId(context.region_id)).await?;
         let read = shard.read(context)?;
@@ -626,7 +638,7 @@ impl<E: Engine> Request<E> {
     ) -> Outcome<()> {
         if keys.is_empty() {
             // Nothing to replicate; the region is checked all the same.
-            self.view(&context).await?;
+            self.view_of_leader(&context).await?;
             return Ok(());
         }
         if !latched {
@@ -660,7 +672,7 @@ impl<E: Engine> Request<E> {
             }
         }
         if !message.end_key.is_empty() && message.start_key >= message.end_key {
-            self.view(&context).await?;
+            self.view_of_leader(&context).await?;
             return Ok(kv::RawDeleteRangeResponse::default());
         }
         let end = if message.end_key.is_empty() { Vec::new() } else { reader.mode.prefix(&message.end_key) };
@@ -699,7 +711,7 @@ impl<E: Engine> Request<E> {
         let unlatched = self.shard(&context)?.config.is_planted(PlantedFault::NoLatches);
         let latched = (!unlatched).then_some(&message.key[..]);
         let _latched = service.latches.lock(latched).await;
-        let (_, read) = self.view(&context).await?;
+        let (_, read) = self.view_of_leader(&context).await?;
         self.check_keys(&read, [&message.key])?;
         let key = message.key.clone();
         let found = self.look(&read, value_bytes, move |view| mvcc::raw::get(view, reader, &key)).await?;
@@ -727,13 +739,13 @@ impl<E: Engine> Request<E> {
 
     async fn read_index(&mut self, message: kv::ReadIndexRequest) -> Outcome<kv::ReadIndexResponse> {
         let context = message.context.unwrap_or_default();
-        let (_, read) = self.view(&context).await?;
+        let (_, read) = self.view_of_leader(&context).await?;
         Ok(kv::ReadIndexResponse { read_index: read.applied_index, ..Default::default() })
     }
 
     async fn split_region(&mut self, message: kv::SplitRegionRequest) -> Outcome<kv::SplitRegionResponse> {
         let context = message.context.unwrap_or_default();
-        let (shard, read) = self.view(&context).await?;
+        let (shard, read) = self.view_of_leader(&context).await?;
         #[allow(deprecated, reason = "old clients send one key in its own field")]
         let asked = if message.split_keys.is_empty() { vec![message.split_key] } else { message.split_keys };
         let encoded = !message.is_raw_kv || self.mode() == RawMode::V2;

@@ -176,9 +176,14 @@ impl Worker {
 
     async fn read(&mut self, client: &Client) {
         let key = self.key();
-        if let Fate::Done(found) = client.get(&key).await {
+        // What a worker wrote it must find at every peer.
+        let replica = self.prng.one_in(3).then(|| self.prng.next_u64());
+        if let Fate::Done(found) = client.get(&key, replica).await {
             let expected = self.history.keys.borrow().get(&key).cloned().unwrap_or_default();
-            assert!(expected.allows(&found), "{key:?} reads as {found:?}, expected {expected:?}");
+            assert!(
+                expected.allows(&found),
+                "{key:?} reads as {found:?} (replica: {replica:?}), expected {expected:?}"
+            );
         }
     }
 
