@@ -9,6 +9,7 @@ use raftstore::command::{Admin, CfName, Command, Header, WriteOp};
 use raftstore::epoch::{CommandKind, check_epoch};
 use raftstore::eraftpb::{ConfChangeV2, Entry};
 
+use super::chain::Effects;
 use super::error::RegionError;
 use super::membership::changes_of;
 use super::meta::PeerMeta;
@@ -45,11 +46,13 @@ pub(crate) struct Applied {
     pub(crate) outcome: Outcome,
     pub(crate) bytes: u64,
     pub(crate) keys: u64,
+    /// Hash of what it wrote, for the chain.
+    sum: u64,
 }
 
 impl Applied {
     fn nothing(outcome: Outcome) -> Applied {
-        Applied { outcome, bytes: 0, keys: 0 }
+        Applied { outcome, bytes: 0, keys: 0, sum: 0 }
     }
 }
 
@@ -65,14 +68,16 @@ pub(crate) fn apply_entry(meta: &mut PeerMeta, entry: &Entry, batch: &mut impl W
     let command = Command::decode(entry).expect("a committed entry is a command that a peer proposed");
     meta.applied_index = entry.index;
     meta.applied_term = entry.term;
-    match command {
+    let applied = match command {
         Command::Empty => Applied::nothing(Outcome::Done),
         Command::Write(write) => match check_write(meta, &write.header, &write.ops) {
             Err(refused) => Applied::nothing(Outcome::Refused(refused)),
             Ok(()) => write_ops(&write.ops, batch, meta),
         },
         Command::Admin(admin) => apply_admin(meta, *admin),
-    }
+    };
+    meta.chain.link(entry.index, &applied.outcome, applied.sum);
+    applied
 }
 
 /// Whether `entry` splits its region.
@@ -122,6 +127,7 @@ fn check_write(meta: &PeerMeta, header: &Header, ops: &[WriteOp]) -> Result<(), 
 
 fn write_ops(ops: &[WriteOp], batch: &mut impl WriteBatch, meta: &PeerMeta) -> Applied {
     let mut applied = Applied::nothing(Outcome::Done);
+    let mut batch = Effects::new(batch);
     for op in ops {
         match op {
             WriteOp::Put { cf, key, value } => {
@@ -141,7 +147,7 @@ fn write_ops(ops: &[WriteOp], batch: &mut impl WriteBatch, meta: &PeerMeta) -> A
             }
         }
     }
-    applied
+    Applied { sum: batch.sum, ..applied }
 }
 
 fn family(name: CfName) -> Cf {

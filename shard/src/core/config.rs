@@ -42,6 +42,8 @@ pub struct ShardConfig {
     pub tick: Duration,
     /// Settings of raft itself, in ticks.
     pub raft: raftstore::RaftConfig,
+    /// A replica that differs from its leader's ends the program instead of itself, for tests that must not miss it.
+    pub halts_on_divergence: bool,
     /// A fault to make, for tests that must find it.
     pub planted: Option<PlantedFault>,
 }
@@ -71,6 +73,7 @@ impl Default for ShardConfig {
             versioned_raw_keys: false,
             tick: Duration::from_millis(100),
             raft: raftstore::RaftConfig::default(),
+            halts_on_divergence: false,
             planted: None,
         }
     }

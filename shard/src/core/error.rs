@@ -99,6 +99,9 @@ pub enum RegionError {
     /// The peer's part of the raft log is damaged: it neither votes nor serves.
     #[error("raft log of region {0} is damaged")]
     Damaged(RegionId),
+    /// The peer's data differ from its leader's: it neither votes nor serves.
+    #[error("replica of region {0} differs from its leader's")]
+    Diverged(RegionId),
     /// The shard is closing, after a failure or at the end of the process.
     #[error("TiKV is Closing")]
     Closing,

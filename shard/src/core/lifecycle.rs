@@ -28,6 +28,7 @@ use mvcc::Cf;
 use prost::Message as _;
 use raftstore::LogPosition;
 
+use super::chain::Chain;
 use super::error::RegionError;
 use super::lease::quiet_ticks;
 use super::meta::{INITIAL_INDEX, PeerMeta, erase_range};
@@ -192,7 +193,7 @@ impl<E: Engine> Shard<E> {
     /// moving, or whose end is under way, is busy.
     fn stop_peer(&self, region: RegionId) -> Result<(), RegionError> {
         if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
-            if !matches!(peer.phase, Phase::Serving | Phase::Damaged) || peer.merging.absorbing {
+            if !matches!(peer.phase, Phase::Serving | Phase::Damaged | Phase::Diverged) || peer.merging.absorbing {
                 return Err(busy("the peer is on its way"));
             }
             peer.phase = Phase::Stopped;
@@ -427,6 +428,7 @@ pub(crate) fn home_record(peer: &PeerState) -> HomeRecord {
         approximate_keys: peer.meta.approximate_keys,
         began_version: peer.meta.began_version,
         merge: peer.meta.merge.clone(),
+        chain: peer.meta.chain.record(),
     }
 }
 
@@ -442,6 +444,7 @@ pub(crate) fn home_meta(home: &HomeRecord, store: base::StoreId) -> Option<PeerM
     if home.began_version > 0 {
         meta.began_version = home.began_version;
     }
+    meta.chain = Chain::of_record(home.chain, meta.region_id(), home.applied_index);
     Some(meta)
 }
 

@@ -347,6 +347,10 @@ pub struct RegionDescription {
     pub term: u64,
     /// Index of the last entry applied.
     pub applied_index: u64,
+    /// The consistency chain at that index, the same on every replica.
+    pub chain: String,
+    /// The replica was found to differ from its leader's, and is closed.
+    pub diverged: bool,
     /// Estimated size.
     pub approximate_bytes: u64,
     /// Estimated keys.

@@ -150,6 +150,7 @@ pub(crate) fn apply_merge(
         source.retire(batch);
     }
     target.region = std::sync::Arc::new(record.region.clone().unwrap_or_default());
+    target.chain.link_merge(record.index, &target.region);
     target.applied_index = record.index;
     target.applied_term = record.term;
     target.put_all(batch);

@@ -7,6 +7,7 @@ use mvcc::Cf;
 use prost::Message as _;
 use proto::{metapb, raft_serverpb};
 
+use super::chain::{ApplyExtra, Chain};
 use super::merge::local_state;
 use super::records::{PeerExtra, apply_state, peer_extra_key};
 use crate::engine::WriteBatch;
@@ -29,6 +30,8 @@ pub(crate) struct PeerMeta {
     pub(crate) merge: Option<raft_serverpb::MergeState>,
     /// The region's version when this copy began; since then it has followed the log without a gap.
     pub(crate) began_version: u64,
+    /// What the entries up to there did.
+    pub(crate) chain: Chain,
     /// Number of the last move between shards.
     pub(crate) move_number: u64,
     /// Estimated bytes of keys and values.
@@ -43,6 +46,7 @@ impl PeerMeta {
         let peer = *region.peers.iter().find(|peer| peer.store_id == store.0)?;
         let began_version = raftstore::epoch::epoch_of(&region).version;
         Some(PeerMeta {
+            chain: Chain::born(RegionId(region.id)),
             region: Arc::new(region),
             peer,
             applied_index: INITIAL_INDEX,
@@ -73,7 +77,10 @@ impl PeerMeta {
 
     /// Puts what was applied into `batch`, which holds the effects of the entries up to there.
     pub(crate) fn put_applied(&self, batch: &mut impl WriteBatch) {
-        let state = apply_state(self.applied_index, self.applied_term).encode_to_vec();
+        let mut state = apply_state(self.applied_index, self.applied_term).encode_to_vec();
+        let extra = ApplyExtra { chain: self.chain.record() };
+        // The fields of both follow each other: to each reader those of the other are unknown ones.
+        extra.encode(&mut state).expect("a vector grows");
         batch.put(Cf::Raft, &base::keys::apply_state(self.region_id()), &state);
     }
 

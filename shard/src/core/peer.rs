@@ -7,6 +7,7 @@ use futures_channel::oneshot;
 use proto::{kvrpcpb, metapb};
 
 use super::apply::epoch_not_match;
+use super::chain::Marks;
 use super::error::RegionError;
 use super::lease::Lease;
 use super::mail::{RegionDescription, RegionReport};
@@ -33,6 +34,8 @@ pub(crate) enum Phase {
     Stopped,
     /// Its part of the log is damaged: it does nothing, and keeps its term and vote.
     Damaged,
+    /// Its data differ from its leader's: it does nothing any more, and is replaced.
+    Diverged,
 }
 
 /// The answer to a write or a split that was applied.
@@ -82,6 +85,7 @@ pub(crate) struct PeerState {
     pub(crate) unmeasured: (u64, u64),
     pub(crate) measuring: bool,
     pub(crate) contacts: Contacts,
+    pub(crate) marks: Marks,
     pub(crate) lease: Lease,
     /// Followers that get a snapshot, and until when no other one is begun.
     pub(crate) snapshots: BTreeMap<u64, Instant>,
@@ -116,6 +120,7 @@ impl PeerState {
             unmeasured: (0, 0),
             measuring: false,
             contacts: Contacts::default(),
+            marks: Marks::default(),
             lease: Lease::default(),
             snapshots: BTreeMap::new(),
             reported_pending: false,
@@ -174,6 +179,7 @@ impl PeerState {
         }
         match self.phase {
             Phase::Damaged => return Err(RegionError::Damaged(region)),
+            Phase::Diverged => return Err(RegionError::Diverged(region)),
             Phase::Asleep => return Err(RegionError::Moving(region)),
             Phase::Stopped => return Err(RegionError::StaleCommand),
             Phase::Serving | Phase::Frozen => {}
@@ -191,7 +197,7 @@ impl PeerState {
             return Err(RegionError::StaleCommand);
         }
         if self.is_merging() {
-            return Err(RegionError::Merging(region));
+            return Err(RegionError::Merging(self.meta.region_id()));
         }
         let version = context.region_epoch.as_ref().map_or(0, |epoch| epoch.version);
         if version != self.meta.version() {
@@ -261,6 +267,8 @@ impl PeerState {
             leader: self.leads(),
             term: self.term,
             applied_index: self.meta.applied_index,
+            chain: self.meta.chain.to_string(),
+            diverged: self.phase == Phase::Diverged,
             approximate_bytes: self.meta.approximate_bytes,
             approximate_keys: self.meta.approximate_keys,
             moves: self.meta.move_number,

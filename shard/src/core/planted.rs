@@ -35,11 +35,13 @@ pub enum PlantedFault {
     NoRedo,
     /// A follower reads what it has, without asking its leader.
     ReplicaReadUnasked,
+    /// A follower applies some entries with a value of one byte more.
+    ApplyOtherwise,
 }
 
 impl PlantedFault {
     /// All of them.
-    pub const ALL: [PlantedFault; 15] = [
+    pub const ALL: [PlantedFault; 16] = [
         PlantedFault::AnswerBeforeLog,
         PlantedFault::NoSync,
         PlantedFault::ForgetTail,
@@ -55,6 +57,7 @@ impl PlantedFault {
         PlantedFault::ReplayPastEnd,
         PlantedFault::NoRedo,
         PlantedFault::ReplicaReadUnasked,
+        PlantedFault::ApplyOtherwise,
     ];
 }
 

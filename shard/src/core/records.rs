@@ -4,6 +4,8 @@ use base::RegionId;
 use bytes::Bytes;
 use proto::{metapb, raft_serverpb};
 
+pub use super::chain::ChainRecord;
+
 /// Payload of `Home`: all that a shard needs to take a peer over, once the data is durable in its engine.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HomeRecord {
@@ -40,6 +42,9 @@ pub struct HomeRecord {
     /// Set if the region has prepared to merge.
     #[prost(message, optional, tag = "11")]
     pub merge: Option<raft_serverpb::MergeState>,
+    /// The consistency chain at that entry; unknown if there is none.
+    #[prost(message, optional, tag = "12")]
+    pub chain: Option<ChainRecord>,
 }
 
 /// Payload of `Split`: the entry that made the children, so that a replay makes them before anything of theirs.

@@ -21,6 +21,7 @@ use raftstore::eraftpb::{Entry, HardState};
 use raftstore::{InitError, LogPosition, PeerInit};
 
 use super::apply::{Outcome, apply_entry, apply_split, is_commit_merge, is_split};
+use super::chain::{ApplyExtra, Chain};
 use super::config::ShardConfig;
 use super::directory::{Claim, Placement};
 use super::lease::quiet_ticks;
@@ -455,11 +456,13 @@ fn load_meta(
 ) -> Result<PeerMeta, String> {
     let region = state.region.ok_or("a region state names no region")?;
     let merge = state.merge_state;
+    let chain = ApplyExtra::decode(applied).map_err(|error| error.to_string())?.chain;
     let applied = raft_serverpb::RaftApplyState::decode(applied).map_err(|error| error.to_string())?;
     let extra = PeerExtra::decode(extra).map_err(|error| error.to_string())?;
     let mut meta = PeerMeta::first(region, store).ok_or("a region has no peer on this store")?;
     meta.applied_index = applied.applied_index;
     meta.applied_term = applied.commit_term;
+    meta.chain = Chain::of_record(chain, meta.region_id(), applied.applied_index);
     meta.move_number = extra.move_number;
     meta.approximate_bytes = extra.approximate_bytes;
     meta.approximate_keys = extra.approximate_keys;

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use base::{PeerId, RegionId, StoreId};
+use bytes::Bytes;
 use prost::Message as _;
 use proto::{metapb, raft_serverpb};
 use raftstore::Input as RaftInput;
@@ -85,6 +86,7 @@ impl PeerState {
             to_peer: Some(to),
             message: message.encode_to_vec().into(),
             region_epoch: region.region_epoch,
+            extra_ctx: if message.msg_type() == MessageType::MsgHeartbeat { self.claim() } else { Bytes::new() },
             ..Default::default()
         };
         Some((StoreId(to.store_id), letter))
@@ -167,6 +169,9 @@ impl<E: Engine> Shard<E> {
         if message.msg_type() == MessageType::MsgTransferLeader {
             // Its lease is to end first.
             self.push(Input::Transfer { region, to: PeerId(from.id) });
+            return;
+        }
+        if message.msg_type() == MessageType::MsgHeartbeat && !self.agrees(peer, from.id, &letter.extra_ctx) {
             return;
         }
         peer.raft.handle(RaftInput::Step(message));

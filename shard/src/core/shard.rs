@@ -109,6 +109,8 @@ pub struct ShardMetrics {
     pub raft_dropped_total: Cell<u64>,
     /// Times that a leader without a lease, or a follower for a read, asked a quorum.
     pub read_index_total: Cell<u64>,
+    /// Replicas that were found to differ from their leader's.
+    pub divergence_total: Cell<u64>,
     /// Snapshots that were begun.
     pub snapshots_sent_total: Cell<u64>,
     /// Bytes of log on disk.

@@ -26,6 +26,7 @@ use proto::rpc::{CallContext, Inbound, Status};
 use proto::{metapb, raft_serverpb, tikvpb};
 use raftstore::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
 
+use super::chain::{claimed_at, snapshot_claim};
 use super::host::CoreHost;
 use super::lifecycle::region_of;
 use super::mail::{Control, Reply, reply};
@@ -198,6 +199,7 @@ fn head<E: Engine>(job: &Job<E>) -> raft_serverpb::RaftMessage {
         to_peer: Some(job.to),
         message: message.encode_to_vec().into(),
         region_epoch: region.region_epoch,
+        extra_ctx: snapshot_claim(&job.meta),
         ..Default::default()
     }
 }
@@ -310,6 +312,7 @@ async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMe
         term: message.term,
         applied_index: metadata.index,
         applied_term: metadata.term,
+        chain: claimed_at(&letter.extra_ctx, metadata.index),
         ..Default::default()
     };
     Ok(Receiving {

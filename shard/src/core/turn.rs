@@ -343,6 +343,7 @@ impl<E: Engine> Shard<E> {
                     self.reclaim(peer);
                 }
                 self.ask_again(*region, peer, turn);
+                peer.begin_chain();
                 // PD waits for those who catch up.
                 if peer.reported_pending && peer.leads() && peer.pending_peers().is_empty() {
                     self.outlet.report(peer.report(self.id));
@@ -543,7 +544,9 @@ impl<E: Engine> Shard<E> {
                 return;
             }
             add(&self.metrics.applied_total, 1);
+            let entry = self.maybe_tampered(peer, entry);
             let effect = apply_entry(&mut peer.meta, &entry, &mut pass.batch);
+            peer.marks.note(&peer.meta);
             peer.meta.approximate_bytes += effect.bytes;
             peer.meta.approximate_keys += effect.keys;
             peer.unmeasured.0 += effect.bytes;

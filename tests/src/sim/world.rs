@@ -474,6 +474,7 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
             flush_at_bytes: replay_cap / 2,
             flush_age: Duration::from_millis(prng.range(500, 60_000)),
             entry_cut_bytes: prng.range(100, 4096) as usize,
+            halts_on_divergence: true,
             ..Default::default()
         },
         log: shard::log::LogConfig {

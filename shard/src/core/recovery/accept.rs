@@ -18,6 +18,7 @@ use prost::Message as _;
 
 use super::{Found, LogConfig, OpenError, Recovering, Replay, find, log_failed, put_event};
 use crate::core::apply::apply_split;
+use crate::core::chain::Chain;
 use crate::core::records::{EndRecord, SplitRecord};
 use crate::engine::Engine;
 use crate::log::{HardState, Lifecycle, LifecycleKind, LogEffect, Position, RaftLog, Record, Scope};
@@ -181,6 +182,7 @@ impl<E: Engine> Replay<'_, E> {
         peer.entries.clear();
         peer.meta.applied_index = record.index;
         peer.meta.applied_term = peer.meta.applied_term.max(peer.hard_state.term);
+        peer.meta.chain = Chain::UNKNOWN;
         let children = apply_split(&mut peer.meta, record.regions, self.store, &mut self.batch);
         self.bear(children, event);
     }
