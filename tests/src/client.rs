@@ -84,6 +84,17 @@ impl Client {
         Ok(answer.regions.into_iter().filter_map(|region| region.region).collect())
     }
 
+    /// Ids of all stores that the placement driver knows.
+    ///
+    /// # Errors
+    /// What it said.
+    pub async fn store_ids(&self) -> Result<Vec<u64>, Status> {
+        self.learn_cluster().await?;
+        let request = pdpb::GetAllStoresRequest { header: self.header(), ..Default::default() };
+        let answer = self.pd.get_all_stores(call(ATTEMPT), &request).await?;
+        Ok(answer.stores.iter().map(|store| store.id).collect())
+    }
+
     async fn locate(&self, key: &[u8]) -> Result<CachedRegion, Status> {
         let cached = {
             let regions = self.regions.borrow();
@@ -156,15 +167,16 @@ impl Client {
     where
         F: Future<Output = Result<(Option<errorpb::Error>, T), Status>>,
     {
-        self.attempt_at(key, None, send).await
+        self.attempt_at(key, None, LIMIT, send).await
     }
 
     /// As [`attempt`](Self::attempt), at the leader or, with a `replica`, at the peer of that number modulo their count,
-    /// and the next one at each further attempt.
+    /// and the next one at each further attempt; until `limit` is over, once if that is zero.
     async fn attempt_at<T, F>(
         &self,
         key: &[u8],
         replica: Option<u64>,
+        limit: Duration,
         send: impl Fn(tikvpb::TikvClient<net::Channel>, kvrpcpb::Context, metapb::Region) -> F,
     ) -> Fate<T>
     where
@@ -213,7 +225,7 @@ impl Client {
                 },
             };
             self.retries.set(self.retries.get() + 1);
-            if executor::now().since(started) > LIMIT {
+            if executor::now().since(started) >= limit {
                 return match maybe {
                     Some(why) => Fate::Unknown(why),
                     None => Fate::Refused(last),
@@ -222,6 +234,45 @@ impl Client {
             executor::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(200));
         }
+    }
+
+    /// Sets `key`, or removes it if there is no value, in one attempt; not in the middle of a compare-and-swap.
+    pub async fn write_once(&self, key: &Bytes, value: Option<&Bytes>) -> Fate<()> {
+        self.attempt_at(key, None, Duration::ZERO, |client, context, _| {
+            let (context, key, value) = (Some(context), key.clone(), value.cloned());
+            async move {
+                let region_error = match value {
+                    Some(value) => {
+                        let request =
+                            kvrpcpb::RawPutRequest { context, key, value, for_cas: true, ..Default::default() };
+                        client.raw_put(call(ATTEMPT), &request).await?.region_error
+                    }
+                    None => {
+                        let request = kvrpcpb::RawDeleteRequest { context, key, for_cas: true, ..Default::default() };
+                        client.raw_delete(call(ATTEMPT), &request).await?.region_error
+                    }
+                };
+                Ok((region_error, ()))
+            }
+        })
+        .await
+    }
+
+    /// Reads `key` in one attempt, from the region's peer with this number instead of its leader if there is one: a peer
+    /// that takes itself for the leader answers.
+    pub async fn read_once(&self, key: &Bytes, peer: Option<usize>) -> Fate<Option<Bytes>> {
+        self.attempt_at(key, None, Duration::ZERO, |client, mut context, region| async move {
+            let asked = peer.map(|peer| region.peers[peer % region.peers.len()]);
+            let client = match asked {
+                Some(peer) => self.store(peer.store_id).await?,
+                None => client,
+            };
+            context.peer = asked.or(context.peer);
+            let request = kvrpcpb::RawGetRequest { context: Some(context), key: key.clone(), ..Default::default() };
+            let answer = client.raw_get(call(ATTEMPT), &request).await?;
+            Ok((answer.region_error, (!answer.not_found).then_some(answer.value)))
+        })
+        .await
     }
 
     /// Sets `key`. A write of which an earlier attempt is in doubt is reported as done once a later one is.
@@ -257,7 +308,7 @@ impl Client {
 
     /// Reads `key`, at the leader of its region or at any of its peers.
     pub async fn get(&self, key: &Bytes, replica: Option<u64>) -> Fate<Option<Bytes>> {
-        self.attempt_at(key, replica, |client, context, _| {
+        self.attempt_at(key, replica, LIMIT, |client, context, _| {
             let request = kvrpcpb::RawGetRequest { context: Some(context), key: key.clone(), ..Default::default() };
             async move {
                 let answer = client.raw_get(call(ATTEMPT), &request).await?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lines::LineFaults;
 use super::planted::PlantedFault;
 
 /// How a shard splits, flushes and holds back.
@@ -44,6 +45,8 @@ pub struct ShardConfig {
     pub raft: raftstore::RaftConfig,
     /// A replica that differs from its leader's ends the program instead of itself, for tests that must not miss it.
     pub halts_on_divergence: bool,
+    /// What befalls raft messages on their way out, for tests.
+    pub line_faults: Option<LineFaults>,
     /// A fault to make, for tests that must find it.
     pub planted: Option<PlantedFault>,
 }
@@ -74,6 +77,7 @@ impl Default for ShardConfig {
             tick: Duration::from_millis(100),
             raft: raftstore::RaftConfig::default(),
             halts_on_divergence: false,
+            line_faults: None,
             planted: None,
         }
     }

@@ -272,6 +272,8 @@ pub struct CoreOutlet<E: Engine> {
     pub host: Weak<CoreHost<E>>,
     /// Called when a shard cannot go on.
     pub on_failure: Rc<dyn Fn(ShardId, String)>,
+    /// Called when a peer begins to lead, with its term.
+    pub on_leader: Rc<dyn Fn(RegionId, PeerId, u64)>,
     /// The ways to other stores.
     pub lines: Lines,
 }
@@ -302,6 +304,10 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
 
     fn failed(&self, shard: ShardId, why: String) {
         (self.on_failure)(shard, why);
+    }
+
+    fn leads(&self, region: RegionId, peer: PeerId, term: u64) {
+        (self.on_leader)(region, peer, term);
     }
 
     fn send_raft(&self, to: StoreId, letter: raft_serverpb::RaftMessage) {

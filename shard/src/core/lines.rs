@@ -28,6 +28,19 @@ pub(crate) type Resolve = Rc<dyn Fn(StoreId) -> LocalFuture<Option<String>>>;
 /// Told of peers whose messages were lost.
 pub(crate) type OnLost = Rc<dyn Fn(RegionId, PeerId)>;
 
+/// What may befall messages, each once in so many, never if 0. Streams neither lose nor reorder; raft must bear both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineFaults {
+    /// One is lost, and nobody is told.
+    pub lose_one_in: u64,
+    /// One is sent twice.
+    pub duplicate_one_in: u64,
+    /// One leaves later than those after it.
+    pub delay_one_in: u64,
+    /// By so much at most.
+    pub delay_max: Duration,
+}
+
 /// See the module. Cheap to clone. The default one loses everything.
 #[derive(Clone, Default)]
 pub struct Lines(Option<Rc<Inner>>);
@@ -37,6 +50,7 @@ struct Inner {
     resolve: Resolve,
     on_lost: OnLost,
     channels: net::ChannelConfig,
+    faults: Option<LineFaults>,
 }
 
 #[derive(Default)]
@@ -49,20 +63,22 @@ struct Line {
 
 impl Lines {
     /// Lines to the stores that `resolve` finds.
-    pub(crate) fn new(resolve: Resolve, on_lost: OnLost, channels: net::ChannelConfig) -> Lines {
-        Lines(Some(Rc::new(Inner { lines: RefCell::default(), resolve, on_lost, channels })))
+    pub(crate) fn new(
+        resolve: Resolve,
+        on_lost: OnLost,
+        channels: net::ChannelConfig,
+        faults: Option<LineFaults>,
+    ) -> Lines {
+        Lines(Some(Rc::new(Inner { lines: RefCell::default(), resolve, on_lost, channels, faults })))
     }
 
     /// Sends a message, or loses it.
     pub(crate) fn send(&self, to: StoreId, letter: RaftMessage) {
         let Some(inner) = &self.0 else { return };
-        let line = inner.line(to);
-        if line.bytes.get() > QUEUE_BYTES_MAX {
-            return inner.lost([&letter]);
+        match inner.faults {
+            None => inner.queue(to, letter),
+            Some(faults) => inner.queue_faulty(to, letter, faults),
         }
-        line.bytes.set(line.bytes.get() + size(&letter));
-        line.queue.borrow_mut().push_back(letter);
-        line.wake.notify();
     }
 
     /// The channel to a store.
@@ -82,6 +98,38 @@ fn size(letter: &RaftMessage) -> usize {
 }
 
 impl Inner {
+    fn queue(self: &Rc<Self>, to: StoreId, letter: RaftMessage) {
+        let line = self.line(to);
+        if line.bytes.get() > QUEUE_BYTES_MAX {
+            return self.lost([&letter]);
+        }
+        line.bytes.set(line.bytes.get() + size(&letter));
+        line.queue.borrow_mut().push_back(letter);
+        line.wake.notify();
+    }
+
+    fn queue_faulty(self: &Rc<Self>, to: StoreId, letter: RaftMessage, faults: LineFaults) {
+        let happens = |one_in| one_in > 0 && executor::with_rng(|rng| rng.one_in(one_in));
+        if happens(faults.lose_one_in) {
+            return;
+        }
+        if happens(faults.duplicate_one_in) {
+            self.queue(to, letter.clone());
+        }
+        if happens(faults.delay_one_in) {
+            let nanos = executor::with_rng(|rng| rng.below(faults.delay_max.as_nanos() as u64 + 1));
+            let inner = Rc::downgrade(self);
+            executor::spawn_local(Class::Raft, async move {
+                executor::sleep(Duration::from_nanos(nanos)).await;
+                if let Some(inner) = inner.upgrade() {
+                    inner.queue(to, letter);
+                }
+            });
+            return;
+        }
+        self.queue(to, letter);
+    }
+
     fn line(self: &Rc<Self>, to: StoreId) -> Rc<Line> {
         let mut lines = self.lines.borrow_mut();
         let line = lines.entry(to).or_insert_with(|| {

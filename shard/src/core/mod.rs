@@ -7,6 +7,7 @@ pub mod directory;
 mod error;
 mod follower;
 mod host;
+mod inspect;
 mod lease;
 mod leave;
 mod lifecycle;
@@ -30,7 +31,8 @@ mod turn;
 pub use config::ShardConfig;
 pub use error::RegionError;
 pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};
-pub use lines::Lines;
+pub use inspect::{StoredPair, StoredPeer, stored_data, stored_peers};
+pub use lines::{LineFaults, Lines};
 pub use mail::{
     Answer, Answered, Control, CoreMail, MoveError, PeerView, RegionDescription, RegionReport, RemoteRequest, Reply,
     Route, ShardDescription, reply,

@@ -412,14 +412,14 @@ pub(crate) fn decode_entries(logged: Vec<LogEntry>) -> impl Iterator<Item = Entr
 }
 
 /// What the engine holds.
-struct Stored {
-    metas: Vec<PeerMeta>,
+pub(crate) struct Stored {
+    pub(crate) metas: Vec<PeerMeta>,
     tombstones: BTreeMap<RegionId, PeerId>,
     last_event: u64,
 }
 
 /// Reads all peers, tombstones and the last event out of family `raft`.
-fn load<E: Engine>(engine: &E, store: StoreId) -> Result<Stored, String> {
+pub(crate) fn load<E: Engine>(engine: &E, store: StoreId) -> Result<Stored, String> {
     let snapshot = engine.snapshot();
     let get = |key: &[u8]| snapshot.get(Cf::Raft, key, Tier::Disk).map_err(|error| error.to_string());
     let last_event = match get(SHARD_STATE_KEY)? {

@@ -50,6 +50,8 @@ pub trait Outlet {
     fn split_due(&self, shard: ShardId, region: metapb::Region, keys: Vec<Vec<u8>>);
     /// The shard cannot go on; the process must end without acknowledging anything more.
     fn failed(&self, shard: ShardId, why: String);
+    /// A peer here has begun to lead.
+    fn leads(&self, _region: RegionId, _peer: PeerId, _term: u64) {}
     /// A raft message leaves for another store. It may be lost on its way.
     fn send_raft(&self, _to: StoreId, _letter: raft_serverpb::RaftMessage) {}
     /// The way to another store, for a snapshot; nothing if the store is unknown.

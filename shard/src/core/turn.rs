@@ -479,6 +479,9 @@ impl<E: Engine> Shard<E> {
                 peer.term = role.term;
                 peer.leader = leader;
                 peer.readable &= !changed;
+                if changed && peer.leads() {
+                    self.outlet.leads(region, peer.meta.peer_id(), role.term);
+                }
                 if changed {
                     peer.lease.end(&RegionError::NotLeader { region, leader: peer.leader_peer() });
                     peer.contacts.forget();

@@ -34,7 +34,8 @@ use proto::rpc::LocalFuture;
 
 use crate::core::directory::Claim;
 use crate::core::{
-    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, Lines, NodeShared, Opened, ShardConfig, core_of, reply,
+    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, LineFaults, Lines, NodeShared, Opened, ShardConfig, core_of,
+    reply,
 };
 use crate::engine::Engine;
 use crate::log::LogConfig;
@@ -103,6 +104,8 @@ pub trait EngineSource: Send + Sync + 'static {
     fn open(&self, shard: ShardId, dir: &Path) -> Result<Self::Engine, String>;
     /// Told the wall clock every now and then, for values that expire.
     fn tick(&self, _unix_seconds: u64) {}
+    /// Told of each peer that begins to lead, with its term: for tests, which compare them.
+    fn leads(&self, _region: RegionId, _peer: PeerId, _term: u64) {}
 }
 
 /// What a running node tells whoever started it.
@@ -299,7 +302,11 @@ async fn run_shards<S: EngineSource>(
             let node = node.clone();
             Rc::new(move |shard, why| node.fail(format!("shard {shard}: {why}")))
         },
-        lines: lines(&host, node.config.channels()),
+        on_leader: {
+            let node = node.clone();
+            Rc::new(move |region, peer, term| node.source.leads(region, peer, term))
+        },
+        lines: lines(&host, node.config.channels(), node.config.shard.line_faults),
     });
     let mine = (0..shards).map(ShardId).filter(|shard| core_of(*shard, node.mail.len()) == core);
     let mut opened: Vec<Opened<S::Engine>> = Vec::new();
@@ -353,7 +360,7 @@ async fn run_shards<S: EngineSource>(
 }
 
 /// The lines of `host`'s core to other stores.
-fn lines<E: Engine>(host: &Rc<CoreHost<E>>, channels: net::ChannelConfig) -> Lines {
+fn lines<E: Engine>(host: &Rc<CoreHost<E>>, channels: net::ChannelConfig, faults: Option<LineFaults>) -> Lines {
     let (resolving, losing) = (Rc::downgrade(host), Rc::downgrade(host));
     let resolve = move |store| -> LocalFuture<Option<String>> {
         let host = resolving.upgrade();
@@ -368,7 +375,7 @@ fn lines<E: Engine>(host: &Rc<CoreHost<E>>, channels: net::ChannelConfig) -> Lin
             shard.unreachable(region, peer);
         }
     };
-    Lines::new(Rc::new(resolve), Rc::new(on_lost), channels)
+    Lines::new(Rc::new(resolve), Rc::new(on_lost), channels, faults)
 }
 
 /// Finishes the calls of this core's connections, then waits until the other cores have done so: their calls may need our

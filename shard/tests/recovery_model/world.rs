@@ -296,7 +296,12 @@ impl<S: Store> Life<S> {
             let on_failure = Rc::new(move |shard: ShardId, why: String| {
                 failure.borrow_mut().get_or_insert(format!("shard {shard}: {why}"));
             });
-            Rc::new(CoreOutlet { host: Rc::downgrade(&host), on_failure, lines: Lines::default() })
+            Rc::new(CoreOutlet {
+                host: Rc::downgrade(&host),
+                on_failure,
+                on_leader: Rc::new(|_, _, _| {}),
+                lines: Lines::default(),
+            })
         };
         let mut opened = Vec::new();
         for shard in (0..SHARDS).map(ShardId) {

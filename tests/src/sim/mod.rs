@@ -1,8 +1,14 @@
 //! A whole cluster in the simulator: one placement driver, one node or several on the engine's twin, clients, and faults.
 //!
 //! A run is a function of its seed. It ends after at least [`Plan::operations`] operations and [`Plan::duration`] of
-//! virtual time, with a check of every key. Panics name what is wrong; the seed replays it.
+//! virtual time, with a check of every key, of the histories of all hot keys, and of all replicas. Panics name what is wrong; the seed replays it.
 
+mod faults;
+mod hot;
+mod linear;
+mod orders;
+mod twins;
+mod watch;
 mod workload;
 mod world;
 
@@ -11,6 +17,19 @@ use std::time::Duration;
 use shard::core::PlantedFault;
 
 pub use world::World;
+
+/// What a run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Focus {
+    /// Everything.
+    Any,
+    /// Leaders that are cut off, stopped for a while or handed over, while clients read from all who take themselves for one.
+    Leaders,
+    /// Crashes of one node, a majority or all, one soon after the other.
+    Crashes,
+    /// Members that come and go, while nodes crash and are cut off.
+    Members,
+}
 
 /// How long and how hard a run is.
 #[derive(Clone, Copy, Debug)]
@@ -25,13 +44,23 @@ pub struct Plan {
     pub nodes: usize,
     /// The placement driver merges small regions.
     pub merges: bool,
+    /// Which faults are drawn, and what clients do most.
+    pub focus: Focus,
     /// A mistake that the node makes on purpose, which the run must find.
     pub planted: Option<PlantedFault>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { operations: 2000, duration: Duration::from_secs(60), faults: 3, nodes: 1, merges: false, planted: None }
+        Plan {
+            operations: 2000,
+            duration: Duration::from_secs(60),
+            faults: 3,
+            nodes: 1,
+            merges: false,
+            focus: Focus::Any,
+            planted: None,
+        }
     }
 }
 
@@ -48,6 +77,8 @@ pub struct Report {
     pub acknowledged: u64,
     /// Writes whose fate the client does not know.
     pub unknown: u64,
+    /// Orders that the placement driver took.
+    pub orders: u64,
     /// Faults that were injected.
     pub faults: u64,
     /// Times that the node was killed or stopped and started again.
@@ -56,6 +87,8 @@ pub struct Report {
     pub regions: u64,
     /// Their replicas.
     pub replicas: u64,
+    /// Keys whose history was too hard to judge.
+    pub undecided: u64,
     /// Steps of the simulator.
     pub steps: u64,
 }
@@ -63,7 +96,9 @@ pub struct Report {
 /// Runs one seed.
 ///
 /// # Panics
-/// If an acknowledged write is lost, a read returns what was never written, or the cluster does not come back.
+/// If an acknowledged write is lost, a read returns what was never written, the calls on a key have no order that explains
+/// their answers, two peers lead in one term or share keys of a node, replicas stay different, or the cluster does not come
+/// back.
 pub fn run(seed: u64, plan: Plan) -> Report {
     World::new(seed, plan).run()
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use base::Prng;
 use bytes::Bytes;
 
+use super::hot::Hot;
 use crate::client::{Client, Fate};
 
 const KEYS_PER_WORKER: u64 = 150;
@@ -43,7 +44,11 @@ pub(super) struct History {
     pub(super) acknowledged: Cell<u64>,
     /// Writes in doubt.
     pub(super) unknown: Cell<u64>,
-    /// Workers and clocks that have stopped.
+    /// Orders that the placement driver took.
+    pub(super) orders: Cell<u64>,
+    /// Calls on the keys that everybody writes.
+    pub(super) hot: Hot,
+    /// Workers, clocks and others that have stopped.
     pub(super) workers_done: Cell<u64>,
     /// Timestamps that were taken, and the highest of them.
     pub(super) timestamps: Cell<u64>,
@@ -53,7 +58,7 @@ pub(super) struct History {
     counters: RefCell<BTreeMap<Bytes, (u64, u64)>>,
 }
 
-fn count(cell: &Cell<u64>) {
+pub(super) fn count(cell: &Cell<u64>) {
     cell.set(cell.get() + 1);
 }
 
@@ -81,9 +86,9 @@ impl History {
                 ));
             }
         }
-        let strangers = found
-            .keys()
-            .filter(|key| !self.keys.borrow().contains_key(**key) && !self.counters.borrow().contains_key(**key));
+        let strangers = found.keys().filter(|key| {
+            !Hot::is_key(key) && !self.keys.borrow().contains_key(**key) && !self.counters.borrow().contains_key(**key)
+        });
         match strangers.count() {
             0 => Ok(()),
             strangers => Err(format!("{strangers} keys that nobody wrote")),

@@ -1,22 +1,23 @@
-//! The cluster of one run, its faults, and its checks at the end.
+//! The cluster of one run, and its checks.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base::{Prng, ShardId};
+use base::{Prng, StoreId};
 use executor::sim::{Link, Sim, SimConfig, SimNode};
 use executor::{Io, IoKind};
-use shard::core::{ApiMode, PlantedFault, ShardConfig};
-use shard::engine::twin::{TwinDisk, TwinEngine, TwinFaults};
-use shard::node::{EngineSource, Node, NodeConfig, run_core};
+use shard::core::{ApiMode, LineFaults, PlantedFault, ShardConfig};
+use shard::node::{Node, NodeConfig, NodeReady, run_core};
 
+use super::twins::TwinSource;
+use super::watch::{self, Leaders, NodeView};
 use super::workload::{self, History, Worker};
-use super::{Plan, Report};
+use super::{Focus, Plan, Report, hot, orders};
 use crate::client::{Client, Fate};
 
 const PD_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -28,77 +29,32 @@ const WORKERS: u64 = 4;
 const CLOCKS: u64 = 2;
 /// How long the cluster may take to serve again after all faults are over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
-
-/// The engines' disks of one node: what survives a kill of the twin, and the engines that a kill must end.
-#[derive(Clone, Default)]
-struct TwinSource(Arc<Mutex<Twins>>);
-
-#[derive(Default)]
-struct Twins {
-    disks: BTreeMap<ShardId, TwinDisk>,
-    open: Vec<TwinEngine>,
-    lives: u64,
-    seed: u64,
-    faults: TwinFaults,
-}
-
-impl TwinSource {
-    fn new(prng: &mut Prng) -> TwinSource {
-        let source = TwinSource::default();
-        let faults = TwinFaults {
-            // These close the shard, which ends the node: they are faults of their own below.
-            flush_fails_one_in: 0,
-            background_error_one_in: 0,
-            ..TwinFaults::arbitrary(prng)
-        };
-        source.with(|twins| {
-            twins.seed = prng.next_u64();
-            twins.faults = faults;
-        });
-        source
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut Twins) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn kill(&self) {
-        let open = self.with(|twins| std::mem::take(&mut twins.open));
-        open.iter().for_each(TwinEngine::kill);
-    }
-}
-
-impl EngineSource for TwinSource {
-    type Engine = TwinEngine;
-    fn open(&self, shard: ShardId, _dir: &Path) -> Result<TwinEngine, String> {
-        self.with(|twins| {
-            twins.lives += 1;
-            let seed = base::hash::fold(twins.seed, twins.lives);
-            let disk = twins.disks.entry(shard).or_default();
-            let engine = TwinEngine::open(disk, seed, twins.faults).map_err(|error| error.to_string())?;
-            twins.open.push(engine.clone());
-            Ok(engine)
-        })
-    }
-}
+/// How long replicas may take to become equal after that.
+const EQUAL_LIMIT: Duration = Duration::from_secs(300);
+/// How often the run is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// One node, over all its lives.
-struct Member {
-    sim: SimNode,
-    twins: TwinSource,
+pub(super) struct Member {
+    pub(super) sim: SimNode,
+    pub(super) twins: TwinSource,
     config: NodeConfig,
+    /// Its store's id while it serves, else 0.
+    serves: Arc<AtomicU64>,
 }
 
 /// One run. See the module's text.
 pub struct World {
-    seed: u64,
-    plan: Plan,
-    prng: Prng,
-    sim: Sim,
-    pd: SimNode,
-    client: SimNode,
-    nodes: Vec<Member>,
-    faults: u64,
+    pub(super) seed: u64,
+    pub(super) plan: Plan,
+    pub(super) prng: Prng,
+    pub(super) sim: Sim,
+    pub(super) pd: SimNode,
+    pub(super) client: SimNode,
+    pub(super) nodes: Vec<Member>,
+    leaders: Arc<Mutex<Leaders>>,
+    replicas: u64,
+    pub(super) faults: u64,
     restarts: u64,
 }
 
@@ -110,11 +66,12 @@ impl World {
         let pd = sim.add_node("pd", PD_IP);
         let node = sim.add_node("node", NODE_IP);
         let client = sim.add_node("client", CLIENT_IP);
-        let twins = TwinSource::new(&mut prng);
+        let leaders = Arc::default();
+        let twins = TwinSource::new(&mut prng, &leaders);
         let mut config = node_config(&mut prng);
         config.shard.planted = plan.planted;
         config.log.planted_no_sync = plan.planted == Some(PlantedFault::NoSync);
-        let mut nodes = vec![Member { sim: node, twins, config: config.clone() }];
+        let mut nodes = vec![Member { sim: node, twins, config: config.clone(), serves: Arc::default() }];
         for number in 1..plan.nodes {
             let ip = IpAddr::V4(Ipv4Addr::new(10, 0, 1, number as u8));
             let config = NodeConfig {
@@ -122,10 +79,11 @@ impl World {
                 status_listen: SocketAddr::new(ip, 20180),
                 ..config.clone()
             };
-            let twins = TwinSource::new(&mut prng);
-            nodes.push(Member { sim: sim.add_node(&format!("node-{number}"), ip), twins, config });
+            let (twins, sim) = (TwinSource::new(&mut prng, &leaders), sim.add_node(&format!("node-{number}"), ip));
+            nodes.push(Member { sim, twins, config, serves: Arc::default() });
         }
-        World { seed, plan, prng, sim, pd, client, nodes, faults: 0, restarts: 0 }
+        let replicas = if plan.nodes > 3 && prng.one_in(2) { 5 } else { 3 };
+        World { seed, plan, prng, sim, pd, client, nodes, leaders, replicas, faults: 0, restarts: 0 }
     }
 
     /// Prints what happens, step by step.
@@ -142,19 +100,14 @@ impl World {
         (0..self.nodes.len()).for_each(|at| self.start_node(at));
         let history = Rc::new(History::default());
         let stop = Rc::new(Cell::new(false));
-        for number in 0..WORKERS {
-            let worker = Worker::new(number, self.prng.next_u64(), history.clone(), stop.clone());
-            self.sim.spawn_on(self.client, worker.run(format!("{PD_IP}:{PD_PORT}")));
-        }
-        for _ in 0..CLOCKS {
-            let seed = self.prng.next_u64();
-            let clock = workload::clock(format!("{PD_IP}:{PD_PORT}"), seed, history.clone(), stop.clone());
-            self.sim.spawn_on(self.client, clock);
-        }
+        let clients = self.start_clients(&history, &stop);
         let started = self.sim.now();
         loop {
-            let calm = Duration::from_millis(self.prng.range(200, 6000));
-            self.sim.run_for(calm);
+            let calm = match self.plan.focus {
+                Focus::Any => self.prng.range(200, 6000),
+                _ => self.prng.range(200, 2000),
+            };
+            self.run_for(Duration::from_millis(calm));
             let elapsed = self.sim.now().since(started);
             let enough = history.operations.get() >= self.plan.operations
                 && elapsed >= self.plan.duration
@@ -173,29 +126,74 @@ impl World {
         stop.set(true);
         self.heal();
         let done = history.clone();
-        let finished = self.sim.run_until(RECOVERY_LIMIT, || done.workers_done.get() == WORKERS + CLOCKS);
+        let finished = self.sim.run_until(RECOVERY_LIMIT, || done.workers_done.get() == clients);
         assert!(finished, "seed {}: workers hang after all faults are over", self.seed);
         assert!(history.timestamps.get() > 0, "seed {}: no timestamp was ever given out", self.seed);
-        let (regions, replicas) = self.verify(&history);
-        let report = Report {
-            seed: self.seed,
-            event_hash: self.sim.event_hash(),
-            operations: history.operations.get(),
-            acknowledged: history.acknowledged.get(),
-            unknown: history.unknown.get(),
-            faults: self.faults,
-            restarts: self.restarts,
-            regions,
-            replicas,
-            steps: self.sim.steps(),
-        };
-        let World { seed, sim, nodes, .. } = self;
-        drop(sim);
-        for Member { twins, .. } in nodes {
-            // Every life of a node holds the source of its engines. What owns itself in a circle stays.
-            assert_eq!(Arc::strong_count(&twins.0), 1, "seed {seed}: nodes that are gone were never dropped");
+        self.verify(&history)
+    }
+
+    /// Starts those who use the cluster; answers with their number.
+    fn start_clients(&mut self, history: &Rc<History>, stop: &Rc<Cell<bool>>) -> u64 {
+        let (history, stop) = (|| history.clone(), || stop.clone());
+        let pd = SocketAddr::new(PD_IP, PD_PORT);
+        for number in 0..WORKERS {
+            let worker = Worker::new(number, self.prng.next_u64(), history(), stop());
+            self.sim.spawn_on(self.client, worker.run(pd.to_string()));
         }
-        report
+        for _ in 0..CLOCKS {
+            let clock = workload::clock(pd.to_string(), self.prng.next_u64(), history(), stop());
+            self.sim.spawn_on(self.client, clock);
+        }
+        let (readers, pause) = match self.plan.focus {
+            Focus::Leaders => (6, 30),
+            _ => (2, self.prng.range(10, 300)),
+        };
+        for _ in 0..readers {
+            let pause = Duration::from_millis(pause);
+            self.sim.spawn_on(self.client, hot::run(pd.to_string(), self.prng.next_u64(), history(), stop(), pause));
+        }
+        let pause = match self.plan.focus {
+            Focus::Any if self.prng.one_in(4) => return WORKERS + CLOCKS + readers,
+            Focus::Members => 500,
+            _ => self.prng.range(200, 10_000),
+        };
+        let orders = orders::run(pd, self.prng.next_u64(), history(), stop(), Duration::from_millis(pause));
+        self.sim.spawn_on(self.client, orders);
+        WORKERS + CLOCKS + readers + 1
+    }
+
+    /// Lets time pass, and looks at the cluster now and then.
+    pub(super) fn run_for(&self, duration: Duration) {
+        let mut left = duration;
+        while !left.is_zero() {
+            let step = left.min(LOOK_EVERY);
+            self.sim.run_for(step);
+            left -= step;
+            self.look();
+        }
+    }
+
+    /// What must hold at any time.
+    fn look(&self) {
+        let seed = self.seed;
+        if let Some(wrong) = &self.leaders.lock().unwrap_or_else(PoisonError::into_inner).wrong {
+            panic!("seed {seed}: {wrong}");
+        }
+        for view in self.views() {
+            if let Err(wrong) = view.check_overlaps() {
+                panic!("seed {seed}: {wrong}");
+            }
+        }
+    }
+
+    /// The nodes that serve.
+    fn views(&self) -> Vec<NodeView> {
+        let serving = self.nodes.iter().filter(|node| self.sim.running(node.sim));
+        let views = serving.filter_map(|node| match node.serves.load(Ordering::Relaxed) {
+            0 => None,
+            store => Some(NodeView { store: StoreId(store), engines: node.twins.engines() }),
+        });
+        views.collect()
     }
 
     /// Asks the node to stop while writes are under way, held back by a slow disk: each is answered, and the node does
@@ -235,14 +233,16 @@ impl World {
         assert!(stopped, "seed {seed}: the node stops once all is answered");
     }
 
-    fn start_pd(&self) {
+    pub(super) fn start_pd(&self) {
         let config = pd::PdConfig {
             listen: SocketAddr::new(PD_IP, PD_PORT),
             data_dir: PathBuf::from("/pd"),
+            max_replicas: self.replicas as u32,
             schedule: pd::schedule::ScheduleConfig {
                 merge_schedule_limit: if self.plan.merges { 8 } else { 0 },
                 split_merge_interval: Duration::from_secs(5),
                 max_merge_region_keys: 60,
+                max_replicas: self.replicas,
                 ..Default::default()
             },
             ..Default::default()
@@ -268,123 +268,25 @@ impl World {
         config.cores = cores;
         config.seed = self.prng.next_u64();
         let io = Io { kind: IoKind::Sim, reason: "simulated".into(), direct_files: true };
-        let node = Node::new(config, self.nodes[at].twins.clone(), io, |_| {});
+        let serves = self.nodes[at].serves.clone();
+        serves.store(0, Ordering::Relaxed);
+        let ready = move |ready: NodeReady| serves.store(ready.store_id, Ordering::Relaxed);
+        let node = Node::new(config, self.nodes[at].twins.clone(), io, ready);
         self.sim.start(self.nodes[at].sim, cores, move |core| Box::pin(run_core(node.clone(), core)));
     }
 
-    fn restart_node(&mut self, at: usize) {
+    pub(super) fn restart_node(&mut self, at: usize) {
         self.nodes[at].twins.kill();
         self.restarts += 1;
         self.start_node(at);
     }
 
-    fn restart_those_that_stopped(&mut self) {
+    pub(super) fn restart_those_that_stopped(&mut self) {
         for at in 0..self.nodes.len() {
             if !self.sim.running(self.nodes[at].sim) {
                 self.restart_node(at);
             }
         }
-    }
-
-    fn fault(&mut self) {
-        self.faults += 1;
-        // One may have stopped by itself, when its engine or its log failed.
-        self.restart_those_that_stopped();
-        let at = if self.nodes.len() == 1 { 0 } else { self.prng.below(self.nodes.len() as u64) as usize };
-        let node = self.nodes[at].sim;
-        if self.nodes.len() > 1 && self.prng.one_in(4) {
-            return self.cut_off(at);
-        }
-        match self.prng.below(11) {
-            0..=2 => {
-                self.sim.kill(node);
-                self.down_for_a_while();
-                self.restart_node(at);
-            }
-            3 => {
-                self.sim.kill_process(node);
-                self.down_for_a_while();
-                self.restart_node(at);
-            }
-            4 => {
-                self.sim.stop(node);
-                let sim = &self.sim;
-                let stopped = sim.run_until(Duration::from_secs(60), || !sim.running(node));
-                assert!(stopped, "seed {}: the node does not stop when it is asked to", self.seed);
-                self.restart_node(at);
-            }
-            5 => {
-                let pause = Duration::from_millis(self.prng.range(10, 5000));
-                self.sim.pause(node, pause);
-            }
-            6 => {
-                match self.prng.below(3) {
-                    0 => self.sim.kill(self.pd),
-                    1 => self.sim.kill_process(self.pd),
-                    _ => {
-                        self.sim.disk(self.pd).fail_syncs(true);
-                        self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
-                        self.sim.disk(self.pd).fail_syncs(false);
-                        self.sim.kill(self.pd);
-                    }
-                }
-                self.down_for_a_while();
-                self.start_pd();
-            }
-            7 => {
-                let nanos = self.prng.range(0, 20_000_000_000) as i64 - 10_000_000_000;
-                let node = if self.prng.one_in(2) { node } else { self.pd };
-                self.sim.step_clock(node, nanos);
-            }
-            8 => {
-                let slow = Duration::from_millis(self.prng.range(0, 200));
-                self.sim.disk(node).slow(slow);
-                self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
-                self.sim.disk(node).slow(Duration::ZERO);
-            }
-            9 => {
-                // A failed sync ends the node; what it had not acknowledged may be gone. Half of the time only the
-                // process ends: then what was written can be read again, and is still not durable.
-                self.sim.disk(node).fail_syncs(true);
-                self.sim.run_for(Duration::from_millis(self.prng.range(100, 3000)));
-                self.sim.disk(node).fail_syncs(false);
-                if self.prng.one_in(2) {
-                    self.sim.kill(node)
-                } else {
-                    self.sim.kill_process(node)
-                }
-                self.restart_node(at);
-            }
-            _ => {
-                self.sim.partition(self.client, node);
-                self.sim.run_for(Duration::from_millis(self.prng.range(100, 5000)));
-                self.sim.heal(self.client, node);
-            }
-        }
-    }
-
-    /// Cuts the way between a node and another one, or all others and the placement driver, in one direction or both.
-    fn cut_off(&mut self, at: usize) {
-        let node = self.nodes[at].sim;
-        let others: Vec<SimNode> = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node).collect();
-        let other = others[self.prng.below(others.len() as u64) as usize];
-        match self.prng.below(3) {
-            0 => self.sim.partition(node, other),
-            1 => self.sim.partition_one_way(node, other),
-            _ => {
-                others.iter().for_each(|other| self.sim.partition(node, *other));
-                if self.prng.one_in(2) {
-                    self.sim.partition(node, self.pd);
-                }
-            }
-        }
-        self.sim.run_for(Duration::from_millis(self.prng.range(100, 8000)));
-        self.sim.heal_all();
-    }
-
-    fn down_for_a_while(&mut self) {
-        let down = Duration::from_millis(self.prng.range(0, 2000));
-        self.sim.run_for(down);
     }
 
     fn heal(&mut self) {
@@ -406,28 +308,72 @@ impl World {
         }
     }
 
-    /// Reads everything back, restarts every node once more, and reads everything again.
-    fn verify(&mut self, history: &Rc<History>) -> (u64, u64) {
+    /// Reads everything back, restarts every node once more, reads everything again, and compares all replicas.
+    fn verify(mut self, history: &Rc<History>) -> Report {
         self.check_all(history, "at the end");
-        for at in 0..self.nodes.len() {
-            self.sim.kill(self.nodes[at].sim);
-            self.restart_node(at);
+        self.nodes.iter().for_each(|node| self.sim.kill(node.sim));
+        (0..self.nodes.len()).for_each(|at| self.restart_node(at));
+        self.check_all(history, "after one more crash");
+        let undecided = match history.hot.check() {
+            Ok(undecided) => undecided,
+            Err(wrong) => panic!("seed {}: {wrong}", self.seed),
+        };
+        let (regions, replicas) = self.check_equal();
+        self.look();
+        let report = Report {
+            seed: self.seed,
+            event_hash: self.sim.event_hash(),
+            operations: history.operations.get(),
+            acknowledged: history.acknowledged.get(),
+            unknown: history.unknown.get(),
+            orders: history.orders.get(),
+            faults: self.faults,
+            restarts: self.restarts,
+            regions,
+            replicas,
+            undecided,
+            steps: self.sim.steps(),
+        };
+        let World { seed, sim, nodes, .. } = self;
+        drop(sim);
+        for Member { twins, .. } in nodes {
+            // Every life of a node holds the source of its engines. What owns itself in a circle stays.
+            assert_eq!(twins.owners(), 1, "seed {seed}: nodes that are gone were never dropped");
         }
-        self.check_all(history, "after one more crash")
+        report
     }
 
-    /// Reads all keys; answers with the number of regions and of their replicas.
-    fn check_all(&self, history: &Rc<History>, when: &str) -> (u64, u64) {
+    /// Waits until all replicas are equal; answers with the number of regions and of replicas.
+    fn check_equal(&self) -> (u64, u64) {
+        let (mut waited, mut wrong) = (Duration::ZERO, String::new());
+        while waited < EQUAL_LIMIT {
+            self.run_for(LOOK_EVERY);
+            waited += LOOK_EVERY;
+            let views = self.views();
+            if views.len() < self.nodes.len() {
+                wrong = format!("only {} nodes serve", views.len());
+                continue;
+            }
+            match watch::compare(&views) {
+                Ok(sums) => return sums,
+                Err(difference) => wrong = difference,
+            }
+        }
+        panic!("seed {}: after {EQUAL_LIMIT:?} without a fault: {wrong}", self.seed);
+    }
+
+    /// Reads all keys.
+    fn check_all(&self, history: &Rc<History>, when: &str) {
         let history = history.clone();
         let read = async move {
             let client = Client::new(&format!("{PD_IP}:{PD_PORT}"));
             let mut tries = 0;
             loop {
+                let start = executor::now().0;
                 match client.scan_all(&bytes::Bytes::new()).await {
                     Fate::Done(pairs) => {
-                        let regions = client.regions().await.unwrap_or_default();
-                        let replicas = regions.iter().map(|region| region.peers.len() as u64).sum();
-                        return (history.check(&pairs), (regions.len() as u64, replicas));
+                        history.hot.note_last(start, &pairs);
+                        return history.check(&pairs);
                     }
                     Fate::Refused(why) | Fate::Unknown(why) => {
                         tries += 1;
@@ -437,8 +383,8 @@ impl World {
             }
         };
         match self.sim.block_on(self.client, read, RECOVERY_LIMIT) {
-            Some((Ok(()), regions)) => regions,
-            Some((Err(wrong), _)) => panic!("seed {}: {when}: {wrong}", self.seed),
+            Some(Ok(())) => {}
+            Some(Err(wrong)) => panic!("seed {}: {when}: {wrong}", self.seed),
             None => panic!("seed {}: {when}: the cluster does not serve", self.seed),
         }
     }
@@ -475,6 +421,7 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
             flush_age: Duration::from_millis(prng.range(500, 60_000)),
             entry_cut_bytes: prng.range(100, 4096) as usize,
             halts_on_divergence: true,
+            line_faults: line_faults(prng),
             ..Default::default()
         },
         log: shard::log::LogConfig {
@@ -489,4 +436,12 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
         config_json: "{}".into(),
         seed: 0,
     }
+}
+
+/// In half of the runs raft messages are lost, doubled and late, more than connections that break make them.
+fn line_faults(prng: &mut Prng) -> Option<LineFaults> {
+    let mut rate = || [0, 10, 100, 1000][prng.below(4) as usize];
+    let (lose_one_in, duplicate_one_in, delay_one_in) = (rate(), rate(), rate());
+    let delay_max = Duration::from_millis(prng.range(1, 2000));
+    prng.one_in(2).then_some(LineFaults { lose_one_in, duplicate_one_in, delay_one_in, delay_max })
 }

@@ -1,0 +1,266 @@
+//! What befalls the cluster of a run.
+
+use std::time::Duration;
+
+use base::Prng;
+use executor::sim::SimNode;
+
+use super::Focus;
+use super::world::World;
+
+/// A fault, with how often it is drawn in each kind of run.
+struct Chance {
+    fault: Fault,
+    any: u64,
+    leaders: u64,
+    crashes: u64,
+    members: u64,
+    /// It needs other nodes.
+    is_shared: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Fault {
+    /// The power fails, or the process is killed.
+    Kill,
+    /// The power fails at a majority or all of the nodes at once.
+    KillMany,
+    /// The node is asked to stop.
+    Stop,
+    /// The process stands still, and goes on.
+    Pause,
+    /// The placement driver crashes.
+    PlacementDriver,
+    /// A clock jumps or begins to drift.
+    Clock,
+    /// Each write takes long: hundreds of milliseconds, or seconds.
+    SlowDisk,
+    FullDisk,
+    FailingSyncs,
+    /// Clients do not reach the node.
+    Unreachable,
+    /// The node does not reach another one, all others or the placement driver, in one direction or both.
+    CutOff,
+    /// A link breaks and heals many times.
+    Flapping,
+    /// A node is cut off, and another one restarted at once.
+    RestartBehindCut,
+}
+
+const fn chance(fault: Fault, any: u64, leaders: u64, crashes: u64, members: u64) -> Chance {
+    let is_shared = matches!(fault, Fault::KillMany | Fault::CutOff | Fault::Flapping | Fault::RestartBehindCut);
+    Chance { fault, any, leaders, crashes, members, is_shared }
+}
+
+const CHANCES: [Chance; 13] = [
+    chance(Fault::Kill, 5, 1, 8, 4),
+    chance(Fault::KillMany, 2, 0, 8, 2),
+    chance(Fault::Stop, 1, 1, 1, 1),
+    chance(Fault::Pause, 1, 8, 0, 1),
+    chance(Fault::PlacementDriver, 1, 0, 0, 0),
+    chance(Fault::Clock, 1, 1, 0, 0),
+    chance(Fault::SlowDisk, 2, 1, 2, 1),
+    chance(Fault::FullDisk, 1, 0, 0, 0),
+    chance(Fault::FailingSyncs, 1, 0, 2, 0),
+    chance(Fault::Unreachable, 1, 0, 0, 0),
+    chance(Fault::CutOff, 3, 8, 0, 4),
+    chance(Fault::Flapping, 1, 1, 0, 1),
+    chance(Fault::RestartBehindCut, 1, 6, 0, 0),
+];
+
+fn draw(prng: &mut Prng, focus: Focus, nodes: usize) -> Fault {
+    let weight = |chance: &Chance| match focus {
+        _ if nodes == 1 && chance.is_shared => 0,
+        Focus::Any => chance.any,
+        Focus::Leaders => chance.leaders,
+        Focus::Crashes => chance.crashes,
+        Focus::Members => chance.members,
+    };
+    let mut at = prng.below(CHANCES.iter().map(weight).sum());
+    let drawn = CHANCES.iter().find(|chance| {
+        let found = at < weight(chance);
+        at = at.saturating_sub(weight(chance));
+        found
+    });
+    drawn.map_or(Fault::Kill, |chance| chance.fault)
+}
+
+impl World {
+    /// Draws a fault, and what follows from it.
+    pub(super) fn fault(&mut self) {
+        self.faults += 1;
+        // One may have stopped by itself, when its engine or its log failed.
+        self.restart_those_that_stopped();
+        let at = self.any_node();
+        let node = self.nodes[at].sim;
+        match draw(&mut self.prng, self.plan.focus, self.nodes.len()) {
+            Fault::Kill => {
+                self.kill(at);
+                self.pass(0, 2000);
+                self.restart_node(at);
+            }
+            Fault::KillMany => self.kill_many(),
+            Fault::Stop => self.stop(at),
+            Fault::Pause => {
+                let long = if self.prng.one_in(4) { 20_000 } else { 5000 };
+                let pause = Duration::from_millis(self.prng.range(10, long));
+                self.sim.pause(node, pause);
+            }
+            Fault::PlacementDriver => self.kill_pd(),
+            Fault::Clock => self.turn_clock(node),
+            Fault::SlowDisk => {
+                let slow = if self.prng.one_in(4) { self.prng.range(2000, 8000) } else { self.prng.range(0, 200) };
+                self.sim.disk(node).slow(Duration::from_millis(slow));
+                self.pass(100, 6000);
+                self.sim.disk(node).slow(Duration::ZERO);
+            }
+            Fault::FullDisk => {
+                self.sim.disk(node).set_full(true);
+                self.pass(100, 5000);
+                self.sim.disk(node).set_full(false);
+            }
+            Fault::FailingSyncs => self.fail_syncs(at),
+            Fault::Unreachable => {
+                self.sim.partition(self.client, node);
+                self.pass(100, 5000);
+                self.sim.heal(self.client, node);
+            }
+            Fault::CutOff => {
+                self.cut(at);
+                self.pass(100, 8000);
+                self.sim.heal_all();
+            }
+            Fault::Flapping => {
+                let other = self.other_node(at);
+                for _ in 0..self.prng.range(3, 20) {
+                    self.sim.partition(node, other);
+                    self.pass(1, 700);
+                    self.sim.heal(node, other);
+                    self.pass(1, 700);
+                }
+            }
+            Fault::RestartBehindCut => self.restart_behind_cut(at),
+        }
+    }
+
+    fn any_node(&mut self) -> usize {
+        self.prng.below(self.nodes.len() as u64) as usize
+    }
+
+    fn other_node(&mut self, at: usize) -> SimNode {
+        let step = 1 + self.prng.below(self.nodes.len() as u64 - 1) as usize;
+        self.nodes[(at + step) % self.nodes.len()].sim
+    }
+
+    /// Lets some time pass, in milliseconds.
+    fn pass(&mut self, low: u64, high: u64) {
+        let duration = Duration::from_millis(self.prng.range(low, high));
+        self.run_for(duration);
+    }
+
+    /// Half of the time only the process ends: then what was written can be read again, and is still not durable.
+    fn kill(&mut self, at: usize) {
+        let node = &self.nodes[at];
+        if self.prng.one_in(3) {
+            self.sim.kill_process(node.sim)
+        } else {
+            self.sim.kill(node.sim)
+        }
+        node.twins.kill();
+    }
+
+    fn kill_many(&mut self) {
+        let majority = self.nodes.len() / 2 + 1;
+        let count = if self.prng.one_in(2) { majority } else { self.nodes.len() };
+        let first = self.any_node();
+        let hit: Vec<usize> = (0..count).map(|step| (first + step) % self.nodes.len()).collect();
+        for at in &hit {
+            self.sim.kill(self.nodes[*at].sim);
+            self.nodes[*at].twins.kill();
+        }
+        for at in hit {
+            self.pass(0, 500);
+            self.restart_node(at);
+        }
+    }
+
+    fn stop(&mut self, at: usize) {
+        let node = self.nodes[at].sim;
+        self.sim.stop(node);
+        let sim = &self.sim;
+        let stopped = sim.run_until(Duration::from_secs(60), || !sim.running(node));
+        assert!(stopped, "seed {}: the node does not stop when it is asked to", self.seed);
+        self.restart_node(at);
+    }
+
+    fn kill_pd(&mut self) {
+        match self.prng.below(3) {
+            0 => self.sim.kill(self.pd),
+            1 => self.sim.kill_process(self.pd),
+            _ => {
+                self.sim.disk(self.pd).fail_syncs(true);
+                self.pass(100, 3000);
+                self.sim.disk(self.pd).fail_syncs(false);
+                self.sim.kill(self.pd);
+            }
+        }
+        self.pass(0, 2000);
+        self.start_pd();
+    }
+
+    fn turn_clock(&mut self, node: SimNode) {
+        let node = if self.prng.one_in(2) { node } else { self.pd };
+        if self.prng.one_in(2) {
+            let nanos = self.prng.range(0, 20_000_000_000) as i64 - 10_000_000_000;
+            self.sim.step_clock(node, nanos);
+        } else {
+            let ppm = self.prng.range(0, 1000) as i64 - 500;
+            self.sim.set_clock_drift(node, ppm);
+        }
+    }
+
+    /// A failed sync ends the node; what it had not acknowledged may be gone.
+    fn fail_syncs(&mut self, at: usize) {
+        let node = self.nodes[at].sim;
+        self.sim.disk(node).fail_syncs(true);
+        self.pass(100, 3000);
+        self.sim.disk(node).fail_syncs(false);
+        self.kill(at);
+        self.restart_node(at);
+    }
+
+    fn cut(&mut self, at: usize) {
+        let (node, other) = (self.nodes[at].sim, self.other_node(at));
+        match self.prng.below(6) {
+            0 => self.sim.partition(node, other),
+            1 => self.sim.partition_one_way(node, other),
+            2 => self.sim.partition(node, self.pd),
+            _ => {
+                self.cut_from_all(at);
+                if self.prng.one_in(2) {
+                    self.sim.partition(node, self.pd);
+                }
+            }
+        }
+    }
+
+    fn cut_from_all(&self, at: usize) {
+        let node = self.nodes[at].sim;
+        let others = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node);
+        others.for_each(|other| self.sim.partition(node, other));
+    }
+
+    /// Whoever leads where the cut is may hold a lease that the restarted one has granted, and has to remember.
+    fn restart_behind_cut(&mut self, at: usize) {
+        self.cut_from_all(at);
+        let steps = if self.plan.nodes == 3 { 2 } else { self.plan.nodes };
+        for step in 1..steps {
+            let other = (at + step) % self.nodes.len();
+            self.kill(other);
+            self.pass(0, 300);
+            self.restart_node(other);
+        }
+        self.pass(100, 4000);
+        self.sim.heal_all();
+    }
+}

@@ -1,0 +1,158 @@
+//! Keys that everybody writes and reads, and the history of all calls on them, which must be linearizable.
+//!
+//! Every call is one attempt, so that each is in the history once. Reads ask any peer of the region, too: one that takes
+//! itself for the leader answers, and must not be wrong.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::Prng;
+use bytes::Bytes;
+
+use super::linear::{self, Action, Call, Value, Verdict};
+use super::workload::{History, count};
+use crate::client::{Client, Fate};
+
+/// They lie between the workers' keys.
+const KEYS: [&str; 4] = ["key-00020-hot", "key-00060-hot", "key-00100-hot", "key-00140-hot"];
+/// Steps of the search in the history of one key.
+const STEPS_MAX: usize = 300_000;
+
+/// The calls on all hot keys.
+#[derive(Default)]
+pub(super) struct Hot {
+    calls: RefCell<BTreeMap<Bytes, Vec<Call>>>,
+    written: Cell<u64>,
+}
+
+fn now() -> u64 {
+    executor::now().0
+}
+
+/// The value of a write's number; some are long.
+fn encode(number: u64) -> Bytes {
+    format!("{number}:{}", "h".repeat((number * 37 % 101) as usize)).into()
+}
+
+fn decode(value: &Option<Bytes>) -> Value {
+    let value = value.as_ref()?;
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    let number = text.split(':').next().and_then(|digits| digits.parse().ok());
+    let number = number.filter(|number| encode(*number) == *value);
+    // No write has this number, so no order explains it.
+    Some(number.unwrap_or(u64::MAX))
+}
+
+impl Hot {
+    pub(super) fn is_key(key: &[u8]) -> bool {
+        KEYS.iter().any(|hot| hot.as_bytes() == key)
+    }
+
+    fn note(&self, key: &Bytes, start: u64, end: Option<u64>, action: Action) {
+        self.calls.borrow_mut().entry(key.clone()).or_default().push(Call { start, end, action });
+    }
+
+    fn next_number(&self) -> u64 {
+        count(&self.written);
+        self.written.get()
+    }
+
+    async fn read(&self, client: &Client, key: &Bytes, peer: Option<usize>) {
+        let start = now();
+        if let Fate::Done(found) = client.read_once(key, peer).await {
+            self.note(key, start, Some(now()), Action::Read(decode(&found)));
+        }
+    }
+
+    async fn write(&self, client: &Client, key: &Bytes, is_put: bool, history: &History) {
+        let number = is_put.then(|| self.next_number());
+        let start = now();
+        let fate = client.write_once(key, number.map(encode).as_ref()).await;
+        self.wrote(key, start, Action::Write(number), fate, history);
+    }
+
+    fn wrote<T>(&self, key: &Bytes, start: u64, action: Action, fate: Fate<T>, history: &History) {
+        match fate {
+            Fate::Done(_) => {
+                count(&history.acknowledged);
+                self.note(key, start, Some(now()), action);
+            }
+            Fate::Unknown(_) => {
+                count(&history.unknown);
+                self.note(key, start, None, action);
+            }
+            Fate::Refused(_) => {}
+        }
+    }
+
+    async fn swap(&self, client: &Client, key: &Bytes, expected: Value, history: &History) -> Value {
+        let (number, start) = (self.next_number(), now());
+        let action = Action::Swap { expected, value: Some(number) };
+        match client.swap(key, expected.map(encode), &encode(number)).await {
+            Fate::Done((false, found)) => {
+                let found = decode(&found);
+                assert_ne!(found, expected, "a swap was refused though it found what it expected");
+                self.note(key, start, Some(now()), Action::Read(found));
+                found
+            }
+            fate => {
+                self.wrote(key, start, action, fate, history);
+                Some(number)
+            }
+        }
+    }
+
+    /// What the cluster holds in the end, read between `start` and now.
+    pub(super) fn note_last(&self, start: u64, pairs: &[(Bytes, Bytes)]) {
+        for key in KEYS {
+            let found = pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone());
+            self.note(&key.into(), start, Some(now()), Action::Read(decode(&found)));
+        }
+    }
+
+    /// Looks for an order of the calls on each key; answers with the number of keys whose search was given up.
+    ///
+    /// # Errors
+    /// A key whose history no order explains.
+    pub(super) fn check(&self) -> Result<u64, String> {
+        let mut undecided = 0;
+        for (key, calls) in self.calls.borrow().iter() {
+            match linear::check(calls, STEPS_MAX) {
+                Verdict::Linearizable => {}
+                Verdict::Undecided => undecided += 1,
+                Verdict::Broken(stuck) => {
+                    let calls = calls.len();
+                    return Err(format!("{calls} calls on {key:?} have no order; it is stuck before {stuck:?}"));
+                }
+            }
+        }
+        Ok(undecided)
+    }
+}
+
+/// A client that does nothing but this, with pauses of up to `pause`.
+pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>, pause: Duration) {
+    let (client, mut prng, hot) = (Client::new(&pd), Prng::new(seed), &history.hot);
+    let mut seen: [Value; KEYS.len()] = Default::default();
+    while !stop.get() {
+        let at = prng.below(KEYS.len() as u64) as usize;
+        let key = Bytes::from(KEYS[at]);
+        match prng.below(12) {
+            0..=2 => hot.read(&client, &key, None).await,
+            3..=6 => hot.read(&client, &key, Some(prng.below(60) as usize)).await,
+            7 | 8 => hot.write(&client, &key, true, &history).await,
+            9 if prng.one_in(4) => hot.write(&client, &key, false, &history).await,
+            _ => {
+                // Again with what was found: most first ones come too late.
+                for _ in 0..2 {
+                    seen[at] = hot.swap(&client, &key, seen[at], &history).await;
+                }
+            }
+        }
+        count(&history.operations);
+        executor::sleep(Duration::from_nanos(prng.below(pause.as_nanos() as u64 + 1))).await;
+    }
+    count(&history.workers_done);
+}
