@@ -74,6 +74,12 @@ pub enum Input {
         /// The last of them.
         index: u64,
     },
+    /// The log up to `index` is known from elsewhere to be committed, as far as it is here. The caller answers for that:
+    /// every member had these entries in its log when one that follows them was proposed, and that one is committed.
+    KnownCommitted {
+        /// The last index that is.
+        index: u64,
+    },
     /// A message to that peer could not be sent.
     Unreachable {
         /// The receiver.

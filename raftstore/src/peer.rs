@@ -106,6 +106,7 @@ impl Peer {
             Input::TransferLeader { to } => self.node.transfer_leader(to.0),
             Input::Fetched { low, entries } => self.fetched(low, entries),
             Input::Compacted { index } => self.compacted(index),
+            Input::KnownCommitted { index } => self.known_committed(index),
             Input::Unreachable { peer } => self.node.report_unreachable(peer.0),
         }
     }
@@ -116,6 +117,13 @@ impl Peer {
             self.collect();
         }
         self.effects.pop_front()
+    }
+
+    fn known_committed(&mut self, index: u64) {
+        let log = &mut self.node.raft.raft_log;
+        if index > log.committed && index <= log.last_index() {
+            log.commit_to(index);
+        }
     }
 
     fn tick(&mut self) {

@@ -38,13 +38,12 @@ use raftstore::epoch::{CommandKind, check_epoch, epoch_of};
 use raftstore::eraftpb::Entry;
 use raftstore::{Committed, Input as RaftInput};
 
-use super::apply::{Outcome, apply_entry, epoch_not_match};
+use super::apply::epoch_not_match;
 use super::error::RegionError;
 use super::lifecycle::{lifecycle, put_event};
 use super::meta::PeerMeta;
 use super::peer::{PeerState, Phase};
 use super::records::MergeRecord;
-use super::recovery::decode_entries;
 use super::shard::{Body, Input, Shard, add, header};
 use super::turn::{AfterFlush, ShardFailure, Turn, log_failed};
 use crate::engine::{Engine, WriteBatch};
@@ -57,8 +56,6 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(5);
 const LOOK_TICKS: u32 = 5;
 /// Looks after which a leader that cannot tell whether to take a merge back lets another member lead.
 const LOOKS_BEFORE_TRANSFER: u32 = 20;
-/// Entries that are read at once for a source that has to catch up, in bytes.
-const READ_BYTES: usize = 1 << 20;
 
 /// A peer's part in merges, beside what is durable of it.
 #[derive(Default)]
@@ -86,7 +83,7 @@ impl PeerState {
 /// The merge that `entry` commits into `meta`'s region; `None` if it is something else, or comes too late.
 ///
 /// # Panics
-/// As [`apply_entry`].
+/// As [`super::apply::apply_entry`].
 pub(crate) fn committed_merge(meta: &PeerMeta, entry: &Entry) -> Option<raft_cmdpb::CommitMergeRequest> {
     let command = Command::decode(entry).expect("a committed entry is a command that a peer proposed");
     let Command::Admin(admin) = command else { return None };
@@ -111,23 +108,6 @@ pub(crate) fn apply_state_of_merge(
     meta.region = std::sync::Arc::new(region);
     meta.merge = merge;
     meta.put_all(batch);
-}
-
-/// Applies entries to a source, whatever raft knows of them: that they are committed is known from its target.
-fn apply_to_source(meta: &mut PeerMeta, entries: &[Entry], batch: &mut impl WriteBatch) -> Result<(), String> {
-    for entry in entries {
-        let effect = apply_entry(meta, entry, batch);
-        meta.approximate_bytes += effect.bytes;
-        meta.approximate_keys += effect.keys;
-        match effect.outcome {
-            Outcome::Done | Outcome::Refused(_) => meta.put_applied(batch),
-            Outcome::Merging { region, merge } => apply_state_of_merge(meta, region, merge, batch),
-            Outcome::Split(_) | Outcome::Members { .. } => {
-                return Err(format!("region {} changed before it could be merged", meta.region.id));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// `target` takes the range over, and `source`, which has applied all that counts, leaves a tombstone behind. No data
@@ -334,22 +314,21 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    /// Brings the sources of waiting targets up to where they end, and has what is needed flushed.
-    pub(crate) async fn absorb(&self, turn: &mut Turn, log: &RaftLog) -> Result<(), ShardFailure> {
+    /// Stops the sources of waiting targets that have applied all that counts, and has what is needed flushed.
+    pub(crate) fn absorb(&self, turn: &mut Turn) {
         for target in std::mem::take(&mut turn.merging) {
             let Some(merge) = self.waiting_merge(target) else { continue };
             let source = RegionId(merge.source.as_ref().map_or(0, |source| source.id));
-            if self.stop_source(source, target) {
-                self.catch_up(source, &merge, log).await?;
+            if self.stop_source(source, target, merge.commit, turn) {
                 if let Some(peer) = self.peers.borrow_mut().get_mut(&target) {
                     peer.merging.absorbing = true;
                 }
                 turn.after_flush.push(AfterFlush::Merge { target });
             } else {
+                tracing::debug!(%target, %source, commit = merge.commit, "waits for its source");
                 turn.merging_later.insert(target);
             }
         }
-        Ok(())
     }
 
     /// The merge that `target` waits for, unless its flush is under way.
@@ -359,44 +338,27 @@ impl<E: Engine> Shard<E> {
         committed_merge(&peer.meta, &peer.merging.parked.first()?.entry)
     }
 
-    /// Stops the source, if it is here and not on its way; else asks for it.
-    fn stop_source(&self, source: RegionId, target: RegionId) -> bool {
+    /// Stops the source, if it is here, is not on its way, and has applied all but PrepareMerge, at `commit`. One that
+    /// has not is told that all of its log up to there is committed: its group may be gone, and tells it no more.
+    fn stop_source(&self, source: RegionId, target: RegionId, commit: u64, turn: &mut Turn) -> bool {
         let mut peers = self.peers.borrow_mut();
-        match peers.get_mut(&source) {
-            None => {
-                self.outlet.bring_together(source, target);
-                false
-            }
-            Some(peer) if peer.phase == Phase::Serving && !peer.merging.absorbing => {
-                peer.phase = Phase::Stopped;
-                peer.fail_waiters(&RegionError::Undetermined);
-                true
-            }
-            Some(_) => false,
+        let Some(peer) = peers.get_mut(&source) else {
+            self.outlet.bring_together(source, target);
+            return false;
+        };
+        if peer.phase != Phase::Serving || peer.merging.absorbing || !peer.merging.parked.is_empty() {
+            return false;
         }
-    }
-
-    /// Applies what a source has in its log and has not applied, up to before PrepareMerge.
-    async fn catch_up(
-        &self,
-        source: RegionId,
-        merge: &raft_cmdpb::CommitMergeRequest,
-        log: &RaftLog,
-    ) -> Result<(), ShardFailure> {
-        let Some(mut meta) = self.peers.borrow().get(&source).map(|peer| peer.meta.clone()) else { return Ok(()) };
-        let broken = |why: String| ShardFailure::Log(format!("merge of region {source}: {why}"));
-        while meta.applied_index + 1 < merge.commit {
-            let low = meta.applied_index + 1;
-            let found = log.entries(source, low, merge.commit, READ_BYTES).await;
-            let entries: Vec<Entry> = decode_entries(found.map_err(|error| broken(error.to_string()))?).collect();
-            let mut batch = self.engine.batch();
-            apply_to_source(&mut meta, &entries, &mut batch).map_err(broken)?;
-            self.write_engine(batch).await?;
+        if peer.meta.applied_index + 1 < commit {
+            peer.raft.handle(RaftInput::KnownCommitted { index: commit - 1 });
+            turn.dirty.insert(source);
+            // A turn, to apply it in.
+            self.push(Input::LookAtMerge(source));
+            return false;
         }
-        if let Some(peer) = self.peers.borrow_mut().get_mut(&source) {
-            peer.meta = meta;
-        }
-        Ok(())
+        peer.phase = Phase::Stopped;
+        peer.fail_waiters(&RegionError::Undetermined);
+        true
     }
 
     /// The engine holds source and target durably up to the merge: the record, then its effects.

@@ -160,7 +160,7 @@ impl<E: Engine> Shard<E> {
                 self.step(input, turn, log).await?;
             }
             self.settle(turn, log).await?;
-            self.absorb(turn, log).await?;
+            self.absorb(turn);
             self.fetch(turn, log);
             self.begin_snapshots(turn);
             self.hand_over(turn, log);
