@@ -710,13 +710,17 @@ impl<E: Engine> Shard<E> {
     /// Answers those frozen peers' movers whose proposals are all applied. A follower has none: what it has not applied
     /// goes with it.
     fn hand_over(&self, turn: &mut Turn, log: &Rc<RaftLog>) {
-        let peers = self.peers.borrow();
+        let mut peers = self.peers.borrow_mut();
         let mut waiting = Vec::new();
         for freezing in turn.freezing.drain(..) {
-            match peers.get(&freezing.region) {
+            match peers.get_mut(&freezing.region) {
                 Some(peer) if peer.phase == Phase::Frozen => {
                     let (applied, last) = (peer.meta.applied_index, peer.raft.last_index());
                     let is_drained = last == applied || !peer.merging.parked.is_empty();
+                    if !peer.raft.is_sole_voter() {
+                        // What it proposed while it led is in other hands.
+                        peer.fail_waiters(&RegionError::Undetermined);
+                    }
                     if (is_drained || !peer.raft.is_sole_voter()) && peer.waiting.is_empty() {
                         let home = Box::new(home_record(peer));
                         depart(log.clone(), freezing, home, last - applied);
