@@ -19,7 +19,7 @@ pub(super) struct Cluster {
     /// The member that leads, `http(s)://host:port`.
     pd_url: String,
     cluster_id: u64,
-    channels: net::ChannelConfig,
+    pub(super) channels: net::ChannelConfig,
 }
 
 /// Where a key is.

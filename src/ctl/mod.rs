@@ -3,6 +3,7 @@
 
 mod ask;
 mod cluster;
+mod consistency;
 mod damage;
 mod keys;
 mod lists;
@@ -92,8 +93,21 @@ enum CtlCommand {
     },
     /// List the members of the placement driver.
     Member,
+    /// Have all replicas of a region hash their data at the same entry, and compare. Ends with an error if they differ.
+    Consistency(ConsistencyArgs),
     /// Look for damaged raft logs in the folder of a node that does not run.
     Damage(damage::DamageArgs),
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct ConsistencyArgs {
+    /// This one.
+    #[arg(long)]
+    region: Option<u64>,
+    /// All regions, one after the other.
+    #[arg(long)]
+    all: bool,
 }
 
 pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
@@ -123,6 +137,8 @@ pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
             CtlCommand::Scan { start, end, limit } => {
                 connect().await?.scan(start.into_bytes(), end.as_bytes(), limit).await
             }
+            // Without a number it is all of them.
+            CtlCommand::Consistency(ConsistencyArgs { region, .. }) => connect().await?.consistency(region).await,
             CtlCommand::Split { key } => connect().await?.split(key.as_bytes()).await,
             CtlCommand::Store { .. }
             | CtlCommand::Operator { .. }

@@ -31,6 +31,8 @@ pub(crate) enum Outcome {
     },
     /// It split the region; all resulting regions in key order, the applying one with its new range among them.
     Split(Vec<metapb::Region>),
+    /// All replicas hash the data as they are now.
+    Hash,
     /// It changed the members.
     Members {
         /// What raft does.
@@ -165,6 +167,9 @@ fn apply_admin(meta: &PeerMeta, admin: Admin) -> Applied {
     }
     if let Some(outcome) = merge_step(meta, &admin.request) {
         return Applied::nothing(outcome);
+    }
+    if admin.request.cmd_type() == proto::raft_cmdpb::AdminCmdType::ComputeHash {
+        return Applied::nothing(Outcome::Hash);
     }
     if let (Some(changes), Some(change)) = (changes_of(&admin.request), admin.conf_change) {
         let next = raftstore::membership::change_peers(&meta.region, &changes);

@@ -118,6 +118,7 @@ impl Chain {
         let did = match outcome {
             Outcome::Done => effects,
             Outcome::Refused(_) => 1,
+            Outcome::Hash => 4,
             Outcome::Split(regions) => regions.iter().fold(2, fold_region),
             Outcome::Members { region, .. } => fold_region(3, region),
             Outcome::Merging { region, .. } => fold_region(4, region),

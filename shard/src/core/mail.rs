@@ -6,6 +6,7 @@ use executor::{MailReceiver, MailSender};
 use mvcc::Cf;
 use proto::{metapb, pdpb, raft_serverpb};
 
+use super::compare::RegionHash;
 use super::directory::MoveTicket;
 use super::error::RegionError;
 use super::orders::Order;
@@ -96,6 +97,13 @@ pub enum Control {
         regions: Vec<metapb::Region>,
         /// Estimated bytes of each.
         bytes: u64,
+    },
+    /// To the core of a region's leader: have all replicas hash their data.
+    ComputeHash {
+        /// The region.
+        region: RegionId,
+        /// The index at which they do, or why they do not.
+        reply: Reply<Result<u64, String>>,
     },
     /// To the core of the source: hand `ticket.region` over.
     Move {
@@ -351,6 +359,8 @@ pub struct RegionDescription {
     pub chain: String,
     /// The replica was found to differ from its leader's, and is closed.
     pub diverged: bool,
+    /// What the last full comparison found here.
+    pub hashed: Option<RegionHash>,
     /// Estimated size.
     pub approximate_bytes: u64,
     /// Estimated keys.

@@ -2,6 +2,7 @@
 
 mod apply;
 mod chain;
+pub(crate) mod compare;
 mod config;
 pub mod directory;
 mod error;
@@ -28,6 +29,7 @@ pub mod snapshots;
 mod split;
 mod turn;
 
+pub use compare::RegionHash;
 pub use config::ShardConfig;
 pub use error::RegionError;
 pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};

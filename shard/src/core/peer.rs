@@ -8,6 +8,7 @@ use proto::{kvrpcpb, metapb};
 
 use super::apply::epoch_not_match;
 use super::chain::Marks;
+use super::compare::RegionHash;
 use super::error::RegionError;
 use super::lease::Lease;
 use super::mail::{RegionDescription, RegionReport};
@@ -86,6 +87,8 @@ pub(crate) struct PeerState {
     pub(crate) measuring: bool,
     pub(crate) contacts: Contacts,
     pub(crate) marks: Marks,
+    /// What the last full comparison found here.
+    pub(crate) hashed: Option<Box<RegionHash>>,
     pub(crate) lease: Lease,
     /// Followers that get a snapshot, and until when no other one is begun.
     pub(crate) snapshots: BTreeMap<u64, Instant>,
@@ -121,6 +124,7 @@ impl PeerState {
             measuring: false,
             contacts: Contacts::default(),
             marks: Marks::default(),
+            hashed: None,
             lease: Lease::default(),
             snapshots: BTreeMap::new(),
             reported_pending: false,
@@ -269,6 +273,7 @@ impl PeerState {
             applied_index: self.meta.applied_index,
             chain: self.meta.chain.to_string(),
             diverged: self.phase == Phase::Diverged,
+            hashed: self.hashed.as_deref().cloned(),
             approximate_bytes: self.meta.approximate_bytes,
             approximate_keys: self.meta.approximate_keys,
             moves: self.meta.move_number,

@@ -641,7 +641,7 @@ impl<E: Engine> Replay<'_, E> {
                 }
                 Outcome::Members { region, .. } => apply_members(meta, region, &mut self.batch),
                 Outcome::Merging { region, merge } => apply_state_of_merge(meta, region, merge, &mut self.batch),
-                Outcome::Done | Outcome::Refused(_) => meta.put_applied(&mut self.batch),
+                Outcome::Done | Outcome::Hash | Outcome::Refused(_) => meta.put_applied(&mut self.batch),
             }
             if self.batch.data_bytes() > 1 << 20 {
                 self.write().await?;

@@ -505,7 +505,7 @@ impl<E: Engine> Shard<E> {
             let mut entries = entries.into_iter().peekable();
             while entries.peek().is_some() {
                 self.apply_some(region, &mut entries, &mut pass, turn);
-                if pass.batch.data_bytes() >= self.config.entry_cut_bytes {
+                if pass.batch.data_bytes() >= self.config.entry_cut_bytes || !pass.hashes.is_empty() {
                     self.write_pass(&mut pass, turn, log).await?;
                 }
             }
@@ -532,7 +532,8 @@ impl<E: Engine> Shard<E> {
             return;
         }
         pass.touched.insert(region);
-        while pass.batch.data_bytes() < self.config.entry_cut_bytes {
+        // A hash is over what the engine holds, so its entry is the last one of a batch.
+        while pass.batch.data_bytes() < self.config.entry_cut_bytes && pass.hashes.is_empty() {
             let Some(Committed { entry, proposal }) = entries.next() else { return };
             if removes_own(&peer.meta, &entry) {
                 peer.leaving = true;
@@ -561,6 +562,7 @@ impl<E: Engine> Shard<E> {
             match effect.outcome {
                 Outcome::Done => {}
                 Outcome::Refused(error) => result = Err(error),
+                Outcome::Hash => pass.hashes.push((region, entry.index)),
                 Outcome::Members { change, region: next } => {
                     apply_members(&mut peer.meta, next.clone(), &mut pass.batch);
                     peer.lease.revoke();
@@ -646,6 +648,11 @@ impl<E: Engine> Shard<E> {
             }
             self.finish_reads(region, peer, turn);
             self.measure_if_due(peer);
+        }
+        for (region, index) in pass.hashes.drain(..) {
+            if let Some(peer) = peers.get(&region) {
+                self.begin_hash(peer, index);
+            }
         }
         for region in pass.members_changed.drain(..) {
             if let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads()) {
@@ -881,6 +888,8 @@ struct Pass<B> {
     /// With whether the parent leads.
     children: Vec<(PeerMeta, bool)>,
     members_changed: Vec<RegionId>,
+    /// With the index of the entry that asks for it.
+    hashes: Vec<(RegionId, u64)>,
     /// With whether the parent leads.
     splits: Vec<(bool, Vec<proto::metapb::Region>, u64)>,
 }
@@ -894,6 +903,7 @@ impl<B> Pass<B> {
             answers: Vec::new(),
             children: Vec::new(),
             members_changed: Vec::new(),
+            hashes: Vec::new(),
             splits: Vec::new(),
         }
     }

@@ -8,7 +8,7 @@ use executor::{Class, MailReceiver, Task};
 
 use super::core_zero::CoreZero;
 use super::{EngineSource, Node, status};
-use crate::core::{Control, CoreHost, CoreMail, moves, orders, snapshots};
+use crate::core::{Control, CoreHost, CoreMail, compare, moves, orders, snapshots};
 use crate::service::{self, ServiceHandle, TikvService};
 
 /// Regions that one letter reports, and that are looked at before other tasks get their turn.
@@ -76,6 +76,7 @@ pub(super) fn read<S: EngineSource>(
                     reply.send(());
                 });
             }
+            Control::ComputeHash { region, reply } => compare::begin(&handler_host, region, reply),
             Control::Describe { reply } => {
                 let core = handler_host.core;
                 reply.send(handler_host.shards().iter().map(|shard| shard.describe(core)).collect());

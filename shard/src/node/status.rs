@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use base::CoreId;
+use base::{CoreId, RegionId};
 use executor::Class;
 use net::{HttpHandler, HttpRequest, HttpResponse, NetMetrics};
 use proto::rpc::LocalFuture;
@@ -82,12 +82,17 @@ impl<S: EngineSource> HttpHandler for Status<S> {
             }
             match request.path.as_str() {
                 "/metrics" => HttpResponse::text(200, status.metrics().await),
+                "/consistency" => status.compare(&request.query).await,
+                "/region" => status.region(&request.query).await,
                 "/status" => HttpResponse::json(200, to_json(&status.report().await)),
                 "/ready" => HttpResponse::text(200, ""),
                 "/config" => HttpResponse::json(200, status.node.config.config_json.clone()),
                 "/engine_type" => HttpResponse::text(200, "raft-kv"),
                 "/" => HttpResponse::html(page(&status.report().await)),
-                _ => HttpResponse::text(404, "unknown path; try /, /metrics, /status, /ready or /config\n"),
+                _ => HttpResponse::text(
+                    404,
+                    "unknown path; try /, /metrics, /status, /ready, /config, /region?region=ID or /consistency?region=ID\n",
+                ),
             }
         })
     }
@@ -95,6 +100,14 @@ impl<S: EngineSource> HttpHandler for Status<S> {
 
 fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+}
+
+fn named_region(query: &str) -> Option<RegionId> {
+    query.strip_prefix("region=")?.parse().ok().map(RegionId)
+}
+
+fn which_region() -> HttpResponse {
+    HttpResponse::text(400, "say which region: ?region=ID\n")
 }
 
 impl<S: EngineSource> Status<S> {
@@ -114,6 +127,30 @@ impl<S: EngineSource> Status<S> {
             io: format!("{:?}: {}", self.node.io.kind, self.node.io.reason),
             engine_type: "raft-kv".into(),
             shards,
+        }
+    }
+
+    /// Has the replicas of a region that leads here hashed: `region=ID`. The answer names the index at which they are.
+    async fn compare(&self, query: &str) -> HttpResponse {
+        let Some(region) = named_region(query) else { return which_region() };
+        let (place, answer) = reply();
+        self.host.control(self.host.route(region), Control::ComputeHash { region, reply: place });
+        match answer.wait().await.unwrap_or_else(|| Err("the core is closing".into())) {
+            Ok(index) => HttpResponse::json(200, format!("{{\"region\": {region}, \"index\": {index}}}")),
+            Err(why) => HttpResponse::text(409, format!("{why}\n")),
+        }
+    }
+
+    /// One region of this node: `region=ID`.
+    async fn region(&self, query: &str) -> HttpResponse {
+        let Some(region) = named_region(query) else { return which_region() };
+        let (place, answer) = reply();
+        self.host.control(self.host.route(region), Control::Describe { reply: place });
+        let shards = answer.wait().await.unwrap_or_default();
+        let found = shards.into_iter().flat_map(|shard| shard.regions).find(|found| found.id == region.0);
+        match found {
+            Some(found) => HttpResponse::json(200, to_json(&found)),
+            None => HttpResponse::text(404, format!("region {region} is not on this node\n")),
         }
     }
 

@@ -196,6 +196,13 @@ impl Nodes {
         self.post("/pd/api/v1/operators", operator)
     }
 
+    /// What a node's status port answers with code 200; `None` if it refuses.
+    pub fn status(&self, number: usize, path: &str) -> Option<Value> {
+        let address = self.members[number].status.trim_start_matches("http://");
+        let (head, body) = http(address, &format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"));
+        head.starts_with("HTTP/1.1 200 ").then(|| serde_json::from_str(&body).expect("JSON"))
+    }
+
     /// A metric of a node, summed over cores, shards and other labels.
     ///
     /// # Panics
