@@ -12,7 +12,7 @@ use executor::{Class, MailReceiver};
 use futures_util::FutureExt as _;
 use proto::{metapb, pdpb, raft_serverpb};
 
-use super::heartbeats::{Traffic, region_heartbeats, report_splits, store_heartbeats};
+use super::heartbeats::{Traffic, ask_for_reports, region_heartbeats, report_splits, store_heartbeats};
 use super::ident::identify;
 use super::pd_events::PdEvents;
 use super::{
@@ -49,6 +49,8 @@ pub(crate) struct CoreZero<E: Engine> {
     /// The node hands its leaders away and then stops.
     pub(super) is_leaving: Cell<bool>,
     pub(super) pd_events: PdEvents,
+    /// PD has this store, and what begins the cluster is settled: only now does it hear of regions.
+    pub(super) registered: Cell<bool>,
     /// The last peer of each region that ended on this node.
     buried: RefCell<BTreeMap<RegionId, PeerId>>,
     /// Ranges of snapshots that are under way; bounded by what other stores send.
@@ -153,6 +155,8 @@ async fn do_duties<S: EngineSource>(
         () = executor::shutdown_signal().fuse() => return Ok(()),
     }
     let host = zero.host()?;
+    zero.registered.set(true);
+    ask_for_reports(&host);
     zero.listen_to_pd()?;
     let tasks = [
         executor::spawn_local(Class::Foreground, accept(node, &host).run(listener)),
@@ -287,6 +291,7 @@ impl<E: Engine> CoreZero<E> {
             wake_store_heartbeat: executor::Notify::new(),
             is_leaving: Cell::new(false),
             pd_events: PdEvents::default(),
+            registered: Cell::new(false),
         })
     }
 

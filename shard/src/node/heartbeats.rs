@@ -33,7 +33,8 @@ impl<E: Engine> CoreZero<E> {
         let region = RegionId(report.region.id);
         self.directory.borrow_mut().note(region, report.approximate_bytes);
         let Ok(pd) = self.pd() else { return };
-        if self.split_is_unreported(&report.region) {
+        // The first region that a node makes may be one too many, and end again.
+        if !self.registered.get() || self.split_is_unreported(&report.region) {
             return;
         }
         // PD divides by the interval.
