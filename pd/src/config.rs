@@ -31,6 +31,8 @@ pub struct PdConfig {
     pub journal: JournalConfig,
     /// Bounds of the server, and its certificates: with them the port speaks TLS alone.
     pub server: net::ServerConfig,
+    /// A fault that is built in, for tests that must find it: the bound of timestamps is never saved.
+    pub planted_unsaved_bound: bool,
 }
 
 impl Default for PdConfig {
@@ -45,6 +47,7 @@ impl Default for PdConfig {
             quota_backend_bytes: 256 << 20,
             journal: JournalConfig::default(),
             server: net::ServerConfig::default(),
+            planted_unsaved_bound: false,
         }
     }
 }

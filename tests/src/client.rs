@@ -39,6 +39,8 @@ pub struct Client {
     stores: RefCell<BTreeMap<u64, (String, tikvpb::TikvClient<net::Channel>)>>,
     /// Attempts that failed, whatever the reason.
     pub retries: Cell<u64>,
+    /// Deadline of what is tried once.
+    pub patience: Cell<Duration>,
 }
 
 fn call(limit: Duration) -> CallContext {
@@ -58,6 +60,7 @@ impl Client {
             regions: RefCell::default(),
             stores: RefCell::default(),
             retries: Cell::new(0),
+            patience: Cell::new(ATTEMPT),
         }
     }
 
@@ -236,20 +239,24 @@ impl Client {
         }
     }
 
-    /// Sets `key`, or removes it if there is no value, in one attempt; not in the middle of a compare-and-swap.
-    pub async fn write_once(&self, key: &Bytes, value: Option<&Bytes>) -> Fate<()> {
-        self.attempt_at(key, None, Duration::ZERO, |client, context, _| {
-            let (context, key, value) = (Some(context), key.clone(), value.cloned());
+    /// Sets `key`, or removes it if there is no value, in one attempt; not in the middle of a compare-and-swap. It asks
+    /// the region's peer with this number instead of its leader if there is one.
+    pub async fn write_once(&self, key: &Bytes, value: Option<&Bytes>, peer: Option<usize>) -> Fate<()> {
+        let limit = self.patience.get();
+        self.attempt_at(key, None, Duration::ZERO, |client, mut context, region| {
+            let (key, value) = (key.clone(), value.cloned());
             async move {
+                let client = self.ask(client, &mut context, &region, peer).await?;
+                let context = Some(context);
                 let region_error = match value {
                     Some(value) => {
                         let request =
                             kvrpcpb::RawPutRequest { context, key, value, for_cas: true, ..Default::default() };
-                        client.raw_put(call(ATTEMPT), &request).await?.region_error
+                        client.raw_put(call(limit), &request).await?.region_error
                     }
                     None => {
                         let request = kvrpcpb::RawDeleteRequest { context, key, for_cas: true, ..Default::default() };
-                        client.raw_delete(call(ATTEMPT), &request).await?.region_error
+                        client.raw_delete(call(limit), &request).await?.region_error
                     }
                 };
                 Ok((region_error, ()))
@@ -258,18 +265,26 @@ impl Client {
         .await
     }
 
+    /// The client of the region's peer with this number, to whom `context` is then addressed, or the leader's.
+    async fn ask(
+        &self,
+        leader: tikvpb::TikvClient<net::Channel>,
+        context: &mut kvrpcpb::Context,
+        region: &metapb::Region,
+        peer: Option<usize>,
+    ) -> Result<tikvpb::TikvClient<net::Channel>, Status> {
+        let Some(peer) = peer.map(|peer| region.peers[peer % region.peers.len()]) else { return Ok(leader) };
+        context.peer = Some(peer);
+        self.store(peer.store_id).await
+    }
+
     /// Reads `key` in one attempt, from the region's peer with this number instead of its leader if there is one: a peer
     /// that takes itself for the leader answers.
     pub async fn read_once(&self, key: &Bytes, peer: Option<usize>) -> Fate<Option<Bytes>> {
         self.attempt_at(key, None, Duration::ZERO, |client, mut context, region| async move {
-            let asked = peer.map(|peer| region.peers[peer % region.peers.len()]);
-            let client = match asked {
-                Some(peer) => self.store(peer.store_id).await?,
-                None => client,
-            };
-            context.peer = asked.or(context.peer);
+            let client = self.ask(client, &mut context, &region, peer).await?;
             let request = kvrpcpb::RawGetRequest { context: Some(context), key: key.clone(), ..Default::default() };
-            let answer = client.raw_get(call(ATTEMPT), &request).await?;
+            let answer = client.raw_get(call(self.patience.get()), &request).await?;
             Ok((answer.region_error, (!answer.not_found).then_some(answer.value)))
         })
         .await
@@ -343,7 +358,7 @@ impl Client {
             previous_value: expected.unwrap_or_default(),
             ..Default::default()
         };
-        match client.raw_compare_and_swap(call(ATTEMPT), &request).await {
+        match client.raw_compare_and_swap(call(self.patience.get()), &request).await {
             Err(status) => {
                 self.forget(key);
                 self.stores.borrow_mut().clear();

@@ -107,10 +107,12 @@ impl Core {
 
     /// Makes a bound durable and tells the oracle. What else is kept now and then goes with it.
     async fn save_bound(self: Rc<Self>, bound: u64) {
-        let min_resolved_ts = self.min_resolved_ts();
+        let (min_resolved_ts, is_lost) = (self.min_resolved_ts(), self.config.planted_unsaved_bound);
         let outcome = self
             .write(|state| {
-                state.set_timestamp_bound(bound);
+                if !is_lost {
+                    state.set_timestamp_bound(bound);
+                }
                 if let Some(ts) = min_resolved_ts {
                     state.set_min_resolved_ts(ts);
                 }

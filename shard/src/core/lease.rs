@@ -17,6 +17,7 @@ use raftstore::Input as RaftInput;
 use super::config::ShardConfig;
 use super::error::RegionError;
 use super::peer::{PeerState, Phase};
+use super::planted::PlantedFault;
 use super::shard::{Input, Shard, add};
 use super::turn::Turn;
 use crate::engine::Engine;
@@ -80,13 +81,16 @@ impl Lease {
 
 /// How long a lease lasts from the sending of the question. Ticks are coarse: a member's first one may come at once.
 pub(crate) fn lease_duration(config: &ShardConfig) -> Duration {
+    if config.is_planted(PlantedFault::LeaseTooLong) {
+        return config.tick * config.raft.election_ticks * 2;
+    }
     config.tick * config.raft.election_ticks.saturating_sub(1) * 9 / 10
 }
 
 /// Ticks for which a peer with others in its group neither votes nor campaigns after its start: before it, it may have
 /// confirmed a lease.
 pub(crate) fn quiet_ticks(config: &ShardConfig) -> u32 {
-    config.raft.election_ticks
+    if config.is_planted(PlantedFault::VoteAtOnce) { 0 } else { config.raft.election_ticks }
 }
 
 impl PeerState {
@@ -105,7 +109,8 @@ impl<E: Engine> Shard<E> {
         {
             let peers = self.peers.borrow();
             let Some(peer) = peers.get(&region) else { return Ok(()) };
-            if !peer.leads() || !peer.readable || peer.may_read(executor::now()) || self.closing.get() {
+            let is_unchecked = self.config.is_planted(PlantedFault::LeaseUnchecked);
+            if is_unchecked || !peer.leads() || !peer.readable || peer.may_read(executor::now()) || self.closing.get() {
                 return Ok(());
             }
         }
@@ -201,7 +206,9 @@ impl<E: Engine> Shard<E> {
         let is_ready = |question: &Question| question.index.is_some_and(|index| index <= applied);
         if let Some(question) = peer.lease.asked.take_if(|question| is_ready(question)) {
             if peer.leads() && peer.lease.void_until.is_none_or(|until| question.sent >= until) {
-                peer.lease.until = Some(question.sent + lease_duration(&self.config));
+                let is_late = self.config.is_planted(PlantedFault::LeaseFromReceipt);
+                let begin = if is_late { executor::now() } else { question.sent };
+                peer.lease.until = Some(begin + lease_duration(&self.config));
             }
             for reader in question.readers {
                 // A reader may have given up.
@@ -225,7 +232,9 @@ impl<E: Engine> Shard<E> {
         if !peer.raft.can_take_over(to) {
             return;
         }
-        peer.lease.hand_over(executor::now(), &self.config);
+        if !self.config.is_planted(PlantedFault::TransferKeepsLease) {
+            peer.lease.hand_over(executor::now(), &self.config);
+        }
         peer.raft.handle(RaftInput::TransferLeader { to });
         turn.dirty.insert(region);
     }

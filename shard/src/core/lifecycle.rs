@@ -136,7 +136,11 @@ impl<E: Engine> Shard<E> {
         let mut batch = self.engine.batch();
         meta.put_all(&mut batch);
         put_event(&mut batch, event);
-        self.carry_out_event(record, batch, log).await?;
+        if self.config.is_planted(PlantedFault::MoveWithoutHome) {
+            self.write_engine(batch).await?;
+        } else {
+            self.carry_out_event(record, batch, log).await?;
+        }
         let peer = self.sleeping_peer(meta, home_state(&home), tail)?;
         self.peers.borrow_mut().insert(region, peer);
         add(&self.metrics.moves_in_total, 1);
@@ -280,7 +284,10 @@ impl<E: Engine> Shard<E> {
         self.commit(log).await?;
         let replaced = self.peers.borrow_mut().remove(&region).map(|peer| peer.meta);
         let ranges: Vec<_> = replaced.iter().chain([&meta]).map(range_of).collect();
-        let (engine, folder, files) = (self.engine.clone(), self.snap_dir.clone(), record.files.clone());
+        let (engine, folder, mut files) = (self.engine.clone(), self.snap_dir.clone(), record.files.clone());
+        if self.config.is_planted(PlantedFault::SnapshotHalfApplied) {
+            files.pop();
+        }
         executor::blocking(Class::Background, move || ingest_files(&engine, &folder, &files, &ranges))
             .await
             .map_err(ShardFailure::Engine)?;

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 /// A mistake that a storage server could make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PlantedFault {
     /// Writes are applied and answered, and then logged.
     AnswerBeforeLog,
@@ -37,11 +37,49 @@ pub enum PlantedFault {
     ReplicaReadUnasked,
     /// A follower applies some entries with a value of one byte more.
     ApplyOtherwise,
+    /// Followers acknowledge entries that are not in their logs yet.
+    AckBeforeSync,
+    /// Votes leave before they are in the log.
+    VoteBeforePersist,
+    /// Terms and votes are not logged.
+    HardStateLost,
+    /// Leaders answer writes once their own logs have them.
+    AnswerBeforeCommit,
+    /// Peers vote straight after their start, though they may have granted a lease before it.
+    VoteAtOnce,
+    /// A lease counts from the answers instead of the question.
+    LeaseFromReceipt,
+    /// A lease lasts as long as the longest election time-out.
+    LeaseTooLong,
+    /// Whoever was made leader reads until it hears of another one.
+    LeaseUnchecked,
+    /// A leader keeps its lease while it hands over.
+    TransferKeepsLease,
+    /// Followers read as leaders do.
+    FollowerReads,
+    /// Compare-and-swap writes though another one led since it read.
+    SwapAcrossTerms,
+    /// Writes go by any epoch, and to keys that are not the region's any more.
+    EpochUnchecked,
+    /// The last file of a snapshot is not ingested.
+    SnapshotHalfApplied,
+    /// A snapshot holds all keys from the region's first one on, and nobody compares them with its range.
+    SnapshotTooWide,
+    /// A region arrives on its new shard without a record of it.
+    MoveWithoutHome,
+    /// A region leaves the entries that it has not applied behind when it moves to another shard.
+    MoveWithoutTail,
+    /// Followers do not tell raft of changes of members.
+    MembersForgotten,
+    /// Peers that are no members any more stay.
+    StalePeerStays,
+    /// The bound of the placement driver's timestamps is not saved.
+    TimestampsFromClock,
 }
 
 impl PlantedFault {
     /// All of them.
-    pub const ALL: [PlantedFault; 16] = [
+    pub const ALL: [PlantedFault; 35] = [
         PlantedFault::AnswerBeforeLog,
         PlantedFault::NoSync,
         PlantedFault::ForgetTail,
@@ -58,6 +96,25 @@ impl PlantedFault {
         PlantedFault::NoRedo,
         PlantedFault::ReplicaReadUnasked,
         PlantedFault::ApplyOtherwise,
+        PlantedFault::AckBeforeSync,
+        PlantedFault::VoteBeforePersist,
+        PlantedFault::HardStateLost,
+        PlantedFault::AnswerBeforeCommit,
+        PlantedFault::VoteAtOnce,
+        PlantedFault::LeaseFromReceipt,
+        PlantedFault::LeaseTooLong,
+        PlantedFault::LeaseUnchecked,
+        PlantedFault::TransferKeepsLease,
+        PlantedFault::FollowerReads,
+        PlantedFault::SwapAcrossTerms,
+        PlantedFault::EpochUnchecked,
+        PlantedFault::SnapshotHalfApplied,
+        PlantedFault::SnapshotTooWide,
+        PlantedFault::MoveWithoutHome,
+        PlantedFault::MoveWithoutTail,
+        PlantedFault::MembersForgotten,
+        PlantedFault::StalePeerStays,
+        PlantedFault::TimestampsFromClock,
     ];
 }
 

@@ -19,6 +19,7 @@ use raftstore::eraftpb::{Message, MessageType};
 
 use super::lease::quiet_ticks;
 use super::peer::{PeerState, Phase};
+use super::planted::PlantedFault;
 use super::shard::{Input, Shard, add};
 use super::turn::Turn;
 use crate::engine::Engine;
@@ -110,13 +111,23 @@ impl<E: Engine> Shard<E> {
     pub(crate) fn post(&self, peer: &PeerState, messages: &[Message], after_log: bool, turn: &mut Turn) {
         let letters = messages.iter().filter_map(|message| peer.letter(message));
         for (to, letter) in letters {
-            if after_log {
+            if after_log && !self.leaves_early(&letter) {
                 turn.after_log.push((to, letter));
             } else {
                 add(&self.metrics.raft_sent_total, 1);
                 self.outlet.send_raft(to, letter);
             }
         }
+    }
+
+    /// A planted fault: a promise that leaves before it can be kept.
+    fn leaves_early(&self, letter: &raft_serverpb::RaftMessage) -> bool {
+        let kind = match self.config.planted {
+            Some(PlantedFault::AckBeforeSync) => MessageType::MsgAppendResponse,
+            Some(PlantedFault::VoteBeforePersist) => MessageType::MsgRequestVoteResponse,
+            _ => return false,
+        };
+        Message::decode(letter.message.clone()).is_ok_and(|message| message.msg_type() == kind)
     }
 
     /// The turn's log write is durable: what promised its contents may leave.
@@ -141,6 +152,9 @@ impl<E: Engine> Shard<E> {
         // The others know a later peer of this store, or know that this one has left. Either took a change of members,
         // which a sole voter would have had to agree to.
         let is_named = to.id > own.id || (letter.is_tombstone && to.id == own.id);
+        if is_named && self.config.is_planted(PlantedFault::StalePeerStays) {
+            return;
+        }
         if is_named && conf_ver > peer.meta.conf_ver() && !peer.raft.is_sole_voter() {
             tracing::info!(%region, peer = own.id, "this peer is no member any more");
             self.push(Input::Leave { region, peer: PeerId(own.id) });

@@ -30,6 +30,7 @@ use super::lease::ReadReply;
 use super::lifecycle::{Departure, EventReply};
 use super::mail::{PeerView, RegionReport, ShardDescription};
 use super::peer::{Done, PeerState, Phase, Waiter, check_store};
+use super::planted::PlantedFault;
 use super::records::{ApplyingRecord, HomeRecord};
 use super::split::Measured;
 use super::turn::FlushMark;
@@ -294,7 +295,11 @@ impl<E: Engine> Shard<E> {
         let region = RegionId(context.region_id);
         let peers = self.peers.borrow();
         let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
-        peer.check(self.store, context)?;
+        let is_follower = |error: &RegionError| matches!(error, RegionError::NotLeader { .. });
+        match peer.check(self.store, context) {
+            Err(error) if is_follower(&error) && self.config.is_planted(PlantedFault::FollowerReads) => {}
+            checked => checked?,
+        }
         Ok(RegionRead {
             region: peer.meta.region.clone(),
             snapshot: self.engine.snapshot(),
@@ -403,7 +408,11 @@ impl<E: Engine> Shard<E> {
         let data = {
             let peers = self.peers.borrow();
             let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
-            peer.check(self.store, context)?;
+            let is_old = |error: &RegionError| matches!(error, RegionError::EpochNotMatch { .. });
+            match peer.check(self.store, context) {
+                Err(error) if is_old(&error) && self.config.is_planted(PlantedFault::EpochUnchecked) => {}
+                checked => checked?,
+            }
             self.check_writable(peer)?;
             if term.is_some_and(|term| term != peer.term) {
                 return Err(RegionError::NotLeader { region, leader: None });

@@ -33,6 +33,7 @@ use super::mail::{Control, Reply, reply};
 use super::meta::PeerMeta;
 use super::moves::read_piece;
 use super::peer::Phase;
+use super::planted::PlantedFault;
 use super::records::{ApplyingRecord, HomeRecord};
 use super::shard::{Input, Shard, add};
 use super::turn::Turn;
@@ -140,7 +141,10 @@ impl<E: Engine> Shard<E> {
         let (chunks, done) = tikvpb::TikvClient::new(channel).snapshot(context).await?;
         chunks.send(&raft_serverpb::SnapshotChunk { message: Some(head(&job)), ..Default::default() }).await?;
         let region = job.meta.region.clone();
-        let (lower, upper) = data_range(&region.start_key, &region.end_key);
+        let (lower, mut upper) = data_range(&region.start_key, &region.end_key);
+        if self.config.is_planted(PlantedFault::SnapshotTooWide) {
+            upper = base::keys::DATA_MAX.to_vec();
+        }
         let mut sums = Vec::new();
         for cf in Cf::DATA {
             let mut sum = Sum::default();
@@ -358,7 +362,11 @@ impl<E: Engine> Receiving<E> {
         let (cf, key) = (usize::from(cf), pair.key.slice(1..));
         // What lies outside of the region belongs to others, who are here.
         let region = self.home.region.as_ref().ok_or_else(bad)?;
-        let (lower, upper) = data_range(&region.start_key, &region.end_key);
+        let (lower, mut upper) = data_range(&region.start_key, &region.end_key);
+        let shards = host.shards();
+        if shards.iter().any(|shard| shard.config.is_planted(PlantedFault::SnapshotTooWide)) {
+            upper = base::keys::DATA_MAX.to_vec();
+        }
         if key[..] < lower[..]
             || key[..] >= upper[..]
             || cf >= self.sums.len()

@@ -11,7 +11,7 @@ use proto::raft_serverpb::RaftMessage;
 use raftstore::eraftpb::Entry;
 use raftstore::{Committed, Effect, Input as RaftInput, RejectReason};
 
-use super::apply::{Outcome, apply_entry, apply_split};
+use super::apply::{Outcome, apply_entry, apply_split, apply_unchecked};
 use super::error::RegionError;
 use super::lifecycle::{
     Departure, EventReply, first_state, home_record, lifecycle, put_event, region_of, start_effect,
@@ -420,6 +420,11 @@ impl<E: Engine> Shard<E> {
     fn persisted(&self, turn: &mut Turn) {
         for (region, number) in std::mem::take(&mut turn.persisted) {
             if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
+                if self.config.is_planted(PlantedFault::AnswerBeforeCommit) {
+                    std::mem::take(&mut peer.waiting)
+                        .into_values()
+                        .for_each(|waiter| waiter.answer(Ok(Done::default())));
+                }
                 peer.raft.handle(RaftInput::Persisted { number });
                 turn.dirty.insert(region);
             }
@@ -453,7 +458,7 @@ impl<E: Engine> Shard<E> {
         match effect {
             Effect::Persist { number, hard_state, entries } => {
                 let (region_peer, records) = (peer.meta.peer_id(), &mut turn.records);
-                if let Some(state) = hard_state {
+                if let Some(state) = hard_state.filter(|_| !self.config.is_planted(PlantedFault::HardStateLost)) {
                     let state = HardState { term: state.term, vote: state.vote, commit: state.commit };
                     records.push(Record::HardState { region, peer: region_peer, state });
                 }
@@ -549,7 +554,10 @@ impl<E: Engine> Shard<E> {
             }
             add(&self.metrics.applied_total, 1);
             let entry = self.maybe_tampered(peer, entry);
-            let effect = apply_entry(&mut peer.meta, &entry, &mut pass.batch);
+            let effect = match self.config.is_planted(PlantedFault::EpochUnchecked) {
+                true => apply_unchecked(&mut peer.meta, &entry, &mut pass.batch),
+                false => apply_entry(&mut peer.meta, &entry, &mut pass.batch),
+            };
             peer.marks.note(&peer.meta);
             peer.meta.approximate_bytes += effect.bytes;
             peer.meta.approximate_keys += effect.keys;
@@ -566,7 +574,9 @@ impl<E: Engine> Shard<E> {
                 Outcome::Members { change, region: next } => {
                     apply_members(&mut peer.meta, next.clone(), &mut pass.batch);
                     peer.lease.revoke();
-                    peer.raft.handle(RaftInput::ConfChanged { change, region: next });
+                    if peer.leads() || !self.config.is_planted(PlantedFault::MembersForgotten) {
+                        peer.raft.handle(RaftInput::ConfChanged { change, region: next });
+                    }
                     pass.members_changed.push(region);
                 }
                 Outcome::Merging { region: next, merge } => {
@@ -730,7 +740,8 @@ impl<E: Engine> Shard<E> {
                     }
                     if (is_drained || !peer.raft.is_sole_voter()) && peer.waiting.is_empty() {
                         let home = Box::new(home_record(peer));
-                        depart(log.clone(), freezing, home, last - applied);
+                        let is_left = self.config.is_planted(PlantedFault::MoveWithoutTail);
+                        depart(log.clone(), freezing, home, if is_left { 0 } else { last - applied });
                     } else {
                         waiting.push(freezing);
                     }

@@ -723,7 +723,9 @@ impl<E: Engine> Request<E> {
             let ts = self.timestamp(reader).await?;
             let change = put_change(reader, &message.key, &message.value, expires, ts);
             // Another leader may have written between two terms of this one.
-            self.write_in(Some(read.term), &context, vec![change]).await?;
+            let is_blind = self.shard(&context)?.config.is_planted(PlantedFault::SwapAcrossTerms);
+            let term = (!is_blind).then_some(read.term);
+            self.write_in(term, &context, vec![change]).await?;
         }
         Ok(kv::RawCasResponse {
             succeed: expected,

@@ -1,14 +1,15 @@
 //! The simulator as a program.
 //!
-//! `sim --seed 42` replays one seed, `sim --count 2000` runs many, `sim --count 50 --planted NoSync` shows that a
-//! mistake is found. Ends with 1 if a seed failed (with `--planted`: if none did).
+//! `sim --seed 42` replays one seed, `sim --count 2000` runs many. `sim --plant NoSync --count 50` counts the seeds that
+//! find a mistake, `sim --planted --count 20` does so for each one that can be planted. Ends with 1 if a seed failed, or a
+//! mistake was not found.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use basalt_tests::sim::{Plan, Report, World};
+use basalt_tests::sim::{Focus, Plan, Report, World, planted};
 use clap::Parser;
 use shard::core::PlantedFault;
 use tracing_subscriber::filter::LevelFilter;
@@ -33,9 +34,15 @@ struct Args {
     /// Small regions are merged.
     #[arg(long)]
     merges: bool,
-    /// A mistake that the node makes on purpose: ends with the first seed that finds it.
+    /// A mistake that is made on purpose, in runs that are about it.
     #[arg(long)]
-    planted: Option<PlantedFault>,
+    plant: Option<PlantedFault>,
+    /// All of them, one after the other.
+    #[arg(long)]
+    planted: bool,
+    /// No fault for so many seconds, in which nobody may be elected without a cause.
+    #[arg(long)]
+    quiet: Option<u64>,
     /// Print the event hash of each seed.
     #[arg(long)]
     hashes: bool,
@@ -59,6 +66,9 @@ fn main() {
     if args.seed.is_some() {
         let level = if args.verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(level).init();
+    }
+    if args.planted || (args.plant.is_some() && args.seed.is_none()) {
+        return plant(&args);
     }
     let started = Instant::now();
     let (next, sums) = (AtomicU64::new(from), Mutex::new(Sums::default()));
@@ -89,7 +99,7 @@ fn main() {
     if !sums.failed.is_empty() {
         eprintln!("failed: {:?}", sums.failed);
     }
-    if sums.failed.is_empty() == args.planted.is_some() {
+    if !sums.failed.is_empty() {
         std::process::exit(1);
     }
 }
@@ -100,13 +110,19 @@ fn work(args: &Args, next: &AtomicU64, end: u64, sums: &Mutex<Sums>) {
         if seed >= end {
             return;
         }
-        let plan = Plan { planted: args.planted, nodes: args.nodes.max(1), merges: args.merges, ..Plan::default() };
+        let usual = Plan { nodes: args.nodes.max(1), merges: args.merges, ..Plan::default() };
+        let planted = args.plant.map(|fault| planted::plan(fault).unwrap_or(Plan { planted: Some(fault), ..usual }));
+        let plan = planted.unwrap_or(usual);
+        let quiet = args.quiet.map(std::time::Duration::from_secs);
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let world = World::new(seed, plan);
+            let world = World::new(seed, if quiet.is_some() { Plan { focus: Focus::Quiet, ..plan } } else { plan });
             if args.trace {
                 world.trace();
             }
-            world.run()
+            match quiet {
+                Some(duration) => world.run_quietly(duration),
+                None => world.run(),
+            }
         }));
         let mut sums = sums.lock().expect("no thread panics while it holds the sums");
         match result {
@@ -114,10 +130,46 @@ fn work(args: &Args, next: &AtomicU64, end: u64, sums: &Mutex<Sums>) {
             Err(_) => {
                 eprintln!("seed {seed} failed");
                 sums.failed.push(seed);
-                if args.planted.is_some() {
-                    next.store(end, Ordering::Relaxed);
-                }
             }
         }
+    }
+}
+
+/// Prints for each mistake how many seeds find it, and the first ones.
+fn plant(args: &Args) {
+    std::panic::set_hook(Box::new(|_| {}));
+    let faults = PlantedFault::ALL.into_iter().filter(|fault| args.plant.is_none_or(|only| only == *fault));
+    let mut is_missed = false;
+    for fault in faults {
+        let Some(plan) = planted::plan(fault) else {
+            println!("{fault:?}: by the model test of recovery");
+            continue;
+        };
+        let started = Instant::now();
+        let (next, end) = (AtomicU64::new(args.from), args.from + args.count);
+        let found = Mutex::new(Vec::new());
+        std::thread::scope(|threads| {
+            for _ in 0..args.jobs.max(1) {
+                threads.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= end {
+                            return;
+                        }
+                        if planted::is_found(seed, plan) {
+                            found.lock().expect("no thread panics while it holds the list").push(seed);
+                        }
+                    }
+                });
+            }
+        });
+        let mut found = found.into_inner().expect("no thread panics while it holds the list");
+        found.sort_unstable();
+        is_missed |= found.is_empty();
+        let (first, seconds) = (&found[..found.len().min(5)], started.elapsed().as_secs());
+        println!("{fault:?}: {} of {} seeds, first {first:?}, in {seconds} s", found.len(), args.count);
+    }
+    if is_missed {
+        std::process::exit(1);
     }
 }

@@ -45,33 +45,43 @@ enum Fault {
     Flapping,
     /// A node is cut off, and another one restarted at once.
     RestartBehindCut,
+    /// All nodes but one write slowly, and then lose what they have not synced, while that one is away.
+    SlowThenLost,
+    /// A node crashes while all write slowly: who leads next takes long until it knows what was committed.
+    KillSlowly,
+    /// A node votes for one that another one does not reach, writes slowly, and crashes.
+    SlowVotes,
 }
 
 const fn chance(fault: Fault, any: u64, leaders: u64, crashes: u64, members: u64) -> Chance {
-    let is_shared = matches!(fault, Fault::KillMany | Fault::CutOff | Fault::Flapping | Fault::RestartBehindCut);
+    let is_shared = matches!(fault, Fault::KillMany | Fault::CutOff | Fault::Flapping)
+        || matches!(fault, Fault::RestartBehindCut | Fault::SlowThenLost | Fault::SlowVotes | Fault::KillSlowly);
     Chance { fault, any, leaders, crashes, members, is_shared }
 }
 
-const CHANCES: [Chance; 13] = [
+const CHANCES: [Chance; 16] = [
     chance(Fault::Kill, 5, 1, 8, 4),
     chance(Fault::KillMany, 2, 0, 8, 2),
     chance(Fault::Stop, 1, 1, 1, 1),
-    chance(Fault::Pause, 1, 8, 0, 1),
-    chance(Fault::PlacementDriver, 1, 0, 0, 0),
-    chance(Fault::Clock, 1, 1, 0, 0),
+    chance(Fault::Pause, 1, 3, 0, 1),
+    chance(Fault::PlacementDriver, 1, 0, 3, 0),
+    chance(Fault::Clock, 1, 1, 2, 0),
     chance(Fault::SlowDisk, 2, 1, 2, 1),
     chance(Fault::FullDisk, 1, 0, 0, 0),
     chance(Fault::FailingSyncs, 1, 0, 2, 0),
     chance(Fault::Unreachable, 1, 0, 0, 0),
     chance(Fault::CutOff, 3, 8, 0, 4),
     chance(Fault::Flapping, 1, 1, 0, 1),
-    chance(Fault::RestartBehindCut, 1, 6, 0, 0),
+    chance(Fault::RestartBehindCut, 1, 8, 0, 0),
+    chance(Fault::SlowThenLost, 1, 0, 6, 0),
+    chance(Fault::SlowVotes, 1, 5, 0, 0),
+    chance(Fault::KillSlowly, 1, 5, 0, 0),
 ];
 
 fn draw(prng: &mut Prng, focus: Focus, nodes: usize) -> Fault {
     let weight = |chance: &Chance| match focus {
         _ if nodes == 1 && chance.is_shared => 0,
-        Focus::Any => chance.any,
+        Focus::Any | Focus::Quiet => chance.any,
         Focus::Leaders => chance.leaders,
         Focus::Crashes => chance.crashes,
         Focus::Members => chance.members,
@@ -91,7 +101,10 @@ impl World {
         self.faults += 1;
         // One may have stopped by itself, when its engine or its log failed.
         self.restart_those_that_stopped();
-        let at = self.any_node();
+        let mut at = self.any_node();
+        if self.plan.focus == Focus::Leaders && !self.prng.one_in(4) {
+            at = self.hot_leader().unwrap_or(at);
+        }
         let node = self.nodes[at].sim;
         match draw(&mut self.prng, self.plan.focus, self.nodes.len()) {
             Fault::Kill => {
@@ -127,7 +140,7 @@ impl World {
             }
             Fault::CutOff => {
                 self.cut(at);
-                self.pass(100, 8000);
+                self.pass(100, if self.plan.focus == Focus::Leaders { 2500 } else { 8000 });
                 self.sim.heal_all();
             }
             Fault::Flapping => {
@@ -140,6 +153,9 @@ impl World {
                 }
             }
             Fault::RestartBehindCut => self.restart_behind_cut(at),
+            Fault::SlowThenLost => self.lose_slow(at),
+            Fault::SlowVotes => self.vote_slowly(at),
+            Fault::KillSlowly => self.kill_slowly(at),
         }
     }
 
@@ -204,6 +220,10 @@ impl World {
                 self.sim.kill(self.pd);
             }
         }
+        if self.prng.one_in(2) {
+            let back = self.prng.range(0, 60_000_000_000) as i64;
+            self.sim.step_clock(self.pd, -back);
+        }
         self.pass(0, 2000);
         self.start_pd();
     }
@@ -231,10 +251,15 @@ impl World {
 
     fn cut(&mut self, at: usize) {
         let (node, other) = (self.nodes[at].sim, self.other_node(at));
-        match self.prng.below(6) {
+        let kinds = if self.plan.focus == Focus::Leaders { 3..7 } else { 0..7 };
+        match self.prng.range(kinds.start, kinds.end) {
             0 => self.sim.partition(node, other),
             1 => self.sim.partition_one_way(node, other),
             2 => self.sim.partition(node, self.pd),
+            3 => {
+                let others = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node);
+                others.for_each(|other| self.sim.partition_one_way(node, other));
+            }
             _ => {
                 self.cut_from_all(at);
                 if self.prng.one_in(2) {
@@ -250,17 +275,64 @@ impl World {
         others.for_each(|other| self.sim.partition(node, other));
     }
 
-    /// Whoever leads where the cut is may hold a lease that the restarted one has granted, and has to remember.
+    /// A node that is cut off from all but one may hold a lease that this one has granted, and has to remember when it is
+    /// restarted: the others want to vote.
     fn restart_behind_cut(&mut self, at: usize) {
-        self.cut_from_all(at);
-        let steps = if self.plan.nodes == 3 { 2 } else { self.plan.nodes };
-        for step in 1..steps {
-            let other = (at + step) % self.nodes.len();
-            self.kill(other);
-            self.pass(0, 300);
-            self.restart_node(other);
-        }
-        self.pass(100, 4000);
+        let (node, granting) = (self.nodes[at].sim, (at + 1) % self.nodes.len());
+        let granted = self.nodes[granting].sim;
+        let others = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node && *other != granted);
+        others.for_each(|other| self.sim.partition(node, other));
+        self.pass(700, 2500);
+        self.kill(granting);
+        self.sim.partition(node, granted);
+        self.pass(0, 150);
+        self.restart_node(granting);
+        self.pass(300, 3000);
         self.sim.heal_all();
+    }
+
+    fn vote_slowly(&mut self, at: usize) {
+        let (node, other) = (self.nodes[at].sim, self.nodes[(at + 1) % self.nodes.len()].sim);
+        let voter = (at + 2) % self.nodes.len();
+        self.sim.partition(node, other);
+        self.kill(voter);
+        self.restart_node(voter);
+        self.pass(100, 400);
+        let slow = Duration::from_millis(self.prng.range(100, 500));
+        self.sim.disk(self.nodes[voter].sim).slow(slow);
+        self.pass(300, 1500);
+        self.sim.kill(self.nodes[voter].sim);
+        self.sim.disk(self.nodes[voter].sim).slow(Duration::ZERO);
+        // Whoever was elected does not tell it.
+        self.sim.partition(node, self.nodes[voter].sim);
+        self.restart_node(voter);
+        self.pass(1000, 3000);
+        self.sim.heal_all();
+    }
+
+    fn kill_slowly(&mut self, at: usize) {
+        let slow = Duration::from_millis(self.prng.range(10, 150));
+        self.nodes.iter().for_each(|node| self.sim.disk(node.sim).slow(slow));
+        self.pass(200, 1000);
+        self.kill(at);
+        self.sim.disk(self.nodes[at].sim).slow(Duration::ZERO);
+        self.pass(800, 2500);
+        self.restart_node(at);
+        self.nodes.iter().for_each(|node| self.sim.disk(node.sim).slow(Duration::ZERO));
+    }
+
+    fn lose_slow(&mut self, at: usize) {
+        let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != at).collect();
+        let slow = Duration::from_millis(self.prng.range(200, 1000));
+        others.iter().for_each(|other| self.sim.disk(self.nodes[*other].sim).slow(slow));
+        self.pass(100, 1500);
+        for node in &self.nodes {
+            self.sim.kill(node.sim);
+            node.twins.kill();
+            self.sim.disk(node.sim).slow(Duration::ZERO);
+        }
+        others.iter().for_each(|other| self.restart_node(*other));
+        self.pass(1500, 4000);
+        self.restart_node(at);
     }
 }

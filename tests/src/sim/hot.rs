@@ -16,7 +16,7 @@ use super::workload::{History, count};
 use crate::client::{Client, Fate};
 
 /// They lie between the workers' keys.
-const KEYS: [&str; 4] = ["key-00020-hot", "key-00060-hot", "key-00100-hot", "key-00140-hot"];
+pub(super) const KEYS: [&str; 4] = ["key-00020-hot", "key-00060-hot", "key-00100-hot", "key-00140-hot"];
 /// Steps of the search in the history of one key.
 const STEPS_MAX: usize = 300_000;
 
@@ -66,10 +66,10 @@ impl Hot {
         }
     }
 
-    async fn write(&self, client: &Client, key: &Bytes, is_put: bool, history: &History) {
+    async fn write(&self, client: &Client, key: &Bytes, is_put: bool, peer: Option<usize>, history: &History) {
         let number = is_put.then(|| self.next_number());
         let start = now();
-        let fate = client.write_once(key, number.map(encode).as_ref()).await;
+        let fate = client.write_once(key, number.map(encode).as_ref(), peer).await;
         self.wrote(key, start, Action::Write(number), fate, history);
     }
 
@@ -132,8 +132,21 @@ impl Hot {
     }
 }
 
-/// A client that does nothing but this, with pauses of up to `pause`.
-pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>, pause: Duration) {
+/// What a client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Habit {
+    /// Everything, with pauses of up to so long.
+    All(Duration),
+    /// It asks any peer of the first key, one after the other, and waits for nobody: whoever leads and whoever led just now
+    /// hear of it at the same time.
+    Read,
+    /// The same with writes.
+    Write,
+}
+
+/// A client that does nothing but this.
+pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>, habit: Habit) {
+    let Habit::All(pause) = habit else { return probe(pd, seed, history, stop, habit).await };
     let (client, mut prng, hot) = (Client::new(&pd), Prng::new(seed), &history.hot);
     let mut seen: [Value; KEYS.len()] = Default::default();
     while !stop.get() {
@@ -142,8 +155,8 @@ pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Ce
         match prng.below(12) {
             0..=2 => hot.read(&client, &key, None).await,
             3..=6 => hot.read(&client, &key, Some(prng.below(60) as usize)).await,
-            7 | 8 => hot.write(&client, &key, true, &history).await,
-            9 if prng.one_in(4) => hot.write(&client, &key, false, &history).await,
+            7 | 8 => hot.write(&client, &key, true, None, &history).await,
+            9 if prng.one_in(4) => hot.write(&client, &key, false, None, &history).await,
             _ => {
                 // Again with what was found: most first ones come too late.
                 for _ in 0..2 {
@@ -153,6 +166,21 @@ pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Ce
         }
         count(&history.operations);
         executor::sleep(Duration::from_nanos(prng.below(pause.as_nanos() as u64 + 1))).await;
+    }
+    count(&history.workers_done);
+}
+
+async fn probe(pd: String, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>, habit: Habit) {
+    let (client, mut prng, hot) = (Client::new(&pd), Prng::new(seed), &history.hot);
+    client.patience.set(Duration::from_millis(100));
+    while !stop.get() {
+        let (key, peer) = (Bytes::from(KEYS[0]), Some(prng.below(60) as usize));
+        match habit {
+            Habit::Write => hot.write(&client, &key, true, peer, &history).await,
+            _ => hot.read(&client, &key, peer).await,
+        }
+        count(&history.operations);
+        executor::sleep(Duration::from_millis(prng.range(1, 40))).await;
     }
     count(&history.workers_done);
 }

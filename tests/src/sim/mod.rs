@@ -7,6 +7,7 @@ mod faults;
 mod hot;
 mod linear;
 mod orders;
+pub mod planted;
 mod twins;
 mod watch;
 mod workload;
@@ -29,6 +30,8 @@ pub enum Focus {
     Crashes,
     /// Members that come and go, while nodes crash and are cut off.
     Members,
+    /// Nothing: no fault, no order, and nobody who balances. See [`World::run_quietly`].
+    Quiet,
 }
 
 /// How long and how hard a run is.

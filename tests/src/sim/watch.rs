@@ -26,9 +26,16 @@ impl Leaders {
         }
     }
 
-    /// The highest term with a leader, by region.
-    pub(super) fn terms(&self) -> BTreeMap<RegionId, u64> {
-        self.terms.keys().copied().collect()
+    /// The last leader of `region`.
+    pub(super) fn last(&self, region: RegionId) -> Option<PeerId> {
+        self.terms.range((region, 0)..=(region, u64::MAX)).next_back().map(|(_, peer)| *peer)
+    }
+
+    /// The terms that had a leader, by region.
+    pub(super) fn terms(&self) -> BTreeMap<RegionId, Vec<u64>> {
+        let mut terms: BTreeMap<RegionId, Vec<u64>> = BTreeMap::new();
+        self.terms.keys().for_each(|(region, term)| terms.entry(*region).or_default().push(*term));
+        terms
     }
 }
 
@@ -52,6 +59,12 @@ impl NodeView {
             places.extend(peers.map(|peer| Place { store: self.store, engine, peer }));
         }
         Ok(places)
+    }
+
+    /// The region that holds `key`, if it is here.
+    pub(super) fn region_of(&self, key: &[u8]) -> Option<metapb::Region> {
+        let places = self.places().ok()?.into_iter().map(|place| place.peer.region);
+        places.into_iter().find(|region| base::keys::contains(&region.start_key, &region.end_key, key))
     }
 
     /// Two peers of different regions that share a key, or two of one region that are not a move apart.

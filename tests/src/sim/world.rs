@@ -1,6 +1,7 @@
 //! The cluster of one run, and its checks.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -8,16 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base::{Prng, StoreId};
+use base::{Prng, RegionId, StoreId};
 use executor::sim::{Link, Sim, SimConfig, SimNode};
 use executor::{Io, IoKind};
 use shard::core::{ApiMode, LineFaults, PlantedFault, ShardConfig};
 use shard::node::{Node, NodeConfig, NodeReady, run_core};
 
+use super::hot::{self, Habit};
 use super::twins::TwinSource;
 use super::watch::{self, Leaders, NodeView};
 use super::workload::{self, History, Worker};
-use super::{Focus, Plan, Report, hot, orders};
+use super::{Focus, Plan, Report, orders};
 use crate::client::{Client, Fate};
 
 const PD_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -62,13 +64,20 @@ impl World {
     /// The world of `seed`, nothing started yet.
     pub fn new(seed: u64, plan: Plan) -> World {
         let mut prng = Prng::new(seed);
-        let sim = Sim::new(prng.next_u64(), SimConfig::arbitrary(&mut prng));
+        let is_quiet = plan.focus == Focus::Quiet;
+        let seed_of_sim = prng.next_u64();
+        let sim = if is_quiet { SimConfig::default() } else { SimConfig::arbitrary(&mut prng) };
+        let sim = Sim::new(seed_of_sim, sim);
         let pd = sim.add_node("pd", PD_IP);
         let node = sim.add_node("node", NODE_IP);
         let client = sim.add_node("client", CLIENT_IP);
         let leaders = Arc::default();
         let twins = TwinSource::new(&mut prng, &leaders);
         let mut config = node_config(&mut prng);
+        config.shard.line_faults = config.shard.line_faults.filter(|_| !is_quiet);
+        if plan.focus == Focus::Leaders && config.shard.line_faults.is_some() {
+            config.shard.line_faults = Some(LATE);
+        }
         config.shard.planted = plan.planted;
         config.log.planted_no_sync = plan.planted == Some(PlantedFault::NoSync);
         let mut nodes = vec![Member { sim: node, twins, config: config.clone(), serves: Arc::default() }];
@@ -132,6 +141,36 @@ impl World {
         self.verify(&history)
     }
 
+    /// Runs for `duration` without a fault, after half a minute in which replicas are made: whoever led before leads in the
+    /// same term afterwards, and whoever was born meanwhile leads in its first one.
+    ///
+    /// # Panics
+    /// If there was an election without a cause, or as [`super::run`].
+    pub fn run_quietly(mut self, duration: Duration) -> Report {
+        self.calm_links();
+        self.start_pd();
+        (0..self.nodes.len()).for_each(|at| self.start_node(at));
+        let history = Rc::new(History::default());
+        let stop = Rc::new(Cell::new(false));
+        let clients = self.start_clients(&history, &stop);
+        self.run_for(Duration::from_secs(30));
+        let before = self.terms();
+        self.run_for(duration);
+        for (region, terms) in self.terms() {
+            let known = before.get(&region).map_or(1, Vec::len);
+            assert!(terms.len() <= known, "seed {}: region {region} had leaders in terms {terms:?}", self.seed);
+        }
+        stop.set(true);
+        let finished = self.sim.run_until(RECOVERY_LIMIT, || history.workers_done.get() == clients);
+        assert!(finished, "seed {}: workers hang", self.seed);
+        assert_eq!(history.unknown.get(), 0, "seed {}: writes in doubt", self.seed);
+        self.verify(&history)
+    }
+
+    fn terms(&self) -> BTreeMap<RegionId, Vec<u64>> {
+        self.leaders.lock().unwrap_or_else(PoisonError::into_inner).terms()
+    }
+
     /// Starts those who use the cluster; answers with their number.
     fn start_clients(&mut self, history: &Rc<History>, stop: &Rc<Cell<bool>>) -> u64 {
         let (history, stop) = (|| history.clone(), || stop.clone());
@@ -144,17 +183,20 @@ impl World {
             let clock = workload::clock(pd.to_string(), self.prng.next_u64(), history(), stop());
             self.sim.spawn_on(self.client, clock);
         }
-        let (readers, pause) = match self.plan.focus {
-            Focus::Leaders => (6, 30),
-            _ => (2, self.prng.range(10, 300)),
+        let all = Habit::All(Duration::from_millis(self.prng.range(10, 300)));
+        let habits: &[Habit] = match self.plan.focus {
+            Focus::Leaders => &[all, Habit::Read, Habit::Read, Habit::Read, Habit::Write, Habit::Write, Habit::Write],
+            _ => &[all, all],
         };
-        for _ in 0..readers {
-            let pause = Duration::from_millis(pause);
-            self.sim.spawn_on(self.client, hot::run(pd.to_string(), self.prng.next_u64(), history(), stop(), pause));
+        for habit in habits {
+            self.sim.spawn_on(self.client, hot::run(pd.to_string(), self.prng.next_u64(), history(), stop(), *habit));
         }
+        let readers = habits.len() as u64;
         let pause = match self.plan.focus {
+            Focus::Quiet => return WORKERS + CLOCKS + readers,
             Focus::Any if self.prng.one_in(4) => return WORKERS + CLOCKS + readers,
             Focus::Members => 500,
+            Focus::Leaders => 2000,
             _ => self.prng.range(200, 10_000),
         };
         let orders = orders::run(pd, self.prng.next_u64(), history(), stop(), Duration::from_millis(pause));
@@ -184,6 +226,14 @@ impl World {
                 panic!("seed {seed}: {wrong}");
             }
         }
+    }
+
+    /// The node that led the first hot key last.
+    pub(super) fn hot_leader(&self) -> Option<usize> {
+        let region = self.views().iter().find_map(|view| view.region_of(hot::KEYS[0].as_bytes()))?;
+        let leader = self.leaders.lock().unwrap_or_else(PoisonError::into_inner).last(RegionId(region.id))?;
+        let store = region.peers.iter().find(|peer| peer.id == leader.0)?.store_id;
+        self.nodes.iter().position(|node| node.serves.load(Ordering::Relaxed) == store)
     }
 
     /// The nodes that serve.
@@ -234,15 +284,20 @@ impl World {
     }
 
     pub(super) fn start_pd(&self) {
+        let usual = pd::schedule::ScheduleConfig::default();
+        let balancing = if self.plan.focus == Focus::Quiet { 0 } else { usual.leader_schedule_limit };
         let config = pd::PdConfig {
             listen: SocketAddr::new(PD_IP, PD_PORT),
             data_dir: PathBuf::from("/pd"),
             max_replicas: self.replicas as u32,
+            planted_unsaved_bound: self.plan.planted == Some(PlantedFault::TimestampsFromClock),
             schedule: pd::schedule::ScheduleConfig {
                 merge_schedule_limit: if self.plan.merges { 8 } else { 0 },
                 split_merge_interval: Duration::from_secs(5),
                 max_merge_region_keys: 60,
                 max_replicas: self.replicas,
+                leader_schedule_limit: balancing,
+                region_schedule_limit: balancing,
                 ..Default::default()
             },
             ..Default::default()
@@ -263,7 +318,7 @@ impl World {
     }
 
     fn start_node(&mut self, at: usize) {
-        let cores = self.prng.range(1, 5) as usize;
+        let cores = if self.plan.focus == Focus::Quiet { 1 } else { self.prng.range(1, 5) as usize };
         let mut config = self.nodes[at].config.clone();
         config.cores = cores;
         config.seed = self.prng.next_u64();
@@ -293,6 +348,7 @@ impl World {
         self.sim.heal_all();
         for node in &self.nodes {
             self.sim.disk(node.sim).slow(Duration::ZERO);
+            self.sim.disk(node.sim).set_full(false);
         }
         self.calm_links();
         self.restart_those_that_stopped();
@@ -437,6 +493,10 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
         seed: 0,
     }
 }
+
+/// Messages that come late: what they say may not be true any more.
+const LATE: LineFaults =
+    LineFaults { lose_one_in: 100, duplicate_one_in: 100, delay_one_in: 3, delay_max: Duration::from_millis(1500) };
 
 /// In half of the runs raft messages are lost, doubled and late, more than connections that break make them.
 fn line_faults(prng: &mut Prng) -> Option<LineFaults> {
