@@ -52,6 +52,8 @@ packages! {
     keyspacepb = "keyspacepb";
     /// Requests and answers of the key-value API.
     kvrpcpb = "kvrpcpb";
+    /// What the members of our placement driver say to each other; no part of TiKV's protocol.
+    memberpb = "memberpb";
     /// The placement driver's small key-value store for settings.
     meta_storagepb = "meta_storagepb";
     /// Clusters, stores, regions, peers.
