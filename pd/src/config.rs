@@ -1,9 +1,11 @@
 //! What a placement driver is told at its start.
 
+use crate::raft::Faults;
 use crate::schedule::ScheduleConfig;
 use crate::storage::JournalConfig;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The version that the placement driver announces. That of TiKV's release whose calls it serves, and no later one,
 /// so that duties of later protocols are not owed.
@@ -21,6 +23,12 @@ pub struct PdConfig {
     pub data_dir: PathBuf,
     /// The member's name (`name`).
     pub name: String,
+    /// All members by name, with the URLs that clients and the others are told, this one among them
+    /// (`initial-cluster`). Empty: this member is the whole group. A folder belongs to the group that it began with; the
+    /// URLs may change.
+    pub initial_cluster: Vec<(String, String)>,
+    /// How long a tick of the group's clock is. A leader is replaced within six to eleven of them, unless votes are split.
+    pub raft_tick: Duration,
     /// Replicas that a region should have (`replication.max-replicas`), unless it was set otherwise over HTTP since.
     pub max_replicas: u32,
     /// What the scheduling goes by, unless it was set otherwise over HTTP since (`schedule`, `replication`).
@@ -31,8 +39,8 @@ pub struct PdConfig {
     pub journal: JournalConfig,
     /// Bounds of the server, and its certificates: with them the port speaks TLS alone.
     pub server: net::ServerConfig,
-    /// A fault that is built in, for tests that must find it: the bound of timestamps is never saved.
-    pub planted_unsaved_bound: bool,
+    /// Mistakes that are made on purpose. For tests.
+    pub faults: Faults,
 }
 
 impl Default for PdConfig {
@@ -42,12 +50,14 @@ impl Default for PdConfig {
             advertise_url: None,
             data_dir: PathBuf::from("pd"),
             name: String::from("pd"),
+            initial_cluster: Vec::new(),
+            raft_tick: Duration::from_millis(100),
             max_replicas: 3,
             schedule: ScheduleConfig::default(),
             quota_backend_bytes: 256 << 20,
             journal: JournalConfig::default(),
             server: net::ServerConfig::default(),
-            planted_unsaved_bound: false,
+            faults: Faults::default(),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! One member of the placement driver: its journal, its port, its tasks.
 
 use crate::config::PdConfig;
-use crate::http::Rest;
+use crate::member::{Front, Group, GroupError, Member, RunError, full, new_cluster_id, scheme};
 use crate::metrics::PdMetrics;
-use crate::service::{self, Core, Identity};
+use crate::raft::{Node, NodeConfig, NodeError, Stored, StoredError};
 use crate::state::{LoadError, State};
 use crate::storage::{FileJournal, JournalError, Opened};
 use base::ClusterId;
@@ -21,6 +21,9 @@ use std::time::Duration;
 const ACCEPT_ERROR_WAIT: Duration = Duration::from_millis(50);
 /// How long calls may go on after the order to stop.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
+
+/// Bytes of applied entries that stay in the log for members that lag: a quarter of what a journal's file takes.
+const KEEP_BYTES: usize = 1 << 20;
 
 /// Why a placement driver does not start, or stops by itself.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,15 @@ pub enum PdError {
     /// The journal is whole but makes no sense.
     #[error("the journal's state cannot be used")]
     State(#[from] LoadError),
+    /// The journal's log makes no sense.
+    #[error("the journal's log cannot be used")]
+    Stored(#[from] StoredError),
+    /// The member cannot take part in its group.
+    #[error("the member cannot take part in its group")]
+    Node(#[from] NodeError),
+    /// There is no such group, or the folder is of another one.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// The port is not to be had.
     #[error("cannot listen on {addr}")]
     Listen {
@@ -59,16 +71,15 @@ pub enum PdError {
 pub struct PdServer {
     addr: SocketAddr,
     url: String,
-    cluster_id: ClusterId,
     inner: Inner,
 }
 
 struct Inner {
-    core: Rc<Core>,
+    member: Rc<Member>,
     server: Server,
     health: Rc<Health>,
     metrics: Rc<NetMetrics>,
-    writer: Option<Task<Result<(), JournalError>>>,
+    run: Option<Task<Result<(), RunError>>>,
     tasks: Vec<Task<()>>,
     _lock: executor::fs::DirLock,
 }
@@ -80,52 +91,51 @@ impl std::fmt::Debug for Inner {
 }
 
 impl PdServer {
-    /// Reads the journal, binds the port and serves on the current core. When this returns, clients can connect.
+    /// Reads the journal, binds the port and serves on the current core. When this returns, clients can connect; a member
+    /// that is alone leads then, others may still look for a leader.
     ///
     /// # Errors
-    /// [`PdError`] for a folder, a journal or a port that is not to be had.
+    /// [`PdError`] for a folder, a journal, a group or a port that is not to be had.
     pub async fn start(config: PdConfig) -> Result<PdServer, PdError> {
         let folder = |source| PdError::Folder { path: config.data_dir.clone(), source };
         executor::fs::create_dir_all(&config.data_dir).await.map_err(folder)?;
         let lock = executor::fs::lock_dir(&config.data_dir).await.map_err(folder)?;
         let (journal, opened) = FileJournal::open(&config.data_dir, config.journal.clone()).await?;
-        let state = load(&opened)?;
 
         let listen = |source| PdError::Listen { addr: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
-        let client_url = advertised(&config, addr)?;
-
-        let cluster_id = state.cluster_id();
-        let identity = Identity {
-            cluster_id,
-            member_id: base::hash::mix64(cluster_id.0) | 1,
-            name: config.name.clone(),
-            client_url: client_url.clone(),
-            deploy_path: config.data_dir.display().to_string(),
+        let url = advertised(&config, addr)?;
+        let (group, stored) = load(&config, &opened, &url)?;
+        let node_config = NodeConfig {
+            tick: config.raft_tick,
+            raft: raftstore::RaftConfig::default(),
+            keep_bytes: KEEP_BYTES,
+            seed: executor::with_rng(base::Prng::next_u64),
+            faults: config.faults,
         };
+        let node = Node::new(node_config, stored)?;
+        let is_alone = node.is_alone();
         let server_config = config.server.clone();
-        let core = Rc::new(Core::new(identity, config, state, Rc::new(journal)));
-
-        let writer = Rc::clone(&core.writer);
-        let mut writer = executor::spawn_local(Class::Foreground, async move { writer.run().await });
-        // The first image: what was torn is behind us, and a new cluster has its id.
-        if core.settle().await.is_err() {
-            (&mut writer).await?;
-        }
+        let member = Rc::new(Member::new(config, group, node, journal));
 
         let health = Health::new();
-        let router = service::routes(Router::new().add(health.service()), &core);
+        let router = member.routes(Router::new().add(health.service()));
         let metrics = Rc::new(NetMetrics::default());
-        let rest = Rest { core: Rc::clone(&core), net: Rc::clone(&metrics) };
-        let server = Server::new(Rc::new(router), Some(Rc::new(rest)), server_config, Rc::clone(&metrics));
+        let front = Rc::new(Front { member: Rc::clone(&member), net: Rc::clone(&metrics) });
+        let server = Server::new(Rc::new(router), Some(front), server_config, Rc::clone(&metrics));
         let accept = executor::spawn_local(Class::Foreground, accept(listener, server.clone()));
-        let leases = executor::spawn_local(Class::Background, Rc::clone(&core).end_leases());
-        tracing::info!(%cluster_id, %addr, url = client_url, "the placement driver serves");
-        let schedule = executor::spawn_local(Class::Background, Rc::clone(&core).schedule());
-        let tasks = vec![accept, leases, schedule];
-        let inner = Inner { core, server, health, metrics, writer: Some(writer), tasks, _lock: lock };
-        Ok(PdServer { addr, url: client_url, cluster_id, inner })
+        let run = executor::spawn_local(Class::Foreground, Rc::clone(&member).run());
+        let inner = Inner { member, server, health, metrics, run: Some(run), tasks: vec![accept], _lock: lock };
+        let mut server = PdServer { addr, url, inner };
+        if is_alone {
+            server.inner.member.until_serving().await;
+        }
+        if server.inner.member.is_over() {
+            return Err(server.failed().await);
+        }
+        tracing::info!(cluster_id = %server.cluster_id(), %addr, url = server.url, "the placement driver serves");
+        Ok(server)
     }
 
     /// The address that was bound.
@@ -138,14 +148,19 @@ impl PdServer {
         &self.url
     }
 
-    /// The cluster's id.
+    /// The cluster's id; 0 while the members of a new group have not agreed on one.
     pub fn cluster_id(&self) -> ClusterId {
-        self.cluster_id
+        self.inner.member.cluster_id()
+    }
+
+    /// Whether this member leads and serves.
+    pub fn is_leader(&self) -> bool {
+        self.inner.member.serving().is_some()
     }
 
     /// Counters of the member.
     pub fn metrics(&self) -> &Rc<PdMetrics> {
-        &self.inner.core.metrics
+        &self.inner.member.metrics
     }
 
     /// Counters of the port.
@@ -153,28 +168,30 @@ impl PdServer {
         &self.inner.metrics
     }
 
-    /// Waits until the journal fails; without it the member can serve nothing and should stop.
+    /// Waits until the member cannot go on; it can serve nothing then and should stop.
     ///
     /// # Errors
-    /// Always: why the journal failed.
+    /// Always: why not.
     pub async fn failed(&mut self) -> PdError {
-        self.inner.core.writer.until_closed().await;
-        match self.inner.writer.take() {
-            Some(writer) => match writer.await {
-                Err(error) => PdError::Journal(error),
+        self.inner.member.until_over().await;
+        match self.inner.run.take() {
+            Some(run) => match run.await {
+                Err(error) => error.into(),
                 Ok(()) => std::future::pending().await,
             },
             None => std::future::pending().await,
         }
     }
 
-    /// Stops in order: no new calls, those under way get a moment, what has changed becomes durable.
+    /// Stops in order: leadership is handed over if there is somebody to take it; no new calls, those under way get a
+    /// moment, what has changed becomes durable.
     ///
     /// # Errors
-    /// [`PdError::Journal`] if it does not.
+    /// [`PdError`] if it does not.
     pub async fn stop(mut self) -> Result<(), PdError> {
         self.inner.health.set("", Serving::No);
-        self.inner.core.stop();
+        self.inner.member.hand_over(None).await;
+        self.inner.member.stop();
         self.inner.server.drain();
         let idle = async {
             while self.inner.metrics.connections.get() > 0 {
@@ -186,11 +203,10 @@ impl PdServer {
         for task in self.inner.tasks.drain(..) {
             task.cancel();
         }
-        self.inner.core.writer.stop();
-        if let Some(writer) = self.inner.writer.take() {
-            writer.await?;
+        match self.inner.run.take() {
+            Some(run) => Ok(run.await?),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -256,26 +272,58 @@ impl Drop for Abort<'_> {
     }
 }
 
-/// The state that was kept, or a new cluster's.
-fn load(opened: &Opened) -> Result<State, LoadError> {
+impl From<RunError> for PdError {
+    fn from(error: RunError) -> PdError {
+        match error {
+            RunError::Journal(error) => PdError::Journal(error),
+            RunError::Node(error) => PdError::Node(error),
+        }
+    }
+}
+
+/// The member's group, and what the folder keeps of it or a new group begins with.
+fn load(config: &PdConfig, opened: &Opened, url: &str) -> Result<(Group, Stored), PdError> {
     if let Some((path, offset)) = &opened.cut {
         tracing::warn!(path = %path.display(), offset, "the journal's last record was torn; nobody was told of it");
     }
-    if opened.image.is_none() && opened.records.is_empty() {
-        let random = executor::with_rng(base::Prng::next_u64) & 0xFFFF_FFFF;
-        let id = executor::unix_time().seconds() << 32 | random;
-        return Ok(State::create(ClusterId(id.max(1))));
+    let is_new = opened.image.is_none() && opened.records.is_empty();
+    let runs = || opened.image.iter().chain(&opened.records);
+    let named = config.initial_cluster.len() > 1;
+    if is_new || opened.is_first_version {
+        if named {
+            let group = Group::named(config, url)?;
+            if !is_new {
+                let state = State::load(runs())?;
+                group.check(0, &[(state.cluster_id().0, config.name.clone())])?;
+            }
+            let stored = Stored::first(State::blank(), group.own_id, names(&group));
+            return Ok((group, stored));
+        }
+        let state = if is_new { State::create(new_cluster_id()) } else { State::load(runs())? };
+        let group = Group::alone(config, state.cluster_id(), url.to_owned());
+        let stored = Stored::first(state, group.own_id, names(&group));
+        return Ok((group, stored));
     }
-    State::load(opened.image.iter().chain(&opened.records))
+    let mut stored = Stored::read(opened.image.as_ref(), &opened.records)?;
+    let group = if named {
+        Group::named(config, url)?
+    } else {
+        Group::alone(config, stored.state.cluster_id(), url.to_owned())
+    };
+    group.check(stored.own_id, &stored.members)?;
+    stored.members = names(&group);
+    Ok((group, stored))
+}
+
+fn names(group: &Group) -> Vec<(u64, String)> {
+    group.members.iter().map(|member| (member.id, member.name.clone())).collect()
 }
 
 fn advertised(config: &PdConfig, addr: SocketAddr) -> Result<String, PdError> {
-    // Stock clients dial by the scheme, and those that do not mind it take either.
-    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
-    let url = match &config.advertise_url {
-        Some(url) if url.contains("://") => url.trim_end_matches('/').to_owned(),
-        Some(host) => format!("{scheme}://{host}"),
-        None => format!("{scheme}://{addr}"),
+    let named = config.initial_cluster.iter().find(|(name, _)| *name == config.name).map(|(_, url)| url);
+    let url = match config.advertise_url.as_ref().or(named) {
+        Some(url) => full(url, config),
+        None => format!("{}://{addr}", scheme(config)),
     };
     let host = url.split("://").nth(1).unwrap_or_default();
     if host.is_empty() || host.starts_with("0.0.0.0") || host.starts_with("[::]") {

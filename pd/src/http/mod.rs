@@ -1,4 +1,5 @@
-//! PD's REST paths, as far as tools, tests and clients ask for them. The shapes are those of `pd-ctl`.
+//! PD's REST paths, as far as tools, tests and clients ask a leader for them. The shapes are those of `pd-ctl`. What any
+//! member answers stands in `crate::member::front`.
 
 mod encoding;
 mod keyspaces;
@@ -8,37 +9,18 @@ mod schedulers;
 mod settings;
 mod stores;
 
-use crate::config::ANNOUNCED_VERSION;
 use crate::service::Core;
 use crate::state::GcScope;
 use encoding::Query;
-use net::{HttpHandler, HttpRequest, HttpResponse, NetMetrics};
-use proto::rpc::LocalFuture;
+use net::{HttpRequest, HttpResponse};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
-/// Answers the REST paths.
-pub(crate) struct Rest {
-    pub(crate) core: Rc<Core>,
-    /// Counters of the port.
-    pub(crate) net: Rc<NetMetrics>,
-}
-
-impl HttpHandler for Rest {
-    fn handle(&self, request: HttpRequest) -> LocalFuture<HttpResponse> {
-        let (core, net) = (Rc::clone(&self.core), Rc::clone(&self.net));
-        Box::pin(async move {
-            if !core.is_serving() {
-                return HttpResponse::text(503, "server not started");
-            }
-            if request.method == "GET" && request.path == "/metrics" {
-                return HttpResponse::new(200, "text/plain; version=0.0.4", metrics(&core, &net));
-            }
-            match route(&core, &request).await {
-                Ok(response) => response,
-                Err(failure) => failure.into_response(),
-            }
-        })
+/// A leader's answer to a request.
+pub(crate) async fn handle(core: Rc<Core>, request: &HttpRequest) -> HttpResponse {
+    match route(&core, request).await {
+        Ok(response) => response,
+        Err(failure) => failure.into_response(),
     }
 }
 
@@ -88,32 +70,12 @@ async fn route(core: &Rc<Core>, request: &HttpRequest) -> Answer {
         ("GET", ["pd", "api", "v1", rest @ ..]) => get(core, rest, &query).await,
         (_, ["pd", "api", "v1", rest @ ..]) => change(core, request, rest, &query).await,
         (_, ["pd", "api", "v2", "keyspaces", rest @ ..]) => keyspaces::route(core, request, rest, &query).await,
-        ("GET", ["pd", "api", "v2", "members"]) => ok(json!({ "members": [member(core)] })),
-        // etcd's own paths, which some tools probe.
-        ("GET", ["health"]) => ok(json!({ "health": "true" })),
-        ("GET", ["version"]) => ok(json!({ "etcdserver": "3.5.0", "etcdcluster": "3.5.0" })),
         _ => Err(Failure::not_found()),
     }
 }
 
 async fn get(core: &Rc<Core>, path: &[&str], query: &Query) -> Answer {
     match path {
-        ["version"] => ok(json!({ "version": ANNOUNCED_VERSION })),
-        ["status"] => ok(json!({
-            "build_ts": "",
-            "version": ANNOUNCED_VERSION,
-            "git_hash": "",
-            "start_timestamp": core.started.seconds(),
-        })),
-        ["ping"] => Ok(HttpResponse::text(200, "")),
-        ["members"] => ok(members(core)),
-        ["leader"] => ok(member(core)),
-        ["health"] => ok(json!([{
-            "name": core.identity.name,
-            "member_id": core.identity.member_id,
-            "client_urls": [core.identity.client_url],
-            "health": true,
-        }])),
         ["cluster"] => cluster(core).await,
         ["cluster", "status"] => cluster_status(core).await,
         ["min-resolved-ts", scope @ ..] => min_resolved_ts(core, scope),
@@ -171,51 +133,26 @@ async fn change(core: &Rc<Core>, request: &HttpRequest, path: &[&str], query: &Q
     }
 }
 
-fn metrics(core: &Core, net: &NetMetrics) -> String {
+/// The counters of a leader, and `more` gauges besides, as Prometheus reads them.
+pub(crate) fn metrics(core: &Core, more: &[(&str, u64)]) -> String {
     let scheduler = core.scheduler();
     let operators = scheduler.controller();
     let state = core.peek();
-    let reloads = core.config.server.tls.as_ref().map(net::Tls::reloads).unwrap_or_default();
-    let text = core.metrics.to_prometheus(&[
-        ("pd_net_connections", net.connections.get()),
-        ("pd_net_tls_handshakes_total", net.tls_handshakes_total.get()),
-        ("pd_net_tls_refused_total", net.tls_refused_total.get()),
-        ("pd_net_tls_reloads_total", reloads.swapped),
-        ("pd_net_tls_reloads_refused_total", reloads.refused),
+    let mut gauges = vec![
         ("pd_schedule_operators_running", operators.operators().count() as u64),
         ("pd_schedule_up_stores", scheduler.stores().values().filter(|store| store.is_up()).count() as u64),
         ("pd_regions", core.directory.borrow().len() as u64),
         ("pd_stores", state.stores().len() as u64),
         ("pd_keys", state.space().len() as u64),
         ("pd_keys_bytes", state.space().bytes() as u64),
-        ("pd_journal_backlog_bytes", core.writer.backlog() as u64),
-    ]);
+        ("pd_journal_backlog_bytes", core.line.backlog() as u64),
+    ];
+    gauges.extend_from_slice(more);
+    let text = core.metrics.to_prometheus(&gauges);
     let counts = operators.counts().iter().map(|((name, event), count)| {
         format!("pd_schedule_operators_count{{type=\"{name}\",event=\"{event}\"}} {count}\n")
     });
     text + "# TYPE pd_schedule_operators_count counter\n" + &counts.collect::<String>()
-}
-
-fn member(core: &Core) -> Value {
-    let identity = &core.identity;
-    json!({
-        "name": identity.name,
-        "member_id": identity.member_id,
-        "peer_urls": [identity.client_url],
-        "client_urls": [identity.client_url],
-        "deploy_path": identity.deploy_path,
-        "binary_version": ANNOUNCED_VERSION,
-        "git_hash": "",
-    })
-}
-
-fn members(core: &Core) -> Value {
-    json!({
-        "header": { "cluster_id": core.identity.cluster_id.0 },
-        "members": [member(core)],
-        "leader": member(core),
-        "etcd_leader": member(core),
-    })
 }
 
 async fn cluster(core: &Core) -> Answer {

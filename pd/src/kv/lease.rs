@@ -17,6 +17,12 @@ struct Lease {
 }
 
 impl Leases {
+    /// The same leases without their deadlines.
+    pub fn to_begin_anew(&self) -> Leases {
+        let anew = |(id, lease): (&i64, &Lease)| (*id, Lease { ttl: lease.ttl, deadline: None });
+        Leases { by_id: self.by_id.iter().map(anew).collect() }
+    }
+
     /// Adds a lease of `ttl` seconds; its deadline begins with the next [`Leases::expired`] unless renewed before.
     pub fn insert(&mut self, id: i64, ttl: i64) {
         self.by_id.insert(id, Lease { ttl, deadline: None });

@@ -73,7 +73,7 @@ impl Op {
 }
 
 /// The map.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KeySpace {
     map: BTreeMap<Bytes, Record>,
     /// Keys by the lease they end with.

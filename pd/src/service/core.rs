@@ -1,16 +1,20 @@
-//! What every service works on: the state with its journal, the directory, the oracle, the open streams.
+//! What every service works on: the state with its line, the directory, the oracle, the open streams. It lasts as long as
+//! this member leads in one term: the next leader begins with what is committed, and hears the rest from the stores.
 
 use super::etcd_lease::LeaseGranted;
 use super::heartbeat::Streams;
+use super::line::Line;
 use super::scheduling::Scheduling;
 use super::tso::Clock;
 use super::vitals::Vitals;
+use crate::clock::lease_now;
 use crate::config::PdConfig;
 use crate::directory::Directory;
 use crate::metrics::PdMetrics;
+use crate::raft::Right;
 use crate::state::State;
-use crate::storage::{Journal, Writer};
-use base::{ClusterId, UnixTime};
+use base::ClusterId;
+use executor::Notify;
 use proto::pdpb::{self, ErrorType};
 use proto::rpc::{CallContext, Status};
 use std::cell::{Cell, Ref, RefCell};
@@ -23,50 +27,46 @@ pub(crate) struct Identity {
     pub(crate) member_id: u64,
     pub(crate) name: String,
     pub(crate) client_url: String,
-    pub(crate) deploy_path: String,
+    /// The term that it leads.
+    pub(crate) raft_term: u64,
 }
 
-impl Identity {
-    /// The member as GetMembers tells it. There is no peer port; etcd clients want the field filled.
-    pub(crate) fn member(&self) -> pdpb::Member {
-        pdpb::Member {
-            name: self.name.clone(),
-            member_id: self.member_id,
-            peer_urls: vec![self.client_url.clone()],
-            client_urls: vec![self.client_url.clone()],
-            deploy_path: self.deploy_path.clone(),
-            binary_version: crate::config::ANNOUNCED_VERSION.to_owned(),
-            ..pdpb::Member::default()
-        }
-    }
+/// What a leader's core shares with the member around it.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    /// Called when there is something to propose.
+    pub(crate) wake: Rc<Notify>,
+    /// What the leader may answer by itself.
+    pub(crate) right: Rc<Cell<Right>>,
+    pub(crate) metrics: Rc<PdMetrics>,
 }
 
-/// The placement driver on its core.
+/// The placement driver of one term.
 pub(crate) struct Core {
     pub(crate) identity: Identity,
     pub(crate) config: PdConfig,
     pub(crate) state: Rc<RefCell<State>>,
     pub(crate) directory: RefCell<Directory>,
     pub(crate) vitals: RefCell<Vitals>,
-    pub(crate) writer: Rc<Writer>,
+    pub(crate) line: Line,
     pub(crate) clock: Clock,
     pub(crate) streams: Streams,
     pub(crate) lease_granted: LeaseGranted,
     pub(crate) scheduling: Scheduling,
-    pub(crate) started: UnixTime,
     pub(crate) metrics: Rc<PdMetrics>,
+    right: Rc<Cell<Right>>,
     stopping: Cell<bool>,
 }
 
 impl Core {
-    pub(crate) fn new(identity: Identity, config: PdConfig, mut state: State, journal: Rc<dyn Journal>) -> Core {
+    /// Goes on from `state`, all of which is committed but what its outbox has.
+    pub(crate) fn new(identity: Identity, config: PdConfig, mut state: State, around: Surroundings) -> Core {
         let directory = Directory::from_kept(state.regions());
         let outdated = state.regions().map(|region| region.id).filter(|id| directory.by_id(*id).is_none());
         for id in outdated.collect::<Vec<_>>() {
             state.drop_region(id);
         }
         let clock = Clock::resume(state.timestamp_bound());
-        let metrics = Rc::new(PdMetrics::default());
         let vitals = Vitals::resume(state.min_resolved_ts());
         let scheduling = Scheduling::new(&config, executor::now());
         let state = Rc::new(RefCell::new(state));
@@ -75,14 +75,14 @@ impl Core {
             config,
             directory: RefCell::new(directory),
             vitals: RefCell::new(vitals),
-            writer: Rc::new(Writer::new(Rc::clone(&state), journal, Rc::clone(&metrics))),
-            metrics,
+            line: Line::new(Rc::clone(&state), around.wake),
+            metrics: around.metrics,
             state,
             clock,
             streams: Streams::default(),
             lease_granted: LeaseGranted::default(),
             scheduling,
-            started: executor::unix_time(),
+            right: around.right,
             stopping: Cell::new(false),
         }
     }
@@ -92,19 +92,19 @@ impl Core {
         self.stopping.set(true);
     }
 
-    /// Whether calls are served.
+    /// Whether calls are served: the member leads, and nobody else can.
     pub(crate) fn is_serving(&self) -> bool {
-        !self.stopping.get() && self.writer.closed().is_none()
+        !self.stopping.get() && self.line.closed().is_none() && self.right.get().holds(lease_now())
+    }
+
+    /// Refuses when nothing is served. What was looked at before it was looked at under the lease.
+    pub(crate) fn check_serving(&self) -> Result<(), Status> {
+        if self.is_serving() { Ok(()) } else { Err(not_leader()) }
     }
 
     /// The checks in front of calls without a cluster id.
-    pub(crate) fn enter_any(&self, cx: &CallContext) -> Result<(), Status> {
-        if let Some(host) = cx.metadata.get_str("pd-forwarded-host")
-            && !self.is_own_host(host)
-        {
-            return Err(Status::unavailable(format!("not leader: {host} is not a member of this cluster")));
-        }
-        if self.is_serving() { Ok(()) } else { Err(Status::unavailable("server not started")) }
+    pub(crate) fn enter_any(&self, _cx: &CallContext) -> Result<(), Status> {
+        self.check_serving()
     }
 
     /// The checks in front of calls with a cluster id.
@@ -120,11 +120,6 @@ impl Core {
             return Ok(());
         }
         Err(Status::failed_precondition(format!("mismatch cluster id, need {ours} but got {theirs}")))
-    }
-
-    fn is_own_host(&self, host: &str) -> bool {
-        let bare = |url: &str| url.trim_start_matches("http://").trim_start_matches("https://").to_owned();
-        bare(host) == bare(&self.identity.client_url)
     }
 
     /// The header of an answer.
@@ -146,26 +141,32 @@ impl Core {
 
     /// Runs a command and answers when what it did is durable.
     pub(crate) async fn write<T>(&self, command: impl FnOnce(&mut State) -> T) -> Result<T, Status> {
-        self.writer.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
+        self.line.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
         let answer = command(&mut self.state.borrow_mut());
         self.settle().await?;
         Ok(answer)
     }
 
-    /// Looks at the state and answers when what was seen is durable.
+    /// Looks at the state and answers when what was seen is durable. Nobody else leads while it looks.
     pub(crate) async fn read<T>(&self, look: impl FnOnce(&State) -> T) -> Result<T, Status> {
         let answer = look(&self.state.borrow());
+        self.check_serving()?;
         self.settle().await?;
         Ok(answer)
     }
 
     /// Waits until all that has changed so far is durable.
     pub(crate) async fn settle(&self) -> Result<(), Status> {
-        self.writer.settle().await.map_err(|closed| Status::unavailable(closed.to_string()))
+        self.line.settle().await.map_err(|closed| Status::unavailable(closed.to_string()))
     }
 
     /// The state, without waiting: for what need not be durable to be told.
     pub(crate) fn peek(&self) -> Ref<'_, State> {
         self.state.borrow()
     }
+}
+
+/// What every member answers that does not lead. Clients look for the words.
+pub(crate) fn not_leader() -> Status {
+    Status::unavailable("not leader")
 }

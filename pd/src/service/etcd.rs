@@ -1,4 +1,5 @@
-//! The part of etcd's API that stock clients call on PD's port: keys, membership, status.
+//! The part of etcd's API that stock clients call on PD's port and a leader answers: keys. Membership and status are
+//! answered by every member (`crate::member`).
 
 use super::Core;
 use super::etcd_txn::{self, key_value, query};
@@ -8,12 +9,8 @@ use proto::etcdserverpb::*;
 use proto::rpc::{CallContext, Status};
 use std::rc::Rc;
 
-/// The release of etcd whose API this follows.
-const ETCD_VERSION: &str = "3.5.0";
 /// Most bytes of one request's keys and values, etcd's default.
 const REQUEST_BYTES_MAX: usize = 3 << 19;
-/// There is one member, which leads in the first term.
-const TERM: u64 = 1;
 
 /// Handles `etcdserverpb`.
 pub(super) struct EtcdHandler(pub(super) Rc<Core>);
@@ -25,7 +22,7 @@ impl EtcdHandler {
             cluster_id: identity.cluster_id.0,
             member_id: identity.member_id,
             revision,
-            raft_term: TERM,
+            raft_term: identity.raft_term,
         })
     }
 }
@@ -101,40 +98,6 @@ impl EtcdHandler {
         };
         let (answer, revision) = self.0.write(command).await?.map_err(|status: Status| status)?;
         Ok(TxnResponse { header: self.header(revision), ..answer })
-    }
-}
-
-impl Cluster for EtcdHandler {
-    async fn member_list(&self, cx: CallContext, _: MemberListRequest) -> Result<MemberListResponse, Status> {
-        self.0.enter_any(&cx)?;
-        let identity = &self.0.identity;
-        let member = Member {
-            id: identity.member_id,
-            name: identity.name.clone(),
-            peer_urls: vec![identity.client_url.clone()],
-            client_urls: vec![identity.client_url.clone()],
-            is_learner: false,
-        };
-        Ok(MemberListResponse { header: self.header(self.0.writer.durable_revision()), members: vec![member] })
-    }
-}
-
-impl Maintenance for EtcdHandler {
-    async fn status(&self, cx: CallContext, _: StatusRequest) -> Result<StatusResponse, Status> {
-        self.0.enter_any(&cx)?;
-        let revision = self.0.writer.durable_revision();
-        let bytes = i64::try_from(self.0.peek().space().bytes()).unwrap_or(i64::MAX);
-        Ok(StatusResponse {
-            header: self.header(revision),
-            version: ETCD_VERSION.to_owned(),
-            db_size: bytes,
-            db_size_in_use: bytes,
-            leader: self.0.identity.member_id,
-            raft_index: revision.unsigned_abs(),
-            raft_term: TERM,
-            raft_applied_index: revision.unsigned_abs(),
-            ..StatusResponse::default()
-        })
     }
 }
 

@@ -64,7 +64,7 @@ impl Lease for EtcdHandler {
         self.0.enter_any(&cx)?;
         while let Some(LeaseKeepAliveRequest { id }) = request.next().await? {
             let ttl = self.0.state.borrow_mut().leases().renew(id, executor::now()).unwrap_or(0);
-            let header = self.header(self.0.writer.durable_revision());
+            let header = self.header(self.0.line.committed_revision());
             answers.send(&LeaseKeepAliveResponse { header, id, ttl }).await?;
         }
         Ok(())
@@ -78,7 +78,7 @@ impl Lease for EtcdHandler {
         self.0.enter_any(&cx)?;
         let id = request.id;
         let left = self.0.state.borrow_mut().leases().left(id, executor::now());
-        let header = self.header(self.0.writer.durable_revision());
+        let header = self.header(self.0.line.committed_revision());
         let Some((ttl, granted_ttl)) = left else {
             return Ok(LeaseTimeToLiveResponse { header, id, ttl: -1, ..LeaseTimeToLiveResponse::default() });
         };
@@ -89,7 +89,7 @@ impl Lease for EtcdHandler {
     async fn lease_leases(&self, cx: CallContext, _: LeaseLeasesRequest) -> Result<LeaseLeasesResponse, Status> {
         self.0.enter_any(&cx)?;
         let leases = self.0.state.borrow_mut().leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
-        Ok(LeaseLeasesResponse { header: self.header(self.0.writer.durable_revision()), leases })
+        Ok(LeaseLeasesResponse { header: self.header(self.0.line.committed_revision()), leases })
     }
 }
 

@@ -66,7 +66,7 @@ impl EtcdHandler {
         watchers: &mut BTreeMap<i64, Watcher>,
         answers: &Outbound<WatchResponse>,
     ) -> Result<(), Status> {
-        let header = self.header(self.0.writer.durable_revision());
+        let header = self.header(self.0.line.committed_revision());
         let answer = match asked.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.create(create, watchers)?,
             Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })) => {
@@ -91,7 +91,7 @@ impl EtcdHandler {
         if watchers.len() >= WATCHES_MAX {
             return Err(Status::resource_exhausted("etcdserver: too many watches on one stream"));
         }
-        let revision = self.0.writer.durable_revision();
+        let revision = self.0.line.committed_revision();
         let mut answer = WatchResponse { header: self.header(revision), created: true, ..WatchResponse::default() };
         if create.watch_id != 0 && watchers.contains_key(&create.watch_id) {
             answer.watch_id = -1;

@@ -129,7 +129,7 @@ impl Core {
         &self,
         request: &RegionHeartbeatRequest,
     ) -> Result<Result<Option<RegionHeartbeatResponse>, Refused>, Status> {
-        self.writer.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
+        self.line.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
         let now_s = executor::unix_time().seconds();
         let taken = self.directory.borrow_mut().heartbeat(request, now_s);
         let taken = match taken {
@@ -147,7 +147,7 @@ impl Core {
                 state.put_region(region);
             }
             drop(state);
-            self.writer.collect();
+            self.line.collect();
             self.regions_gone(&taken.overlapped);
         }
         Ok(Ok(self.order_for(request.region.as_ref().map_or(0, |region| region.id))))

@@ -27,7 +27,7 @@ impl MetaStorageHandler {
 
     fn error(&self, kind: ErrorType, message: impl ToString) -> Option<ResponseHeader> {
         let error = Error { r#type: kind.into(), message: message.to_string() };
-        let revision = self.0.writer.durable_revision();
+        let revision = self.0.line.committed_revision();
         Some(ResponseHeader { cluster_id: self.0.identity.cluster_id.0, error: Some(error), revision })
     }
 }

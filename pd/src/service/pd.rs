@@ -1,4 +1,5 @@
-//! `pdpb.PD`: the table of its methods. What they do stands in the modules beside.
+//! `pdpb.PD`: the table of a leader's methods. What they do stands in the modules beside; GetMembers and GetClusterInfo
+//! are answered by every member (`crate::member`).
 //!
 //! SyncRegions, SyncMaxTS, GetDCLocationInfo and WatchGCSafePointV2 are not served: the first three are between
 //! members, the last one is not served by PD itself either.
@@ -41,31 +42,6 @@ macro_rules! cluster_methods {
 }
 
 impl Pd for PdHandler {
-    async fn get_cluster_info(
-        &self,
-        cx: CallContext,
-        _request: GetClusterInfoRequest,
-    ) -> Result<GetClusterInfoResponse, Status> {
-        self.0.enter_any(&cx)?;
-        Ok(GetClusterInfoResponse {
-            header: self.0.header(),
-            service_modes: vec![ServiceMode::PdSvcMode.into()],
-            tso_urls: Vec::new(),
-        })
-    }
-
-    async fn get_members(&self, cx: CallContext, _request: GetMembersRequest) -> Result<GetMembersResponse, Status> {
-        self.0.enter_any(&cx)?;
-        let member = self.0.identity.member();
-        Ok(GetMembersResponse {
-            header: self.0.header(),
-            members: vec![member.clone()],
-            leader: Some(member.clone()),
-            etcd_leader: Some(member),
-            ..GetMembersResponse::default()
-        })
-    }
-
     async fn is_snapshot_recovering(
         &self,
         cx: CallContext,

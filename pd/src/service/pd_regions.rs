@@ -172,7 +172,7 @@ impl Core {
     /// between the first and the last of them a client would find no region for some keys. The children are led from
     /// where the parent was. What is older than the directory is left out; its leader's next heartbeat tells.
     async fn take_split_regions(&self, regions: &[metapb::Region]) -> Result<(), Status> {
-        self.writer.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
+        self.line.admit().await.map_err(|backlog| Status::resource_exhausted(backlog.to_string()))?;
         let now_s = executor::unix_time().seconds();
         let mut directory = self.directory.borrow_mut();
         let parent = regions.iter().find_map(|region| directory.by_id(region.id));
@@ -193,7 +193,7 @@ impl Core {
         drop((state, directory));
         self.regions_gone(&gone);
         self.regions_split(regions.iter().map(|region| region.id));
-        self.writer.collect();
+        self.line.collect();
         Ok(())
     }
 

@@ -44,7 +44,8 @@ impl Core {
     /// Takes `count` timestamps in a row; the largest is returned.
     ///
     /// # Errors
-    /// UNKNOWN for a count of zero or one that never fits, and when the bound does not become durable.
+    /// UNKNOWN for a count of zero or one that never fits, UNAVAILABLE when the bound does not become durable, or when the
+    /// member does not lead.
     pub(crate) async fn timestamps(self: &Rc<Self>, count: u32) -> Result<Timestamp, Status> {
         let taken = self.take_timestamps(count).await;
         match &taken {
@@ -66,7 +67,8 @@ impl Core {
         loop {
             let taken = self.clock.oracle.borrow_mut().take(count);
             match taken {
-                Ok(timestamp) => return Ok(timestamp),
+                // Given out under the lease: nobody else has given out higher ones before.
+                Ok(timestamp) => return self.check_serving().map(|()| timestamp),
                 Err(NotNow::NextTick) if rounds == ROUNDS_MAX => {
                     return Err(Status::unknown(
                         "[PD:tso:ErrGenerateTimestamp]generate timestamp failed, generate tso maximum number of retries exceeded",
@@ -107,12 +109,16 @@ impl Core {
 
     /// Makes a bound durable and tells the oracle. What else is kept now and then goes with it.
     async fn save_bound(self: Rc<Self>, bound: u64) {
-        let (min_resolved_ts, is_lost) = (self.min_resolved_ts(), self.config.planted_unsaved_bound);
+        if self.config.faults.bound_not_persisted {
+            self.clock.oracle.borrow_mut().saved(bound);
+            self.clock.saving.set(false);
+            self.clock.saved.raise();
+            return;
+        }
+        let min_resolved_ts = self.min_resolved_ts();
         let outcome = self
             .write(|state| {
-                if !is_lost {
-                    state.set_timestamp_bound(bound);
-                }
+                state.set_timestamp_bound(bound);
                 if let Some(ts) = min_resolved_ts {
                     state.set_min_resolved_ts(ts);
                 }
@@ -123,9 +129,7 @@ impl Core {
                 add(&self.metrics.tso_bounds_total, 1);
                 self.clock.oracle.borrow_mut().saved(bound);
             }
-            Err(status) => {
-                tracing::error!(%status, bound, "the bound of timestamps could not be saved")
-            }
+            Err(status) => tracing::warn!(%status, bound, "the bound of timestamps could not be saved"),
         }
         self.clock.saving.set(false);
         self.clock.saved.raise();
@@ -134,7 +138,8 @@ impl Core {
     async fn bound_is_saved(&self) -> Result<(), Status> {
         let saved = self.clock.saved.wait(|| (!self.clock.saving.get()).then_some(()));
         let timely = executor::timeout(SAVE_TIMEOUT, saved).await;
-        if timely.is_err() || !self.is_serving() {
+        self.check_serving()?;
+        if timely.is_err() {
             return Err(Status::unavailable(
                 "[PD:tso:ErrGenerateTimestamp]generate timestamp failed, its bound cannot be saved",
             ));

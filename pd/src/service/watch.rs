@@ -14,7 +14,7 @@ pub(super) struct Compacted(pub(super) i64);
 impl Core {
     /// Waits for a durable revision above `seen` and returns the newest one.
     pub(super) async fn next_revision(&self, seen: i64) -> Result<i64, Status> {
-        self.writer.revision_above(seen).await.map_err(|closed| Status::unavailable(closed.to_string()))
+        self.line.revision_above(seen).await.map_err(|closed| Status::unavailable(closed.to_string()))
     }
 
     /// Events of the range `[key, end)` (etcd's rules) after revision `seen` and up to `until`.

@@ -69,24 +69,58 @@ impl State {
     /// # Errors
     /// [`LoadError`] when they cannot be read, or name no cluster.
     pub fn load<'a>(runs: impl IntoIterator<Item = &'a Bytes>) -> Result<State, LoadError> {
-        let mut state = State::empty(ClusterId(0));
+        let mut state = State::blank();
         for run in runs {
-            for change in Change::decode_all(run)? {
-                state.apply(&change);
-            }
+            state.replay(run)?;
         }
-        let stored = state.space.value(keys::CLUSTER_ID).and_then(|value| be_u64(value));
-        state.cluster_id = ClusterId(stored.filter(|id| *id != 0).ok_or(LoadError::NoClusterId)?);
-        state.keys = Keys::new(state.cluster_id);
-        for (id, meta) in &state.regions {
-            metapb::Region::decode(meta.clone()).map_err(|_| LoadError::Region(*id))?;
+        if state.cluster_id == ClusterId(0) {
+            return Err(LoadError::NoClusterId);
         }
-        let window =
-            |key: &[u8]| ids::Window::resume(state.space.value(key).and_then(|value| be_u64(value)).unwrap_or(0));
-        (state.ids, state.keyspace_ids) = (window(&state.keys.alloc_id()), window(&state.keys.keyspace_alloc_id()));
         let revision = state.space.revision();
         state.space.compact(revision);
-        Ok(state)
+        Ok(state.to_lead())
+    }
+
+    /// The state of a group that has no cluster yet. It is for [`State::replay`] alone.
+    pub fn blank() -> State {
+        State::empty(ClusterId(0))
+    }
+
+    /// Does again what a run of changes says.
+    ///
+    /// # Errors
+    /// [`LoadError`] when it cannot be read; then a part of it may be done.
+    pub fn replay(&mut self, run: &Bytes) -> Result<(), LoadError> {
+        for change in Change::decode_all(run)? {
+            if let Change::PutRegion { id, meta } = &change {
+                metapb::Region::decode(meta.clone()).map_err(|_| LoadError::Region(*id))?;
+            }
+            self.apply(&change);
+        }
+        if self.cluster_id == ClusterId(0) {
+            let stored = self.space.value(keys::CLUSTER_ID).and_then(|value| be_u64(value));
+            self.cluster_id = ClusterId(stored.unwrap_or(0));
+            self.keys = Keys::new(self.cluster_id);
+        }
+        Ok(())
+    }
+
+    /// A copy that takes commands: it goes on behind the windows of numbers that were taken before.
+    ///
+    /// Cost: a copy of the map; keys and values are shared.
+    pub fn to_lead(&self) -> State {
+        let window =
+            |key: &[u8]| ids::Window::resume(self.space.value(key).and_then(|value| be_u64(value)).unwrap_or(0));
+        State {
+            cluster_id: self.cluster_id,
+            keys: self.keys.clone(),
+            space: self.space.clone(),
+            regions: self.regions.clone(),
+            leases: self.leases.to_begin_anew(),
+            ids: window(&self.keys.alloc_id()),
+            keyspace_ids: window(&self.keys.keyspace_alloc_id()),
+            outbox: Vec::new(),
+        }
     }
 
     fn empty(cluster_id: ClusterId) -> State {

@@ -4,7 +4,7 @@
 //! several blocks.
 //!
 //! ```text
-//!  0 magic "BPDJ"            4 version:u16 = 1   6 zero:u16
+//!  0 magic "BPDJ"            4 version:u16 = 2   6 zero:u16
 //!  8 journal:u64            number of the file
 //! 16 incarnation:u64        random, new with each file
 //! 24 sequence:u64           of this record; records count on over files
@@ -17,6 +17,8 @@
 //!
 //! A file's first record has no payload. Other records without one are seals: they note, when the journal goes idle,
 //! that all before them were acknowledged.
+//!
+//! Files of version 1 differ in what the payloads mean; they are read and never written.
 
 use bytes::{Buf, Bytes};
 
@@ -25,7 +27,10 @@ pub(super) const BLOCK: usize = 4096;
 /// Bytes in front of the payload.
 pub(super) const HEADER: usize = 64;
 const MAGIC: &[u8; 4] = b"BPDJ";
-const VERSION: u16 = 1;
+/// What is written.
+pub(super) const VERSION: u16 = 2;
+/// What is read besides.
+pub(super) const FIRST_VERSION: u16 = 1;
 const CRC_AT: usize = 48;
 
 /// The header of a record.
@@ -44,6 +49,7 @@ pub(super) struct Read {
     pub(super) header: Header,
     pub(super) payload: Bytes,
     pub(super) crc: u32,
+    pub(super) version: u16,
 }
 
 /// Bytes that a record with `len` bytes of payload takes.
@@ -71,7 +77,11 @@ pub(super) fn encode(header: Header, payload: &[u8], out: &mut [u8]) -> u32 {
 /// Reads the record at the front of `block`; `None` if there is no whole one.
 pub(super) fn decode(block: &[u8]) -> Option<Read> {
     let (head, mut fields) = (block.get(..HEADER)?, block.get(4..HEADER)?);
-    if head.starts_with(MAGIC) && fields.get_u16_le() == VERSION && fields.get_u16_le() == 0 {
+    if !head.starts_with(MAGIC) {
+        return None;
+    }
+    let version = fields.get_u16_le();
+    if (FIRST_VERSION..=VERSION).contains(&version) && fields.get_u16_le() == 0 {
         let header = Header {
             journal: fields.get_u64_le(),
             incarnation: fields.get_u64_le(),
@@ -87,6 +97,7 @@ pub(super) fn decode(block: &[u8]) -> Option<Read> {
             header,
             payload: Bytes::copy_from_slice(payload),
             crc,
+            version,
         });
     }
     None
@@ -103,18 +114,20 @@ fn record_crc(head: &[u8], payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&head), payload)
 }
 
-const IMAGE_MAGIC: &[u8; 8] = b"BPDIMG\0\x01";
+/// The last byte is the version.
+const IMAGE_MAGIC: &[u8; 7] = b"BPDIMG\0";
 const IMAGE_HEADER: usize = 40;
 
 /// An image of everything up to `sequence`; the journals from number `journal` on go on from there.
 ///
 /// ```text
-///  0 magic "BPDIMG" 0 1     8 sequence:u64     16 journal:u64     24 length:u64
+///  0 magic "BPDIMG" 0 2     8 sequence:u64     16 journal:u64     24 length:u64
 /// 32 crc:u32 of the header (this field as zero) and the payload      36 zero:u32      40 payload
 /// ```
 pub(super) fn encode_image(sequence: u64, journal: u64, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(IMAGE_HEADER + payload.len());
     out.extend_from_slice(IMAGE_MAGIC);
+    out.push(VERSION as u8);
     out.extend_from_slice(&sequence.to_le_bytes());
     out.extend_from_slice(&journal.to_le_bytes());
     out.extend_from_slice(&(payload.len() as u64).to_le_bytes());
@@ -125,15 +138,19 @@ pub(super) fn encode_image(sequence: u64, journal: u64, payload: &[u8]) -> Vec<u
     out
 }
 
-/// Reads an image: sequence, first journal, payload. `None` if it is not whole.
-pub(super) fn decode_image(image: Bytes) -> Option<(u64, u64, Bytes)> {
+/// Reads an image: version, sequence, first journal, payload. `None` if it is not whole.
+pub(super) fn decode_image(image: Bytes) -> Option<(u16, u64, u64, Bytes)> {
     let head = image.get(..IMAGE_HEADER)?;
     let mut fields = head.strip_prefix(IMAGE_MAGIC)?;
+    let version = u16::from(fields.get_u8());
+    if !(FIRST_VERSION..=VERSION).contains(&version) {
+        return None;
+    }
     let (sequence, journal, len) = (fields.get_u64_le(), fields.get_u64_le(), fields.get_u64_le());
     let crc = fields.get_u32_le();
     let mut zeroed: [u8; IMAGE_HEADER] = head.try_into().expect("just cut to size");
     zeroed[32..36].fill(0);
     let payload = image.slice(IMAGE_HEADER..);
     let whole = payload.len() as u64 == len && crc32c::crc32c_append(crc32c::crc32c(&zeroed), &payload) == crc;
-    whole.then_some((sequence, journal, payload))
+    whole.then_some((version, sequence, journal, payload))
 }

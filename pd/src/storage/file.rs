@@ -1,6 +1,6 @@
 //! The journal in files: `image` and `journal-<number>` in one folder.
 //!
-//! Each open and each [`Journal::replace`] begins a new file, zero-filled before its first record, so that a file
+//! Each open and each [`FileJournal::replace`] begins a new file, zero-filled before its first record, so that a file
 //! never holds a byte of a former life, and a record once cut cannot come back. The order is: new file, new image
 //! that names it, old files away. A crash in between leaves old files that the image has made superfluous, or a new
 //! one without records.
@@ -8,8 +8,8 @@
 //! One write is in flight at a time, and each record waits for the sync of the one before. So of the records of a
 //! file only the last can be torn: an unreadable one with a readable one behind it was acknowledged, and is damage.
 
+use super::JournalError;
 use super::block::{self, BLOCK, Header, Read};
-use super::{Journal, JournalError};
 use bytes::Bytes;
 use executor::{AlignedBuf, LogFile, LogSync};
 use proto::rpc::LocalFuture;
@@ -45,9 +45,13 @@ pub struct Opened {
     pub records: Vec<Bytes>,
     /// A torn tail that was cut: file and offset.
     pub cut: Option<(PathBuf, u64)>,
+    /// Image and records are of the first version: runs of changes, without raft around them.
+    pub is_first_version: bool,
 }
 
-/// A journal in files.
+/// Carries records to where they survive a crash.
+///
+/// One caller, one call at a time. After an error nothing more may be written: what the last call did is unknown.
 #[derive(Debug)]
 pub struct FileJournal {
     inner: Rc<Inner>,
@@ -71,7 +75,7 @@ struct Inner {
 }
 
 impl FileJournal {
-    /// Reads the journal in `folder`, which may be empty. Nothing is written before the first [`Journal::replace`].
+    /// Reads the journal in `folder`, which may be empty. Nothing is written before the first [`FileJournal::replace`].
     ///
     /// # Errors
     /// [`JournalError`] when files cannot be read or acknowledged records are missing.
@@ -89,8 +93,9 @@ impl FileJournal {
             let bytes = executor::fs::read(&image_path).await.map_err(io("read", &image_path))?;
             let damaged =
                 || JournalError::Damaged { path: image_path.clone(), offset: 0, what: "its checksum is wrong" };
-            let (upto, journal, payload) = block::decode_image(Bytes::from(bytes)).ok_or_else(damaged)?;
+            let (version, upto, journal, payload) = block::decode_image(Bytes::from(bytes)).ok_or_else(damaged)?;
             (sequence, first, opened.image) = (upto, journal, Some(payload));
+            opened.is_first_version = version == block::FIRST_VERSION;
         }
         let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
         numbers.sort_unstable();
@@ -102,6 +107,9 @@ impl FileJournal {
             let bytes = executor::fs::read(&path).await.map_err(io("read", &path))?;
             let scanned = scan(&path, *number, &bytes, sequence)?;
             sequence = scanned.sequence;
+            // Files of both versions stand side by side if the first start with this one was cut short; then only those
+            // of the first have payloads.
+            opened.is_first_version |= scanned.is_first_version && !scanned.records.is_empty();
             opened.records.extend(scanned.records);
             if let Some(offset) = scanned.torn.filter(|offset| *offset > 0) {
                 opened.cut = Some((path, offset));
@@ -120,10 +128,12 @@ impl FileJournal {
         };
         Ok((FileJournal { inner: Rc::new(inner) }, opened))
     }
-}
 
-impl Journal for FileJournal {
-    fn append(&self, record: Bytes) -> LocalFuture<Result<(), JournalError>> {
+    /// Makes `record` durable, behind those before it.
+    ///
+    /// # Errors
+    /// [`JournalError`]: what became of it is unknown.
+    pub fn append(&self, record: Bytes) -> LocalFuture<Result<(), JournalError>> {
         let inner = Rc::clone(&self.inner);
         Box::pin(async move {
             assert!(!record.is_empty(), "an empty record would be a seal");
@@ -136,16 +146,25 @@ impl Journal for FileJournal {
         })
     }
 
-    fn replace(&self, image: Bytes) -> LocalFuture<Result<(), JournalError>> {
+    /// Puts `image` in the place of everything so far, durably.
+    ///
+    /// # Errors
+    /// [`JournalError`]: what became of it is unknown.
+    pub fn replace(&self, image: Bytes) -> LocalFuture<Result<(), JournalError>> {
         let inner = Rc::clone(&self.inner);
         Box::pin(async move { inner.replace(&image).await })
     }
 
-    fn has_room(&self, len: usize) -> bool {
+    /// Whether a record of `len` bytes still fits, or [`FileJournal::replace`] must come first.
+    pub fn has_room(&self, len: usize) -> bool {
         self.inner.has_room(len)
     }
 
-    fn rest(&self) -> LocalFuture<Result<(), JournalError>> {
+    /// Tells that no record will follow soon: the place to note, cheaply, that all of them were acknowledged.
+    ///
+    /// # Errors
+    /// [`JournalError`]: nothing more may be written.
+    pub fn rest(&self) -> LocalFuture<Result<(), JournalError>> {
         let inner = Rc::clone(&self.inner);
         Box::pin(async move {
             // The last block is left to records: sealing is no reason to write the image anew.
@@ -233,11 +252,12 @@ struct Scanned {
     sequence: u64,
     /// Where an unreadable record begins that nothing follows; 0 when not even the first could be read.
     torn: Option<u64>,
+    is_first_version: bool,
 }
 
 /// Reads the records of a file behind `sequence`.
 fn scan(path: &Path, number: u64, bytes: &[u8], sequence: u64) -> Result<Scanned, JournalError> {
-    let mut scanned = Scanned { records: Vec::new(), sequence, torn: None };
+    let mut scanned = Scanned { records: Vec::new(), sequence, torn: None, is_first_version: false };
     let damaged = |offset: usize, what| JournalError::Damaged { path: path.to_owned(), offset: offset as u64, what };
     let (mut at, mut previous, mut incarnation) = (0, 0, None);
     while at < bytes.len() {
@@ -255,13 +275,14 @@ fn scan(path: &Path, number: u64, bytes: &[u8], sequence: u64) -> Result<Scanned
                     scanned.sequence += 1;
                     scanned.records.extend(Some(read.payload.clone()).filter(|payload| !payload.is_empty()));
                 }
+                scanned.is_first_version |= read.version == block::FIRST_VERSION;
                 (previous, incarnation) = (read.crc, Some(read.header.incarnation));
                 at += block::record_len(read.payload.len());
             }
             None => {
                 if at == 0 && block::decode(bytes).is_none() && block::is_like_a_record(bytes) {
-                    let version_differs = bytes.get(4..6).is_some_and(|version| version != [1, 0]);
-                    if version_differs {
+                    let version = bytes.get(4..6).map(|version| u16::from_le_bytes([version[0], version[1]]));
+                    if version.is_some_and(|version| !(block::FIRST_VERSION..=block::VERSION).contains(&version)) {
                         return Err(JournalError::Foreign { path: path.to_owned(), what: "its version is unknown" });
                     }
                 }
@@ -354,7 +375,7 @@ mod tests {
     #[test]
     fn an_image_with_a_flipped_bit_is_refused() {
         let image = block::encode_image(5, 6, b"payload");
-        assert_eq!(block::decode_image(Bytes::from(image.clone())), Some((5, 6, Bytes::from_static(b"payload"))));
+        assert_eq!(block::decode_image(Bytes::from(image.clone())), Some((2, 5, 6, Bytes::from_static(b"payload"))));
         for at in 0..image.len() {
             let mut flipped = image.clone();
             flipped[at] ^= 4;

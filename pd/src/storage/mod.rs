@@ -1,34 +1,12 @@
-//! Where the state becomes durable: a journal of changes, rewritten as one image when it has grown.
-//!
-//! [`Journal`] is the seam behind which a raft group of placement drivers will stand; today it is [`FileJournal`].
+//! Where a member's raft log and state become durable: a journal of records, rewritten as one image when it has grown.
+//! What stands in records and images is [`crate::raft::Stored`]'s.
 
 mod block;
 mod file;
-mod writer;
 
 pub use file::{FileJournal, JournalConfig, Opened};
-pub(crate) use writer::Writer;
 
-use bytes::Bytes;
-use proto::rpc::LocalFuture;
 use std::path::PathBuf;
-
-/// Carries records to where they survive a crash.
-///
-/// One caller, one call at a time. After an error nothing more may be written: what the last call did is unknown.
-pub trait Journal: 'static {
-    /// Makes `record` durable, behind those before it.
-    fn append(&self, record: Bytes) -> LocalFuture<Result<(), JournalError>>;
-
-    /// Puts `image` in the place of everything so far, durably.
-    fn replace(&self, image: Bytes) -> LocalFuture<Result<(), JournalError>>;
-
-    /// Whether a record of `len` bytes still fits, or [`Journal::replace`] must come first.
-    fn has_room(&self, len: usize) -> bool;
-
-    /// Tells that no record will follow soon: the place to note, cheaply, that all of them were acknowledged.
-    fn rest(&self) -> LocalFuture<Result<(), JournalError>>;
-}
 
 /// Why the journal cannot be read or written.
 #[derive(Debug, thiserror::Error)]

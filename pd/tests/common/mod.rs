@@ -121,18 +121,7 @@ impl Pd {
 
     /// An HTTP request; status and body.
     pub(crate) async fn http(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let mut stream = executor::net::TcpStream::connect(self.server.addr()).await.expect("connects");
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: pd\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).await.expect("writes");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.expect("reads");
-        let answer = String::from_utf8(answer).expect("text");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        (status, body.to_owned())
+        http(self.server.addr(), method, path, body).await
     }
 
     pub(crate) async fn get_json(&self, path: &str) -> serde_json::Value {
@@ -140,6 +129,22 @@ impl Pd {
         assert_eq!(status, 200, "{path}: {body}");
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"))
     }
+}
+
+/// An HTTP request to a member; status and body.
+pub(crate) async fn http(addr: std::net::SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = executor::net::TcpStream::connect(addr).await.expect("connects");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: pd\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.expect("writes");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("reads");
+    let answer = String::from_utf8(answer).expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, body.to_owned())
 }
 
 /// The error in a header: its type and text.

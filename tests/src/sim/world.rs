@@ -290,7 +290,10 @@ impl World {
             listen: SocketAddr::new(PD_IP, PD_PORT),
             data_dir: PathBuf::from("/pd"),
             max_replicas: self.replicas as u32,
-            planted_unsaved_bound: self.plan.planted == Some(PlantedFault::TimestampsFromClock),
+            faults: pd::raft::Faults {
+                bound_not_persisted: self.plan.planted == Some(PlantedFault::TimestampsFromClock),
+                ..Default::default()
+            },
             schedule: pd::schedule::ScheduleConfig {
                 merge_schedule_limit: if self.plan.merges { 8 } else { 0 },
                 split_merge_interval: Duration::from_secs(5),
