@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use proto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse};
 use proto::rpc::{CallContext, Inbound, Outbound, Status};
@@ -123,6 +124,8 @@ type Streams = (Outbound<RegionHeartbeatRequest>, Inbound<RegionHeartbeatRespons
 
 async fn open(inner: &Rc<Inner>) -> Result<Streams, PdClientError> {
     let leader = inner.leader().await?;
+    // A call that is left over is about the leader that was just found.
+    let _ = inner.moved.notified().now_or_never();
     Ok(leader.stub.region_heartbeat(CallContext::default()).await?)
 }
 
@@ -155,7 +158,14 @@ async fn serve(
             }
         }
     };
-    match select(pin!(send), pin!(receive)).await {
-        Either::Left((status, _)) | Either::Right((status, _)) => status,
+    // Whoever else finds another leader first: the reports belong there.
+    let moved = async {
+        inner.moved.notified().await;
+        Status::unavailable("another member leads")
+    };
+    let (send, receive) = (pin!(send), pin!(receive));
+    match select(select(send, receive), pin!(moved)).await {
+        Either::Left((Either::Left((status, _)) | Either::Right((status, _)), _)) => status,
+        Either::Right((status, _)) => status,
     }
 }

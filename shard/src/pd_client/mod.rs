@@ -24,8 +24,12 @@ type Stub = pdpb::PdClient<Channel>;
 
 /// How long one try of a call may take: as TiKV's stores wait.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Tries of a call before its error goes to the caller.
-const TRIES: u32 = 5;
+/// The same where there are other members to turn to.
+const CALL_TIMEOUT_OF_MANY: Duration = Duration::from_secs(1);
+/// How long one of several members may take to say who leads.
+const FIND_TIMEOUT: Duration = Duration::from_millis(300);
+/// Tries of a call before its error goes to the caller: about four seconds, three elections' time.
+const TRIES: u32 = 8;
 /// Wait before the second try; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait between tries.
@@ -111,6 +115,9 @@ struct Inner {
     /// Addresses to look for members at: the configured ones, then those that members have told.
     addresses: RefCell<Vec<String>>,
     leader: RefCell<Option<Leader>>,
+    /// Who was the leader last, and calls for those who hold streams to it when it is another.
+    last_leader: RefCell<String>,
+    moved: executor::Notify,
     cluster_id: Cell<u64>,
     channels: ChannelConfig,
     tso: tso::Queue,
@@ -194,8 +201,10 @@ impl PdClient {
         let inner = Inner {
             addresses: RefCell::new(addresses.to_vec()),
             leader: RefCell::new(None),
+            last_leader: RefCell::default(),
+            moved: executor::Notify::new(),
             cluster_id: Cell::new(0),
-            channels,
+            channels: watchful(channels),
             tso: tso::Queue::default(),
             heartbeats: heartbeat::Outbox::default(),
         };
@@ -424,14 +433,24 @@ impl Inner {
         F: Future<Output = Result<Answer, Status>>,
     {
         let leader = self.leader().await?;
-        let cx = CallContext::with_deadline(executor::now() + CALL_TIMEOUT);
-        let answer = match executor::timeout(CALL_TIMEOUT, one(leader.stub.clone(), cx)).await {
+        let limit = self.call_timeout();
+        let cx = CallContext::with_deadline(executor::now() + limit);
+        let answer = match executor::timeout(limit, one(leader.stub.clone(), cx)).await {
             Ok(answer) => answer,
             Err(_) => Err(Status::deadline_exceeded(format!("{} does not answer", leader.address))),
         };
         let answer = answer.inspect_err(|_| self.leader_failed(&leader))?;
         check(answer.header())?;
         Ok(answer)
+    }
+
+    fn is_one_of_many(&self) -> bool {
+        self.addresses.borrow().len() > 1
+    }
+
+    /// How long one try may take.
+    fn call_timeout(&self) -> Duration {
+        if self.is_one_of_many() { CALL_TIMEOUT_OF_MANY } else { CALL_TIMEOUT }
     }
 
     /// The member that leads, looked for if it is not known.
@@ -452,18 +471,21 @@ impl Inner {
         }
     }
 
-    /// Asks every address for the members, and goes to the one that leads.
+    /// Asks every address for the members, and goes to the one that leads. Who does not know is asked last next time.
     async fn find_leader(&self) -> Result<Leader, PdClientError> {
         let addresses = self.addresses.borrow().clone();
         for address in &addresses {
             let stub = Stub::new(Channel::new(address.clone(), self.channels.clone()));
-            let cx = CallContext::with_deadline(executor::now() + CALL_TIMEOUT);
+            let limit = if self.is_one_of_many() { FIND_TIMEOUT } else { CALL_TIMEOUT };
+            let cx = CallContext::with_deadline(executor::now() + limit);
             let request = pdpb::GetMembersRequest::default();
-            let Ok(Ok(answer)) = executor::timeout(CALL_TIMEOUT, stub.get_members(cx, &request)).await else {
+            let Ok(Ok(answer)) = executor::timeout(limit, stub.get_members(cx, &request)).await else {
+                self.ask_last(address);
                 continue;
             };
             let theirs = answer.header().map_or(0, |header| header.cluster_id);
             let Some(url) = answer.leader.as_ref().and_then(|leader| leader.client_urls.first()) else {
+                self.ask_last(address);
                 continue;
             };
             if theirs == 0 {
@@ -479,9 +501,20 @@ impl Inner {
             let stub = if same { stub } else { Stub::new(Channel::new(url.clone(), self.channels.clone())) };
             let leader = Leader { address: url.clone(), stub };
             *self.leader.borrow_mut() = Some(leader.clone());
+            if self.last_leader.replace(url.clone()) != *url {
+                self.moved.notify();
+            }
             return Ok(leader);
         }
         Err(PdClientError::NoLeader(addresses))
+    }
+
+    fn ask_last(&self, address: &str) {
+        let mut addresses = self.addresses.borrow_mut();
+        if let Some(at) = addresses.iter().position(|other| other == address) {
+            let address = addresses.remove(at);
+            addresses.push(address);
+        }
     }
 
     /// Adds the members' addresses to those that are asked. Bounded by the members, of whom there are a handful.
@@ -498,6 +531,17 @@ impl Inner {
 impl std::fmt::Debug for PdClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PdClient({:?})", self.0.addresses.borrow())
+    }
+}
+
+/// A member that is cut off says nothing: its connection counts as broken after three seconds.
+fn watchful(channels: ChannelConfig) -> ChannelConfig {
+    ChannelConfig {
+        connect_timeout: Duration::from_secs(1),
+        backoff_max: Duration::from_secs(1),
+        keepalive_interval: Some(Duration::from_secs(1)),
+        keepalive_timeout: Duration::from_secs(2),
+        ..channels
     }
 }
 

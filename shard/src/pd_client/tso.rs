@@ -9,7 +9,7 @@ use futures_channel::oneshot;
 use proto::pdpb::{TsoRequest, TsoResponse};
 use proto::rpc::{CallContext, Inbound, Outbound, Status};
 
-use super::{BACKOFF_MIN, CALL_TIMEOUT, Inner, PdClientError, TRIES};
+use super::{BACKOFF_MAX, BACKOFF_MIN, Inner, PdClientError, TRIES};
 
 /// Most timestamps of one request, well under the 2^18 of one physical value.
 const BATCH_MAX: u32 = 65_536;
@@ -116,7 +116,7 @@ async fn fetch(inner: &Rc<Inner>, count: u32, stream: &mut Option<Stream>) -> Re
     let mut tries = 0;
     loop {
         tries += 1;
-        let error = match executor::timeout(CALL_TIMEOUT, fetch_once(inner, count, stream)).await {
+        let error = match executor::timeout(inner.call_timeout(), fetch_once(inner, count, stream)).await {
             Ok(Ok(largest)) => return Ok(largest),
             Ok(Err(error)) => error,
             Err(_) => PdClientError::Call(Status::deadline_exceeded("no timestamp in time")),
@@ -128,7 +128,7 @@ async fn fetch(inner: &Rc<Inner>, count: u32, stream: &mut Option<Stream>) -> Re
             return Err(error);
         }
         executor::sleep(wait).await;
-        wait *= 2;
+        wait = (wait * 2).min(BACKOFF_MAX);
     }
 }
 
