@@ -14,6 +14,9 @@ pub(crate) struct DevArgs {
     /// Number of nodes.
     #[arg(long, default_value_t = 1)]
     nodes: usize,
+    /// Number of members of the placement driver: 1, 3 or 5. The others listen on the ports behind the first one's.
+    #[arg(long, default_value_t = 1)]
+    pds: u16,
     /// Cores of each node; 0 takes every CPU that this process may use.
     #[arg(long, default_value_t = 0)]
     cores: usize,
@@ -52,6 +55,13 @@ struct Running {
     is_spare: bool,
 }
 
+impl Running {
+    /// A member of the placement driver, not a node.
+    fn is_member(&self) -> bool {
+        self.name.starts_with("pd")
+    }
+}
+
 pub(crate) fn run(args: DevArgs) -> Result<(), Error> {
     if args.die_with_parent {
         executor::die_with_parent()?;
@@ -75,18 +85,10 @@ pub(crate) fn run(args: DevArgs) -> Result<(), Error> {
 async fn start(args: &DevArgs, children: &mut Vec<Running>) -> Result<serde_json::Value, Error> {
     let binary = std::env::current_exe()?;
     let data_dir = std::path::absolute(&args.data_dir)?;
-    let mut command = Command::new(&binary);
-    command
-        .args(["pd", "--die-with-parent", "--addr", &format!("127.0.0.1:{}", args.pd_port)])
-        .arg("--data-dir")
-        .arg(data_dir.join("pd"));
-    if args.allow_buffered {
-        command.arg("--allow-buffered");
-    }
-    let config = Config::load(args.config.as_deref())?;
-    command.args(security::flags(&config.security));
-    let pd = launch("pd".into(), command, children).await?;
-    let pd_address = pd["address"].as_str().ok_or("pd did not say its address")?.to_string();
+    let pds = start_pds(args, &binary, &data_dir, children).await?;
+    let address = |pd: &serde_json::Value| pd["address"].as_str().map(str::to_owned);
+    let addresses: Option<Vec<String>> = pds.iter().map(address).collect();
+    let pd_address = addresses.ok_or("pd did not say its address")?.join(",");
     let mut nodes = Vec::new();
     for number in 1..=args.nodes {
         let command = node_command(args, &binary, &data_dir, number, &pd_address);
@@ -95,7 +97,56 @@ async fn start(args: &DevArgs, children: &mut Vec<Running>) -> Result<serde_json
             node.is_spare = args.nodes > 1;
         }
     }
-    Ok(serde_json::json!({ "ready": { "pd": pd_address, "pd_pid": pd["pid"], "nodes": nodes } }))
+    let first = &pds[0];
+    Ok(serde_json::json!({
+        "ready": { "pd": first["address"], "pd_pid": first["pid"], "pds": pds, "nodes": nodes },
+    }))
+}
+
+/// Starts the members of the placement driver.
+async fn start_pds(
+    args: &DevArgs,
+    binary: &Path,
+    data_dir: &Path,
+    children: &mut Vec<Running>,
+) -> Result<Vec<serde_json::Value>, Error> {
+    let mut ports = vec![args.pd_port];
+    while ports.len() < usize::from(args.pds) {
+        ports.push(if args.pd_port == 0 { 0 } else { args.pd_port + ports.len() as u16 });
+    }
+    if ports.len() > 1 && args.pd_port == 0 {
+        // The members must know each other's ports before they start.
+        let mut held = Vec::new();
+        for port in &mut ports {
+            let listener = executor::net::TcpListener::bind(([127, 0, 0, 1], 0).into()).await?;
+            *port = listener.local_addr()?.port();
+            held.push(listener);
+        }
+    }
+    let folder = |at: usize| if at == 0 { "pd".to_owned() } else { format!("pd-{}", at + 1) };
+    let members = ports.iter().enumerate().map(|(at, port)| format!("{}=127.0.0.1:{port}", folder(at)));
+    let cluster = members.collect::<Vec<_>>().join(",");
+    let config = Config::load(args.config.as_deref())?;
+    let mut pds = Vec::new();
+    for (at, port) in ports.iter().enumerate() {
+        let mut command = Command::new(binary);
+        command
+            .args(["pd", "--die-with-parent", "--addr", &format!("127.0.0.1:{port}"), "--name", &folder(at)])
+            .arg("--data-dir")
+            .arg(data_dir.join(folder(at)));
+        if ports.len() > 1 {
+            command.args(["--initial-cluster", &cluster]);
+        }
+        if args.allow_buffered {
+            command.arg("--allow-buffered");
+        }
+        command.args(security::flags(&config.security));
+        pds.push(launch(folder(at), command, children).await?);
+        if let Some(member) = children.last_mut() {
+            member.is_spare = ports.len() > 1;
+        }
+    }
+    Ok(pds)
 }
 
 fn node_command(args: &DevArgs, binary: &Path, data_dir: &Path, number: usize, pd: &str) -> Command {
@@ -137,7 +188,8 @@ async fn launch(name: String, mut command: Command, children: &mut Vec<Running>)
     value.get("ready").cloned().ok_or_else(|| format!("{name} said {line}").into())
 }
 
-/// Returns when a signal asks to stop, or with an error when a child ends by itself: of several nodes, the last one.
+/// Returns when a signal asks to stop, or with an error when a child ends by itself: of several nodes or
+/// members of the placement driver, the last one.
 async fn watch(children: &mut Vec<Running>) -> Result<(), Error> {
     use futures_util::FutureExt as _;
     loop {
@@ -152,11 +204,12 @@ async fn watch(children: &mut Vec<Running>) -> Result<(), Error> {
                 continue;
             };
             let ended = children.remove(at);
-            let others = children.iter().filter(|other| other.is_spare).count();
+            let is_peer = |other: &&Running| other.is_spare && other.is_member() == ended.is_member();
+            let others = children.iter().filter(is_peer).count();
             if !ended.is_spare || others == 0 {
                 return Err(format!("{} ended: {status}", ended.name).into());
             }
-            eprintln!("{} ended: {status}; nodes that are left to go on: {others}", ended.name);
+            eprintln!("{} ended: {status}; others that are left to go on: {others}", ended.name);
         }
     }
 }

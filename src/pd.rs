@@ -13,9 +13,13 @@ pub(crate) struct PdArgs {
     /// Where clients, nodes and people connect (gRPC and HTTP on one port); port 0 picks a free one.
     #[arg(long, default_value = "127.0.0.1:2379")]
     addr: SocketAddr,
-    /// The URL that clients are told; default: the address that was bound.
+    /// The URL that clients are told; default: this member's URL of the initial cluster, or the address that was bound.
     #[arg(long, default_value = "")]
     advertise_url: String,
+    /// All members of a new group of 1, 3 or 5, this one among them: name=http://host:port, separated by commas. Default:
+    /// this member alone. The members of a group stay those that it began with; their URLs may change.
+    #[arg(long, value_delimiter = ',', value_parser = member)]
+    initial_cluster: Vec<(String, String)>,
     /// Folder that holds everything of this member.
     #[arg(long, env = "BASALT_DATA_DIR")]
     data_dir: PathBuf,
@@ -35,6 +39,14 @@ pub(crate) struct PdArgs {
     die_with_parent: bool,
 }
 
+/// Reads `name=url`.
+fn member(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, url)) if !name.is_empty() && !url.is_empty() => Ok((name.to_owned(), url.to_owned())),
+        _ => Err(format!("{text:?} is not name=http://host:port")),
+    }
+}
+
 pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
     if args.die_with_parent {
         executor::die_with_parent()?;
@@ -50,13 +62,16 @@ pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
         data_dir: args.data_dir,
         name: args.name,
         server: net::ServerConfig { tls: args.security.config().load()?, ..Default::default() },
+        initial_cluster: args.initial_cluster,
         // Our nodes do not carry merges out yet, and orders for them would be repeated without end.
         schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
         ..Default::default()
     };
     executor::run_one(args.io, move || async move {
+        let name = config.name.clone();
         let mut server = pd::PdServer::start(config).await?;
         let line = serde_json::json!({ "ready": {
+            "name": name,
             "address": server.addr().to_string(),
             "cluster_id": server.cluster_id().0,
             "pid": std::process::id(),
