@@ -242,7 +242,7 @@ fn basalt_dev_goes_on_while_one_of_its_nodes_is_left() {
     };
     let told = |text: &str| std::fs::read_to_string(&log).expect("a log").contains(text);
     kill(1);
-    wait_for("a line about the node", || told("node 2 ended") && told("nodes that are left to go on: 1"));
+    wait_for("a line about the node", || told("node 2 ended") && told("others that are left to go on: 1"));
     assert!(dev.try_wait().expect("a process").is_none(), "dev goes on");
     let pd = ready["ready"]["pd"].as_str().expect("an address");
     let put = Command::new(binary()).args(["ctl", "--pd", pd, "put", "a", "1"]).status().expect("ctl runs");
