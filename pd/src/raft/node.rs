@@ -54,6 +54,7 @@ pub struct Snapshot {
 
 /// What is to be done for the node.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "messages are the common case and are handed over at once")]
 pub enum Output {
     /// Send this to the member `to`; it may be lost.
     Send(Message),

@@ -34,6 +34,7 @@ struct Place {
     led: Option<u64>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "messages are the common case")]
 enum Letter {
     Raft(Message),
     Snapshot(Snapshot),
