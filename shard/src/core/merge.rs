@@ -317,7 +317,15 @@ impl<E: Engine> Shard<E> {
     /// Stops the sources of waiting targets that have applied all that counts, and has what is needed flushed.
     pub(crate) fn absorb(&self, turn: &mut Turn) {
         for target in std::mem::take(&mut turn.merging) {
-            let Some(merge) = self.waiting_merge(target) else { continue };
+            let waits = |peer: &PeerState| !peer.merging.parked.is_empty() && !peer.merging.absorbing;
+            if !self.peers.borrow().get(&target).is_some_and(waits) {
+                continue;
+            }
+            let Some(merge) = self.waiting_merge(target) else {
+                // It is on its way to another shard, and may come back from that.
+                turn.merging_later.insert(target);
+                continue;
+            };
             let source = RegionId(merge.source.as_ref().map_or(0, |source| source.id));
             if self.stop_source(source, target, merge.commit, turn) {
                 if let Some(peer) = self.peers.borrow_mut().get_mut(&target) {
