@@ -145,7 +145,7 @@ async fn every_read_is_served(clients: &Clients) {
         let answer: kv::RawScanResponse = store.tikv("RawScan", &request).await;
         let values: Vec<_> = answer.kvs.iter().map(|pair| pair.value.clone()).collect();
         assert_eq!((answer.region_error, values), (None, vec![bytes("1"), bytes("2")]));
-        let ranges = vec![kv::KeyRange { start_key: bytes("read-"), end_key: bytes("read-z"), ..Default::default() }];
+        let ranges = vec![kv::KeyRange { start_key: bytes("read-"), end_key: bytes("read-z") }];
         let request = kv::RawBatchScanRequest {
             context: context.clone(),
             ranges: ranges.clone(),
@@ -154,12 +154,7 @@ async fn every_read_is_served(clients: &Clients) {
         };
         let answer: kv::RawBatchScanResponse = store.tikv("RawBatchScan", &request).await;
         assert_eq!((answer.region_error, answer.kvs.len()), (None, 1));
-        let request = kv::RawChecksumRequest {
-            context,
-            algorithm: kv::ChecksumAlgorithm::Crc64Xor as i32,
-            ranges,
-            ..Default::default()
-        };
+        let request = kv::RawChecksumRequest { context, algorithm: kv::ChecksumAlgorithm::Crc64Xor as i32, ranges };
         let answer: kv::RawChecksumResponse = store.tikv("RawChecksum", &request).await;
         assert_eq!((answer.region_error, answer.total_kvs), (None, 2));
     }
