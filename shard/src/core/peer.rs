@@ -282,7 +282,10 @@ impl PeerState {
 
     /// Everybody who waits is told `error`.
     pub(crate) fn fail_waiters(&mut self, error: &RegionError) {
-        self.lease.end(error);
+        // A read that was not answered was surely not done.
+        let is_open = *error == RegionError::Undetermined;
+        let refused = RegionError::NotLeader { region: self.meta.region_id(), leader: None };
+        self.lease.end(if is_open { &refused } else { error });
         for waiter in std::mem::take(&mut self.waiting).into_values() {
             waiter.answer(Err(error.clone()));
         }
