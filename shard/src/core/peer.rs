@@ -19,8 +19,8 @@ use super::replication::Contacts;
 /// A follower is reported as down after so long without a word (`raftstore.max-peer-down-duration`).
 const PEER_DOWN_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
 
-/// A follower that was heard of within this time is alive: it answers every heartbeat.
-const HEARD_LATELY: std::time::Duration = std::time::Duration::from_secs(1);
+/// A follower that was heard of within this time is alive and not on its way to another shard: it answers every heartbeat.
+const HEARD_LATELY: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// What a peer may do at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,6 +55,8 @@ pub(crate) struct CoreZero<E: Engine> {
     buried: RefCell<BTreeMap<RegionId, PeerId>>,
     /// Ranges of snapshots that are under way; bounded by what other stores send.
     reserved: RefCell<BTreeMap<RegionId, (Bytes, Bytes)>>,
+    /// Regions here have members on other nodes.
+    pub(super) replicates: Cell<bool>,
     /// Regions that balancing leaves where they are, and until when.
     pub(super) pinned: RefCell<BTreeMap<RegionId, base::Instant>>,
     /// Regions whose snapshots met others in their range, and until when that is not looked into again.
@@ -285,6 +287,7 @@ impl<E: Engine> CoreZero<E> {
             splits: RefCell::default(),
             buried: RefCell::default(),
             reserved: RefCell::default(),
+            replicates: Cell::new(false),
             pinned: RefCell::default(),
             suspected: RefCell::default(),
             wake_reporter: executor::Notify::new(),
@@ -372,9 +375,15 @@ impl<E: Engine> CoreZero<E> {
         Ok(())
     }
 
+    /// Notes whether regions have members on other nodes.
+    pub(super) fn note_members(&self, region: &metapb::Region) {
+        self.replicates.set(self.replicates.get() || region.peers.len() > 1);
+    }
+
     /// Notes a region's range on `shard` and tells every core where it is.
     pub(super) fn born(&self, shard: ShardId, region: &metapb::Region, bytes: u64) {
         let id = RegionId(region.id);
+        self.note_members(region);
         let mut directory = self.directory.borrow_mut();
         let move_number = directory.placement(id).map_or(0, |held| held.move_number);
         let placement = Placement {
@@ -495,6 +504,22 @@ impl<E: Engine> CoreZero<E> {
         Ok(shard)
     }
 
+    /// Waits for a while of this node's own, if the region may have members elsewhere; nothing if it does not move then.
+    async fn put_off(&self, ticket: MoveTicket) -> Option<MoveTicket> {
+        if !self.replicates.get() {
+            return Some(ticket);
+        }
+        self.directory.borrow_mut().release(&ticket);
+        let store = self.host().map_or(0, |host| host.node.store.0);
+        let draw = base::hash::fold(store, executor::with_rng(base::Prng::next_u64));
+        executor::sleep(Duration::from_millis(draw % STAGGER_MS)).await;
+        // It may have been moved, merged or removed meanwhile.
+        if self.is_pinned(ticket.region) {
+            return None;
+        }
+        self.directory.borrow_mut().reserve(ticket.region, ticket.target)
+    }
+
     fn arrived(&self, ticket: &MoveTicket) {
         self.directory.borrow_mut().arrive(ticket);
         self.broadcast(&[(ticket.region, Some(ticket.target))]);
@@ -512,7 +537,13 @@ impl<E: Engine> CoreZero<E> {
     }
 }
 
+/// A move of a node whose regions have members elsewhere is put off for up to so long, by chance.
+const STAGGER_MS: u64 = 500;
+
 /// Evens out the number of regions per shard, one move at a time.
+///
+/// A split makes all nodes of a region want the same move at the same moment, and a peer is deaf while it moves: so that they
+/// do not all do it at once, and leave the region without a quorum, each waits for a while of its own.
 async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
     loop {
         let ticket = zero.directory.borrow_mut().next_balancing_move(|region| zero.is_pinned(region));
@@ -523,6 +554,7 @@ async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
             }
             continue;
         };
+        let Some(ticket) = zero.put_off(ticket).await else { continue };
         match zero.carry_out(&ticket).await {
             Some(Ok(())) => tracing::debug!(?ticket, "region moved"),
             Some(Err(error)) => {

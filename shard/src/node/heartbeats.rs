@@ -32,6 +32,7 @@ impl<E: Engine> CoreZero<E> {
         add(&self.traffic.keys_read, report.keys_read);
         let region = RegionId(report.region.id);
         self.directory.borrow_mut().note(region, report.approximate_bytes);
+        self.note_members(&report.region);
         let Ok(pd) = self.pd() else { return };
         // The first region that a node makes may be one too many, and end again.
         if !self.registered.get() || self.split_is_unreported(&report.region) {

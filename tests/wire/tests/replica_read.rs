@@ -91,7 +91,11 @@ impl Clients {
             assert_eq!(answer.error, "");
             match answer.region_error {
                 None => return ((!answer.not_found).then_some(answer.value), refusals),
-                Some(error) => assert!(error.not_leader.is_some(), "{error:?}"),
+                // Nothing was done: the peer hears of no leader, is on its way to another shard, or gives way to a snapshot.
+                Some(error) => {
+                    let is_passing = error.stale_command.is_some() || error.region_not_found.is_some();
+                    assert!(error.not_leader.is_some() || is_passing, "{error:?}");
+                }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -105,7 +109,8 @@ fn number(round: u64) -> Bytes {
 
 #[test]
 fn each_follower_returns_what_the_leader_has_just_acknowledged() {
-    let nodes = Nodes::start(3, 2, "");
+    // With more cores, regions and with them their leaders move meanwhile, which is for other tests.
+    let nodes = Nodes::start(3, 1, "");
     on_a_runtime(async {
         let clients = Clients::connect(&nodes).await;
         let mut refused = 0;
