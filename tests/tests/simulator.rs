@@ -101,7 +101,6 @@ fn mistakes_that_are_planted_are_found() {
         F::SnapshotHalfApplied,
         F::SnapshotTooWide,
         F::MoveWithoutHome,
-        F::MoveWithoutTail,
         F::MembersForgotten,
         F::StalePeerStays,
         F::TimestampsFromClock,
