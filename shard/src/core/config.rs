@@ -43,6 +43,9 @@ pub struct ShardConfig {
     pub tick: Duration,
     /// Settings of raft itself, in ticks.
     pub raft: raftstore::RaftConfig,
+    /// Prepare merges that are ordered. Off: some seeds of the simulator end with a region that nobody leads after merges,
+    /// and an operator can order one through the placement driver whatever its limits say.
+    pub merges: bool,
     /// A replica that differs from its leader's ends the program instead of itself, for tests that must not miss it.
     pub halts_on_divergence: bool,
     /// What befalls raft messages on their way out, for tests.
@@ -76,6 +79,7 @@ impl Default for ShardConfig {
             versioned_raw_keys: false,
             tick: Duration::from_millis(100),
             raft: raftstore::RaftConfig::default(),
+            merges: false,
             halts_on_divergence: false,
             line_faults: None,
             planted: None,

@@ -158,13 +158,16 @@ impl<E: Engine> Shard<E> {
     ///
     /// # Errors
     /// [`RegionError::EpochNotMatch`] if the region is not that of `epoch`, [`RegionError::StaleCommand`] if the two
-    /// cannot merge, [`RegionError::ServerIsBusy`] if a follower is behind; else what a write can meet.
+    /// cannot merge, or merges are off, [`RegionError::ServerIsBusy`] if a follower is behind; else what a write can meet.
     pub async fn prepare_merge(
         &self,
         region: RegionId,
         epoch: &metapb::RegionEpoch,
         target: metapb::Region,
     ) -> Result<(), RegionError> {
+        if !self.config.merges {
+            return Err(RegionError::StaleCommand);
+        }
         self.begin_to_prepare(region, epoch, &target)?;
         let outcome = match self.drain(region, &target).await {
             Ok(data) => match self.propose(region, Body::Admin(data)).await {

@@ -79,6 +79,7 @@ impl World {
             config.shard.line_faults = Some(LATE);
         }
         config.shard.planted = plan.planted;
+        config.shard.merges = plan.merges;
         config.log.planted_no_sync = plan.planted == Some(PlantedFault::NoSync);
         let mut nodes = vec![Member { sim: node, twins, config: config.clone(), serves: Arc::default() }];
         for number in 1..plan.nodes {
