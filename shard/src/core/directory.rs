@@ -9,8 +9,10 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use base::{PeerId, RegionId, ShardId};
+use proto::metapb;
 
 /// Where a region lives and how it got there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,11 +55,44 @@ pub struct Claim {
     pub placement: Placement,
 }
 
+/// What is left of a peer that ended here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tombstone {
+    /// The peer. None of its region with its id or a lower one begins here again.
+    pub peer: PeerId,
+    /// Set if a neighbour took its region's range over.
+    pub merged: Option<Arc<Merged>>,
+}
+
+/// How a region ended in a neighbour.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Merged {
+    /// The region's version when its peer here began to follow the log.
+    pub began_version: u64,
+    /// The neighbour, as it was before.
+    pub target: metapb::Region,
+}
+
+impl Eq for Merged {}
+
+impl Tombstone {
+    /// Of a peer that was destroyed.
+    pub fn of(peer: PeerId) -> Tombstone {
+        Tombstone { peer, merged: None }
+    }
+}
+
+/// The last tombstone of each region.
+pub type Tombstones = BTreeMap<RegionId, Tombstone>;
+
 /// Adds what one shard has buried to what others have.
-pub fn bury(all: &mut BTreeMap<RegionId, PeerId>, more: &BTreeMap<RegionId, PeerId>) {
-    for (&region, &peer) in more {
-        let last = all.entry(region).or_insert(peer);
-        *last = peer.max(*last);
+pub fn bury(all: &mut Tombstones, more: &Tombstones) {
+    for (&region, tombstone) in more {
+        let last = all.entry(region).or_insert_with(|| tombstone.clone());
+        let is_later = tombstone.peer > last.peer;
+        if is_later || (tombstone.peer == last.peer && tombstone.merged.is_some()) {
+            *last = tombstone.clone();
+        }
     }
 }
 
@@ -66,6 +101,8 @@ pub fn bury(all: &mut BTreeMap<RegionId, PeerId>, more: &BTreeMap<RegionId, Peer
 pub struct Directory {
     regions: BTreeMap<RegionId, Placement>,
     moving: BTreeMap<RegionId, MoveTicket>,
+    /// Regions whose peer ended at the target before their move was over.
+    ended: BTreeSet<RegionId>,
     shards: BTreeSet<ShardId>,
 }
 
@@ -77,13 +114,17 @@ impl Directory {
     pub fn settle(
         shards: impl IntoIterator<Item = ShardId>,
         claims: Vec<Claim>,
-        buried: &BTreeMap<RegionId, PeerId>,
+        buried: &Tombstones,
     ) -> (Directory, Vec<(ShardId, RegionId)>) {
-        let mut directory =
-            Directory { regions: BTreeMap::new(), moving: BTreeMap::new(), shards: shards.into_iter().collect() };
+        let mut directory = Directory {
+            regions: BTreeMap::new(),
+            moving: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            shards: shards.into_iter().collect(),
+        };
         let mut erase = Vec::new();
         for claim in claims {
-            if buried.get(&claim.region).is_some_and(|last| *last >= claim.peer) {
+            if buried.get(&claim.region).is_some_and(|last| last.peer >= claim.peer) {
                 erase.push((claim.placement.shard, claim.region));
                 continue;
             }
@@ -113,6 +154,7 @@ impl Directory {
     /// Records a region's new range, or a region born on `placement.shard`. Older versions are ignored.
     /// A region that is being moved keeps its source until the move completes.
     pub fn update(&mut self, region: RegionId, placement: Placement) {
+        self.ended.remove(&region);
         match self.regions.get_mut(&region) {
             Some(held) if held.version > placement.version || held.move_number > placement.move_number => {}
             Some(held) => *held = placement,
@@ -122,9 +164,11 @@ impl Directory {
         }
     }
 
-    /// Forgets a region whose peer was destroyed. One that is moving stays until its move is over.
+    /// Forgets a region whose peer has ended. One that is moving is forgotten when its move is over.
     pub fn remove(&mut self, region: RegionId) {
-        if !self.moving.contains_key(&region) {
+        if self.moving.contains_key(&region) {
+            self.ended.insert(region);
+        } else {
             self.regions.remove(&region);
         }
     }
@@ -151,6 +195,15 @@ impl Directory {
         let others = self.regions.iter().filter(|(id, _)| **id != region);
         let overlapping = others.filter(|(_, held)| base::keys::overlaps(&held.start, &held.end, start, end));
         overlapping.map(|(id, held)| (*id, held.shard)).collect()
+    }
+
+    /// Whether a region other than `region` has keys of `target`'s range, and a version up to `target`'s: its log may yet
+    /// give birth to `target`.
+    pub fn may_bear(&self, region: RegionId, target: &metapb::Region) -> bool {
+        let version = target.region_epoch.as_ref().map_or(0, |epoch| epoch.version);
+        self.within(region, &target.start_key, &target.end_key).iter().any(|(id, _)| {
+            id.0 != target.id && self.regions.get(id).is_some_and(|placement| placement.version <= version)
+        })
     }
 
     /// The shard with the fewest regions, among those that take part in moves.
@@ -185,6 +238,9 @@ impl Directory {
     pub fn release(&mut self, ticket: &MoveTicket) {
         if self.moving.get(&ticket.region) == Some(ticket) {
             self.moving.remove(&ticket.region);
+            if self.ended.remove(&ticket.region) {
+                self.regions.remove(&ticket.region);
+            }
         }
     }
 
@@ -257,7 +313,8 @@ mod tests {
         let shards = [ShardId(0), ShardId(1)];
         // Region 1 moved from shard 0 to shard 1, and ended there before shard 0 had erased its copy.
         let claims = || vec![claim(1, 0, 1), claim(2, 0, 0)];
-        let buried = BTreeMap::from([(RegionId(1), PeerId(101)), (RegionId(2), PeerId(101))]);
+        let ended = Tombstone::of(PeerId(101));
+        let buried = BTreeMap::from([(RegionId(1), ended.clone()), (RegionId(2), ended)]);
         let (directory, erase) = Directory::settle(shards, claims(), &buried);
         assert_eq!(directory.routes().collect::<Vec<_>>(), [(RegionId(2), ShardId(0))], "a later peer of region 2");
         assert_eq!(erase, [(ShardId(0), RegionId(1))]);
@@ -274,6 +331,16 @@ mod tests {
         assert_eq!(directory.reserve(RegionId(1), ShardId(0)), None, "the source still has to erase its copy");
         directory.release(&ticket);
         assert_eq!(directory.moves_under_way(), 0);
+    }
+
+    #[test]
+    fn a_region_that_ends_as_soon_as_it_has_arrived_is_forgotten_with_its_move() {
+        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1)], vec![claim(1, 0, 0)], &BTreeMap::new());
+        let ticket = directory.reserve(RegionId(1), ShardId(1)).expect("free to move");
+        directory.arrive(&ticket);
+        directory.remove(RegionId(1));
+        directory.release(&ticket);
+        assert_eq!(directory.placement(RegionId(1)), None);
     }
 
     #[test]

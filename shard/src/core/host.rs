@@ -12,6 +12,7 @@ use futures_channel::oneshot;
 use proto::rpc::LocalFuture;
 use proto::{metapb, pdpb, raft_serverpb};
 
+use super::directory::Tombstone;
 use super::error::RegionError;
 use super::lines::Lines;
 use super::mail::{Answered, Control, CoreMail, RegionReport, RemoteRequest, Route, reply};
@@ -318,9 +319,16 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
         self.lines.channel(store)
     }
 
-    fn bring_together(&self, source: RegionId, target: RegionId) {
+    fn bring_together(&self, source: RegionId, target: RegionId, version: u64) {
         if let Some(host) = self.host.upgrade() {
-            host.control(CoreId(0), Control::BringTogether { source, target });
+            host.control(CoreId(0), Control::BringTogether { source, target, version });
+        }
+    }
+
+    fn left_behind(&self, shard: ShardId, region: RegionId, peer: PeerId, target: metapb::Region) {
+        if let Some(host) = self.host.upgrade() {
+            let target = Box::new(target);
+            host.control(CoreId(0), Control::LeftBehind { shard, region, peer, target });
         }
     }
 
@@ -330,17 +338,17 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
         }
     }
 
-    fn merged(&self, shard: ShardId, region: metapb::Region, bytes: u64) {
+    fn reranged(&self, shard: ShardId, region: metapb::Region, bytes: u64) {
         if let Some(host) = self.host.upgrade() {
             host.void_timestamps();
-            host.control(CoreId(0), Control::Merged { shard, region, bytes });
+            host.control(CoreId(0), Control::Reranged { shard, region, bytes });
         }
     }
 
-    fn ended(&self, _shard: ShardId, region: RegionId, peer: PeerId) {
+    fn ended(&self, _shard: ShardId, region: RegionId, tombstone: Tombstone) {
         if let Some(host) = self.host.upgrade() {
             host.update_routes(&[(region, None)]);
-            host.control(CoreId(0), Control::Ended { region, peer });
+            host.control(CoreId(0), Control::Ended { region, tombstone });
         }
     }
 }

@@ -29,6 +29,7 @@ use prost::Message as _;
 use raftstore::LogPosition;
 
 use super::chain::Chain;
+use super::directory::Tombstone;
 use super::error::RegionError;
 use super::lease::quiet_ticks;
 use super::meta::{INITIAL_INDEX, PeerMeta, erase_range};
@@ -73,7 +74,7 @@ impl<E: Engine> Shard<E> {
     /// Whether `meta`'s peer may begin here: none of its region is here, nor one with a key of its range, and no peer
     /// with its id or a higher one was destroyed.
     fn may_begin(&self, meta: &PeerMeta) -> bool {
-        let buried = self.tombstones.borrow().get(&meta.region_id()).copied();
+        let buried = self.tombstones.borrow().get(&meta.region_id()).map(|tombstone| tombstone.peer);
         let region = &meta.region;
         buried.is_none_or(|buried| meta.peer_id() > buried)
             && !self.peers.borrow().values().any(|peer| {
@@ -220,8 +221,9 @@ impl<E: Engine> Shard<E> {
         meta.bury(&mut batch);
         put_event(&mut batch, event);
         self.carry_out_event(end_event(event, LifecycleKind::Destroyed, &meta), batch, log).await?;
-        self.tombstones.borrow_mut().insert(region, meta.peer_id());
-        self.outlet.ended(self.id, region, meta.peer_id());
+        let tombstone = Tombstone::of(meta.peer_id());
+        self.tombstones.borrow_mut().insert(region, tombstone.clone());
+        self.outlet.ended(self.id, region, tombstone);
         // Whoever asked may be gone.
         let _ = reply.send(Ok(()));
         Ok(())

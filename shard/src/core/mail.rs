@@ -7,7 +7,7 @@ use mvcc::Cf;
 use proto::{metapb, pdpb, raft_serverpb};
 
 use super::compare::RegionHash;
-use super::directory::MoveTicket;
+use super::directory::{MoveTicket, Tombstone};
 use super::error::RegionError;
 use super::orders::Order;
 use super::records::{ApplyingRecord, HomeRecord};
@@ -239,9 +239,42 @@ pub enum Control {
         source: RegionId,
         /// The neighbour that takes its range over.
         target: RegionId,
+        /// The target's version when the merge was prepared.
+        version: u64,
     },
-    /// To core 0: a region took over a neighbour's range.
-    Merged {
+    /// To core 0: another node tells that a region has merged into a neighbour.
+    LeftBehind {
+        /// The shard of the peer that is still here.
+        shard: ShardId,
+        /// Its region.
+        region: RegionId,
+        /// Which peer.
+        peer: PeerId,
+        /// The neighbour, as it was before.
+        target: Box<metapb::Region>,
+    },
+    /// To the core of `shard`: the source that a target waits for ended on this node without it.
+    SourceEnded {
+        /// The shard of the target.
+        shard: ShardId,
+        /// The target.
+        region: RegionId,
+        /// The source.
+        source: RegionId,
+        /// Its last peer here.
+        peer: PeerId,
+    },
+    /// To the core of `shard`: the target of a prepared merge ended on this node, and did not take the source over.
+    VoidMerge {
+        /// The shard of the source.
+        shard: ShardId,
+        /// The source.
+        region: RegionId,
+        /// The target.
+        target: RegionId,
+    },
+    /// To core 0: a merge, or a step of one, gave a region another range or version.
+    Reranged {
         /// Where.
         shard: ShardId,
         /// The region with its new range.
@@ -273,8 +306,8 @@ pub enum Control {
     Ended {
         /// Its region.
         region: RegionId,
-        /// Which.
-        peer: PeerId,
+        /// What is left of it.
+        tombstone: Tombstone,
     },
     /// To every core: your counters as lines of the Prometheus text format.
     Metrics {

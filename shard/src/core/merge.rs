@@ -23,12 +23,14 @@
 //!
 //! PrepareMerge names the target's epoch, and CommitMerge is for that epoch. If the target changes first, CommitMerge can
 //! never be applied, and the source's leader takes the merge back (RollbackMerge). It must see that in its own node's
-//! peer of the target, which has applied its log without a gap since that epoch: a snapshot could hide a merge.
+//! peer of the target, which has applied its log without a gap since that epoch: a snapshot could hide a merge. A target
+//! that was itself merged away leaves a tombstone that says as much: its own end waited for every source that it took.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use base::RegionId;
+use base::{Instant, PeerId, RegionId};
 use executor::Class;
 use proto::raft_cmdpb::{self, AdminCmdType};
 use proto::raft_serverpb::MergeState;
@@ -39,6 +41,7 @@ use raftstore::eraftpb::Entry;
 use raftstore::{Committed, Input as RaftInput};
 
 use super::apply::epoch_not_match;
+use super::directory::{Merged, Tombstone};
 use super::error::RegionError;
 use super::lifecycle::{lifecycle, put_event};
 use super::meta::PeerMeta;
@@ -54,6 +57,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 const DRAIN_PAUSE: Duration = Duration::from_millis(5);
 /// Ticks between two looks at what a prepared merge waits for.
 const LOOK_TICKS: u32 = 5;
+/// Between two requests for a snapshot.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
 /// Looks after which a leader that cannot tell whether to take a merge back lets another member lead.
 const LOOKS_BEFORE_TRANSFER: u32 = 20;
 
@@ -69,6 +74,8 @@ pub(crate) struct Merging {
     looks: u32,
     /// This target waits for its source: the CommitMerge and what was committed after it.
     pub(crate) parked: Vec<Committed>,
+    /// Before then it does not ask for a snapshot again.
+    asked_again: Instant,
     /// The flush before the record is under way.
     pub(crate) absorbing: bool,
 }
@@ -127,7 +134,7 @@ pub(crate) fn apply_merge(
         }
         target.approximate_bytes += source.approximate_bytes;
         target.approximate_keys += source.approximate_keys;
-        source.retire(batch);
+        source.retire(&target.region, record.commit, batch);
     }
     target.region = std::sync::Arc::new(record.region.clone().unwrap_or_default());
     target.chain.link_merge(record.index, &target.region);
@@ -257,11 +264,11 @@ impl<E: Engine> Shard<E> {
         let Some(state) = source.meta.merge.clone().filter(|_| !source.merging.proposed) else { return };
         let expected = state.target.clone().unwrap_or_default();
         let target_id = RegionId(expected.id);
+        let leads = source.leads() && source.readable;
         let Some(target) = peers.get(&target_id) else {
-            self.outlet.bring_together(region, target_id);
+            self.outlet.bring_together(region, target_id, epoch_of(&expected).version);
             return;
         };
-        let leads = source.leads() && source.readable;
         if epoch_of(&target.meta.region) == epoch_of(&expected) {
             let takes = target.leads() && target.readable && target.phase == Phase::Serving;
             if takes && target.merging.parked.is_empty() && !target.is_merging() {
@@ -279,14 +286,7 @@ impl<E: Engine> Shard<E> {
                 self.propose_and_look_again(region, target_id, data);
             }
         } else if leads && is_void(&target.meta, &state) {
-            let request = raft_cmdpb::AdminRequest {
-                cmd_type: AdminCmdType::RollbackMerge as i32,
-                rollback_merge: Some(raft_cmdpb::RollbackMergeRequest { commit: state.commit }),
-                ..Default::default()
-            };
-            let data = command::encode_admin(&header(source), request);
-            peers.get_mut(&region).expect("it was there").merging.proposed = true;
-            self.propose_and_look_again(region, region, data);
+            self.take_back(region, peers.get_mut(&region).expect("it was there"), &state);
         } else if leads {
             let source = peers.get_mut(&region).expect("it was there");
             source.merging.looks += 1;
@@ -297,6 +297,27 @@ impl<E: Engine> Shard<E> {
                 self.step_transfer(region, heir, turn);
             }
         }
+    }
+
+    /// The target of a source here was itself merged into another region, and did not take the source with it.
+    pub(crate) fn void_merge(self: &Rc<Self>, region: RegionId, target: RegionId) {
+        let mut peers = self.peers.borrow_mut();
+        let Some(source) = peers.get_mut(&region).filter(|peer| peer.phase == Phase::Serving) else { return };
+        let Some(state) = source.meta.merge.clone().filter(|_| !source.merging.proposed) else { return };
+        let is_target = state.target.as_ref().is_some_and(|named| named.id == target.0);
+        if is_target && source.leads() && source.readable {
+            self.take_back(region, source, &state);
+        }
+    }
+
+    fn take_back(self: &Rc<Self>, region: RegionId, source: &mut PeerState, state: &MergeState) {
+        let request = raft_cmdpb::AdminRequest {
+            cmd_type: AdminCmdType::RollbackMerge as i32,
+            rollback_merge: Some(raft_cmdpb::RollbackMergeRequest { commit: state.commit }),
+            ..Default::default()
+        };
+        source.merging.proposed = true;
+        self.propose_and_look_again(region, region, command::encode_admin(&header(source), request));
     }
 
     /// Proposes to `to`, and has `region` looked at again when that is over.
@@ -342,6 +363,28 @@ impl<E: Engine> Shard<E> {
         }
     }
 
+    /// The source that `target` waits for ended on this node as its peer `peer`, without having been taken over: only a
+    /// snapshot brings the target past the merge. Who leads lets another one do so.
+    pub(crate) fn source_ended(&self, target: RegionId, source: RegionId, peer: PeerId) {
+        let Some(merge) = self.waiting_merge(target) else { return };
+        let own = merge.source.iter().flat_map(|source| &source.peers).find(|peer| peer.store_id == self.store.0);
+        let is_it = merge.source.as_ref().is_some_and(|region| region.id == source.0);
+        let now = executor::now();
+        let mut peers = self.peers.borrow_mut();
+        let Some(held) = peers.get_mut(&target) else { return };
+        if !is_it || own.is_none_or(|own| own.id > peer.0) || held.merging.asked_again > now {
+            return;
+        }
+        held.merging.asked_again = now + SNAPSHOT_PAUSE;
+        if !held.leads() {
+            if let Some((leader, letter)) = held.snapshot_request() {
+                self.outlet.send_raft(leader, letter);
+            }
+        } else if let Some(heir) = held.heir() {
+            self.push(Input::Transfer { region: target, to: heir });
+        }
+    }
+
     /// The merge that `target` waits for, unless its flush is under way.
     fn waiting_merge(&self, target: RegionId) -> Option<raft_cmdpb::CommitMergeRequest> {
         let peers = self.peers.borrow();
@@ -354,7 +397,7 @@ impl<E: Engine> Shard<E> {
     fn stop_source(&self, source: RegionId, target: RegionId, commit: u64, turn: &mut Turn) -> bool {
         let mut peers = self.peers.borrow_mut();
         let Some(peer) = peers.get_mut(&source) else {
-            self.outlet.bring_together(source, target);
+            self.outlet.bring_together(source, target, 0);
             return false;
         };
         if peer.phase != Phase::Serving || peer.merging.absorbing || !peer.merging.parked.is_empty() {
@@ -398,6 +441,7 @@ impl<E: Engine> Shard<E> {
             region: merged(&meta, &merge),
             commit: merge.commit,
         };
+        let before = meta.region.clone();
         let mut batch = self.engine.batch();
         apply_merge(&mut meta, Some(&source_meta), &record, &mut batch).map_err(ShardFailure::Log)?;
         put_event(&mut batch, event);
@@ -405,9 +449,11 @@ impl<E: Engine> Shard<E> {
         log.append(lifecycle(event, LifecycleKind::CommitMerge, &meta, ends, &record)).map_err(log_failed)?;
         self.commit(log).await?;
         self.write_engine(batch).await?;
-        self.tombstones.borrow_mut().insert(source, source_meta.peer_id());
+        let merged = Some(merged_away(source_meta.began_version, &before));
+        let tombstone = Tombstone { peer: source_meta.peer_id(), merged };
+        self.tombstones.borrow_mut().insert(source, tombstone.clone());
         self.finish_merge(target, source, meta, turn);
-        self.outlet.ended(self.id, source, source_meta.peer_id());
+        self.outlet.ended(self.id, source, tombstone);
         add(&self.metrics.merges_total, 1);
         Ok(())
     }
@@ -434,11 +480,16 @@ impl<E: Engine> Shard<E> {
         turn.dirty.insert(target);
         let region = (*peer.meta.region).clone();
         tracing::info!(region = %target, %source, index = peer.meta.applied_index, "regions merged");
-        self.outlet.merged(self.id, region, peer.meta.approximate_bytes);
+        self.outlet.reranged(self.id, region, peer.meta.approximate_bytes);
         if peer.leads() {
             self.outlet.report(peer.report(self.id));
         }
     }
+}
+
+/// What a tombstone says of a merge into `target`, which was so before.
+pub(crate) fn merged_away(began_version: u64, target: &metapb::Region) -> Arc<Merged> {
+    Arc::new(Merged { began_version, target: target.clone() })
 }
 
 /// The state of a region's peer in family `raft`.

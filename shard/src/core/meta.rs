@@ -5,6 +5,7 @@ use std::sync::Arc;
 use base::{PeerId, RegionId, StoreId};
 use mvcc::Cf;
 use prost::Message as _;
+use proto::raft_serverpb::MergeState;
 use proto::{metapb, raft_serverpb};
 
 use super::chain::{ApplyExtra, Chain};
@@ -27,7 +28,7 @@ pub(crate) struct PeerMeta {
     /// Term of that entry.
     pub(crate) applied_term: u64,
     /// Set once the region has prepared to merge into a neighbour: from then on it takes nothing.
-    pub(crate) merge: Option<raft_serverpb::MergeState>,
+    pub(crate) merge: Option<MergeState>,
     /// The region's version when this copy began; since then it has followed the log without a gap.
     pub(crate) began_version: u64,
     /// What the entries up to there did.
@@ -86,32 +87,40 @@ impl PeerMeta {
 
     /// Puts the region, what was applied and our own record into `batch`.
     pub(crate) fn put_all(&self, batch: &mut impl WriteBatch) {
-        let id = self.region_id();
+        let state = raftstore::state::encode_region_state(local_state(self), &self.region, self.merge.clone());
+        batch.put(Cf::Raft, &base::keys::region_state(self.region_id()), &state);
+        self.put_extra(batch);
+        self.put_applied(batch);
+    }
+
+    fn put_extra(&self, batch: &mut impl WriteBatch) {
         let extra = PeerExtra {
             move_number: self.move_number,
             approximate_bytes: self.approximate_bytes,
             approximate_keys: self.approximate_keys,
             began_version: self.began_version,
         };
-        batch.put(Cf::Raft, &base::keys::region_state(id), &self.state(local_state(self)));
-        batch.put(Cf::Raft, &peer_extra_key(id), &extra.encode_to_vec());
-        self.put_applied(batch);
-    }
-
-    fn state(&self, state: raft_serverpb::PeerState) -> Vec<u8> {
-        raftstore::state::encode_region_state(state, &self.region, self.merge.clone())
+        batch.put(Cf::Raft, &peer_extra_key(self.region_id()), &extra.encode_to_vec());
     }
 
     /// Deletes the region's data and the records of the peer, but for a tombstone.
     pub(crate) fn bury(&self, batch: &mut impl WriteBatch) {
         erase_range(batch, &self.region.start_key, &self.region.end_key);
-        self.retire(batch);
+        self.entomb(None, batch);
     }
 
-    /// Deletes the records of the peer, but for a tombstone. Its data has gone over to another region.
-    pub(crate) fn retire(&self, batch: &mut impl WriteBatch) {
+    /// Deletes the records of the peer, but for a tombstone that says since when it had followed its log, and which
+    /// region `target`, as it was before, its data have gone over to.
+    pub(crate) fn retire(&self, target: &metapb::Region, commit: u64, batch: &mut impl WriteBatch) {
+        let merge = MergeState { min_index: commit, target: Some(target.clone()), commit };
+        self.entomb(Some(merge), batch);
+        self.put_extra(batch);
+    }
+
+    fn entomb(&self, merge: Option<MergeState>, batch: &mut impl WriteBatch) {
         self.erase_records(batch);
-        let tombstone = self.state(raft_serverpb::PeerState::Tombstone);
+        let state = raft_serverpb::PeerState::Tombstone;
+        let tombstone = raftstore::state::encode_region_state(state, &self.region, merge);
         batch.put(Cf::Raft, &base::keys::region_state(self.region_id()), &tombstone);
     }
 

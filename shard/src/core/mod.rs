@@ -43,7 +43,7 @@ pub(crate) use peer::check_store;
 pub use peer::{Done, hex};
 pub use planted::PlantedFault;
 pub use recovery::{DamageReport, DamagedRegion, OpenError, Opened, examine, open};
-pub use replication::answer_absent;
+pub use replication::{answer_absent, answer_merged};
 pub use shard::{Outlet, RegionRead, Shard, ShardMetrics};
 pub use split::{Measured, cuts_inside};
 pub use turn::ShardFailure;

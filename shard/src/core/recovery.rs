@@ -23,11 +23,11 @@ use raftstore::{InitError, LogPosition, PeerInit};
 use super::apply::{Outcome, apply_entry, apply_split, is_commit_merge, is_split};
 use super::chain::{ApplyExtra, Chain};
 use super::config::ShardConfig;
-use super::directory::{Claim, Placement};
+use super::directory::{Claim, Placement, Tombstone, Tombstones, bury};
 use super::lease::quiet_ticks;
 use super::lifecycle::{end_event, home_meta, ingest_files, put_event, range_of};
 use super::membership::{apply_members, removes_own};
-use super::merge::{apply_merge, apply_state_of_merge};
+use super::merge::{apply_merge, apply_state_of_merge, merged_away};
 use super::meta::PeerMeta;
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
@@ -79,7 +79,7 @@ pub struct Opened<E: Engine> {
     /// What it could serve, for the directory.
     pub claims: Vec<Claim>,
     /// The last peer of each region that ended here, for the directory.
-    pub buried: BTreeMap<RegionId, PeerId>,
+    pub buried: Tombstones,
     /// What is wrong with its log, if anything.
     pub damage: Option<Damage>,
     /// Entries that were replayed.
@@ -208,7 +208,7 @@ struct Replay<'a, E: Engine> {
     engine: &'a E,
     snap_dir: &'a Path,
     peers: BTreeMap<RegionId, Recovering>,
-    tombstones: BTreeMap<RegionId, PeerId>,
+    tombstones: Tombstones,
     logged: BTreeMap<RegionId, RecoveredPeer>,
     /// The last event that begins each region's log anew. What the log holds of the region is of the peer that began
     /// there, not of one before it.
@@ -414,7 +414,7 @@ pub(crate) fn decode_entries(logged: Vec<LogEntry>) -> impl Iterator<Item = Entr
 /// What the engine holds.
 pub(crate) struct Stored {
     pub(crate) metas: Vec<PeerMeta>,
-    tombstones: BTreeMap<RegionId, PeerId>,
+    tombstones: Tombstones,
     last_event: u64,
 }
 
@@ -427,7 +427,7 @@ pub(crate) fn load<E: Engine>(engine: &E, store: StoreId) -> Result<Stored, Stri
         None => 0,
     };
     let mut metas = Vec::new();
-    let mut tombstones = BTreeMap::new();
+    let mut tombstones = Tombstones::new();
     let mut iter = snapshot.iter(Cf::Raft, &[0x01, 0x03], &[0x01, 0x04], Tier::Disk, false);
     let mut at = iter.seek(&[0x01, 0x03]).map_err(|error| error.to_string())?;
     while let Some((key, value)) = at {
@@ -435,7 +435,12 @@ pub(crate) fn load<E: Engine>(engine: &E, store: StoreId) -> Result<Stored, Stri
             let state = raft_serverpb::RegionLocalState::decode(value).map_err(|error| error.to_string())?;
             if state.state() == raft_serverpb::PeerState::Tombstone {
                 let buried = state.region.and_then(|region| PeerMeta::first(region, store));
-                tombstones.insert(region, buried.ok_or("a tombstone names no peer on this store")?.peer_id());
+                let peer = buried.ok_or("a tombstone names no peer on this store")?.peer_id();
+                let extra = get(&peer_extra_key(region))?.map(PeerExtra::decode);
+                let extra = extra.transpose().map_err(|error| error.to_string())?;
+                let target = state.merge_state.and_then(|merge| merge.target);
+                let merged = extra.zip(target).map(|(extra, target)| merged_away(extra.began_version, &target));
+                tombstones.insert(region, Tombstone { peer, merged });
                 at = iter.next().map_err(|error| error.to_string())?;
                 continue;
             }
@@ -556,8 +561,13 @@ impl<E: Engine> Replay<'_, E> {
         self.replay_through(target, record.index.saturating_sub(1), 0).await?;
         let source = RegionId(record.source);
         let gone = self.peers.remove(&source).filter(|gone| gone.meta.peer.id == record.source_peer);
-        self.tombstones.insert(source, PeerId(record.source_peer));
-        let Some(mut peer) = self.peers.remove(&target) else { return Ok(()) };
+        let mut ended = Tombstone::of(PeerId(record.source_peer));
+        let Some(mut peer) = self.peers.remove(&target) else {
+            bury(&mut self.tombstones, &Tombstones::from([(source, ended)]));
+            return Ok(());
+        };
+        ended.merged = gone.as_ref().map(|gone| merged_away(gone.meta.began_version, &peer.meta.region));
+        bury(&mut self.tombstones, &Tombstones::from([(source, ended)]));
         peer.entries.retain(|entry| entry.index > record.index);
         apply_merge(&mut peer.meta, gone.as_ref().map(|gone| &gone.meta), record, &mut self.batch)
             .map_err(|why| self.inconsistent(&why))?;
@@ -579,7 +589,7 @@ impl<E: Engine> Replay<'_, E> {
             if let Some(gone) = gone {
                 gone.meta.bury(&mut self.batch);
             }
-            self.tombstones.insert(region, peer);
+            self.tombstones.insert(region, Tombstone::of(peer));
         } else if let Some(gone) = gone {
             gone.meta.erase(&mut self.batch);
         }

@@ -93,6 +93,23 @@ impl PeerState {
         Some((StoreId(to.store_id), letter))
     }
 
+    /// Asks the leader for a snapshot: this peer has the log, and cannot apply it.
+    pub(crate) fn snapshot_request(&self) -> Option<(StoreId, raft_serverpb::RaftMessage)> {
+        let leader = self.leader_peer()?;
+        let last = self.raft.last_index();
+        self.letter(&Message {
+            msg_type: MessageType::MsgAppendResponse as i32,
+            from: self.meta.peer.id,
+            to: leader.id,
+            term: self.term,
+            index: last,
+            reject: true,
+            reject_hint: last,
+            request_snapshot: last,
+            ..Message::default()
+        })
+    }
+
     /// Tells a peer that is no member any more that it is none.
     fn tombstone_letter(&self, to: metapb::Peer) -> raft_serverpb::RaftMessage {
         raft_serverpb::RaftMessage {
@@ -149,6 +166,12 @@ impl<E: Engine> Shard<E> {
         if to.store_id != self.store.0 || peer.phase == Phase::Damaged {
             return;
         }
+        if let Some(target) = &letter.merge_target {
+            if to.id == own.id {
+                self.outlet.left_behind(self.id, region, PeerId(own.id), target.clone());
+            }
+            return;
+        }
         // The others know a later peer of this store, or know that this one has left. Either took a change of members,
         // which a sole voter would have had to agree to.
         let is_named = to.id > own.id || (letter.is_tombstone && to.id == own.id);
@@ -180,6 +203,10 @@ impl<E: Engine> Shard<E> {
         }
         add(&self.metrics.raft_received_total, 1);
         peer.contacts.note(&peer.meta.region, from);
+        if message.request_snapshot > 0 {
+            turn.snapshots.push((region, PeerId(from.id)));
+            return;
+        }
         if message.msg_type() == MessageType::MsgTransferLeader {
             // Its lease is to end first.
             self.push(Input::Transfer { region, to: PeerId(from.id) });
@@ -248,6 +275,18 @@ impl<E: Engine> Shard<E> {
         };
         peer.raft.handle(RaftInput::Fetched { low, entries });
         turn.dirty.insert(region);
+    }
+}
+
+/// The answer to a member of a region that has ended here in `target`, as that was before: it is told so.
+pub fn answer_merged(letter: &raft_serverpb::RaftMessage, target: &metapb::Region) -> raft_serverpb::RaftMessage {
+    raft_serverpb::RaftMessage {
+        region_id: letter.region_id,
+        from_peer: letter.to_peer,
+        to_peer: letter.from_peer,
+        region_epoch: letter.region_epoch,
+        merge_target: Some(target.clone()),
+        ..Default::default()
     }
 }
 

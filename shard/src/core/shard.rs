@@ -25,6 +25,7 @@ use raftstore::command;
 use raftstore::eraftpb::ConfChangeV2;
 
 use super::config::ShardConfig;
+use super::directory::{Tombstone, Tombstones};
 use super::error::RegionError;
 use super::lease::ReadReply;
 use super::lifecycle::{Departure, EventReply};
@@ -61,12 +62,14 @@ pub trait Outlet {
     }
     /// A leader is about to serve its region.
     fn begins_to_lead(&self) {}
-    /// A source and its target are to be on one shard.
-    fn bring_together(&self, _source: RegionId, _target: RegionId) {}
-    /// A region took over a neighbour's range.
-    fn merged(&self, _shard: ShardId, _region: metapb::Region, _bytes: u64) {}
+    /// A source and its target, which had this version when the merge was prepared, are to be on one shard.
+    fn bring_together(&self, _source: RegionId, _target: RegionId, _version: u64) {}
+    /// Another member of a region here tells that the region has merged into `target`, as that was before.
+    fn left_behind(&self, _shard: ShardId, _region: RegionId, _peer: PeerId, _target: metapb::Region) {}
+    /// A merge, or a step of one, gave a region another range or version.
+    fn reranged(&self, _shard: ShardId, _region: metapb::Region, _bytes: u64) {}
     /// A peer ended, durably.
-    fn ended(&self, _shard: ShardId, _region: RegionId, _peer: PeerId) {}
+    fn ended(&self, _shard: ShardId, _region: RegionId, _tombstone: Tombstone) {}
 }
 
 /// A region's data at one moment, for a read.
@@ -251,7 +254,7 @@ pub struct Shard<E: Engine> {
     pub metrics: ShardMetrics,
     pub(crate) peers: RefCell<BTreeMap<RegionId, PeerState>>,
     /// The highest peer of each region that was destroyed here.
-    pub(crate) tombstones: RefCell<BTreeMap<RegionId, PeerId>>,
+    pub(crate) tombstones: RefCell<Tombstones>,
     pub(crate) inbox: RefCell<VecDeque<Input>>,
     pub(crate) inbox_bytes: Cell<usize>,
     pub(crate) wake: executor::Notify,
@@ -527,7 +530,7 @@ impl<E: Engine> Shard<E> {
 
     /// The highest peer of a region that was destroyed here, unless a newer one has lived here since.
     pub fn buried(&self, region: RegionId) -> Option<PeerId> {
-        self.tombstones.borrow().get(&region).copied()
+        self.tombstones.borrow().get(&region).map(|tombstone| tombstone.peer)
     }
 
     /// What a region's peer has promised: its term, whom it voted for, and up to where it knows entries to be committed.

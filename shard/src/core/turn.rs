@@ -585,6 +585,8 @@ impl<E: Engine> Shard<E> {
                     peer.raft.set_region((*peer.meta.region).clone());
                     peer.lease.revoke();
                     pass.members_changed.push(region);
+                    // The heartbeats of a version that the node does not know are held back.
+                    self.outlet.reranged(self.id, (*peer.meta.region).clone(), peer.meta.approximate_bytes);
                     if frozen {
                         self.push(Input::LookAtMerge(region));
                     }

@@ -18,8 +18,8 @@ use super::pd_events::PdEvents;
 use super::{
     DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, leave, status,
 };
-use crate::core::directory::{Claim, Directory, MoveTicket, Placement, bury};
-use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent};
+use crate::core::directory::{Claim, Directory, MoveTicket, Placement, Tombstones, bury};
+use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent, answer_merged};
 use crate::engine::Engine;
 use crate::pd_client::{PdClient, PdClientError, StoreStart};
 
@@ -52,7 +52,7 @@ pub(crate) struct CoreZero<E: Engine> {
     /// PD has this store, and what begins the cluster is settled: only now does it hear of regions.
     pub(super) registered: Cell<bool>,
     /// The last peer of each region that ended on this node.
-    buried: RefCell<BTreeMap<RegionId, PeerId>>,
+    pub(super) buried: RefCell<Tombstones>,
     /// Ranges of snapshots that are under way; bounded by what other stores send.
     reserved: RefCell<BTreeMap<RegionId, (Bytes, Bytes)>>,
     /// Regions here have members on other nodes.
@@ -60,7 +60,7 @@ pub(crate) struct CoreZero<E: Engine> {
     /// Regions that balancing leaves where they are, and until when.
     pub(super) pinned: RefCell<BTreeMap<RegionId, base::Instant>>,
     /// Regions whose snapshots met others in their range, and until when that is not looked into again.
-    pub(super) suspected: RefCell<BTreeMap<RegionId, base::Instant>>,
+    pub(super) refused: RefCell<BTreeMap<RegionId, (base::Instant, u64)>>,
 }
 
 /// Core 0's part of the start, and its duties until the node stops. If they fail, the node stops.
@@ -209,7 +209,7 @@ async fn start<S: EngineSource>(
     });
     tell_cores(node, || ToCore::Begin { shared: shared.clone(), shards: ident.shards, ident: ident.clone() }).await?;
     let mut claims: Vec<Claim> = Vec::new();
-    let mut all_buried = BTreeMap::new();
+    let mut all_buried = Tombstones::new();
     let mut shards: BTreeSet<ShardId> = (0..ident.shards).map(ShardId).collect();
     for _ in &node.begin {
         match from_cores.recv().await {
@@ -289,7 +289,7 @@ impl<E: Engine> CoreZero<E> {
             reserved: RefCell::default(),
             replicates: Cell::new(false),
             pinned: RefCell::default(),
-            suspected: RefCell::default(),
+            refused: RefCell::default(),
             wake_reporter: executor::Notify::new(),
             wake_store_heartbeat: executor::Notify::new(),
             is_leaving: Cell::new(false),
@@ -430,10 +430,16 @@ impl<E: Engine> CoreZero<E> {
             Control::Reserve { region, peer, reply } => reply.send(self.reserve(&region, peer)),
             Control::Release { region } => drop(self.reserved.borrow_mut().remove(&region)),
             Control::Born { shard, region, bytes } => self.born(shard, &region, bytes),
-            Control::BringTogether { source, target } => self.bring_together(source, target),
-            Control::Merged { shard, region, bytes } => self.merged(shard, &region, bytes),
-            Control::Ended { region, peer } => {
-                bury(&mut self.buried.borrow_mut(), &BTreeMap::from([(region, peer)]));
+            Control::BringTogether { source, target, version } => self.bring_together(source, target, version),
+            Control::LeftBehind { shard, region, peer, target } => {
+                let zero = self.clone();
+                executor::spawn_local(Class::Background, async move {
+                    zero.end_if_merged_elsewhere(shard, region, peer, &target).await;
+                });
+            }
+            Control::Reranged { shard, region, bytes } => self.reranged(shard, &region, bytes),
+            Control::Ended { region, tombstone } => {
+                bury(&mut self.buried.borrow_mut(), &Tombstones::from([(region, tombstone)]));
                 self.directory.borrow_mut().remove(region);
                 self.broadcast(&[(region, None)]);
             }
@@ -460,7 +466,14 @@ impl<E: Engine> CoreZero<E> {
     fn answer_for_absent(&self, letter: &raft_serverpb::RaftMessage) {
         let Ok(host) = self.host() else { return };
         let (region, to) = (RegionId(letter.region_id), letter.to_peer.map_or(0, |peer| peer.id));
-        let is_buried = self.buried.borrow().get(&region).is_some_and(|last| last.0 >= to);
+        let tombstone = self.buried.borrow().get(&region).cloned();
+        if let Some(merged) = tombstone.as_ref().and_then(|tombstone| tombstone.merged.as_ref())
+            && let (None, Some(from), Some(shard)) = (&letter.merge_target, letter.from_peer, host.shards().first())
+        {
+            shard.outlet.send_raft(from.store_id.into(), answer_merged(letter, &merged.target));
+            return;
+        }
+        let is_buried = tombstone.is_some_and(|last| last.peer.0 >= to);
         // A letter on its way between cores may find its region come or gone.
         if is_buried || self.directory.borrow().placement(region).is_some() {
             return;
@@ -479,7 +492,7 @@ impl<E: Engine> CoreZero<E> {
     /// region on two shards would both be whole, and only one of them would go on.
     fn reserve(self: &Rc<Self>, region: &metapb::Region, peer: PeerId) -> Result<ShardId, String> {
         let id = RegionId(region.id);
-        if self.buried.borrow().get(&id).is_some_and(|last| *last >= peer) {
+        if self.buried.borrow().get(&id).is_some_and(|last| last.peer >= peer) {
             return Err(format!("peer {peer} of region {id} has ended here"));
         }
         let directory = self.directory.borrow();
@@ -488,7 +501,7 @@ impl<E: Engine> CoreZero<E> {
         }
         if directory.overlaps(id, &region.start_key, &region.end_key) {
             drop(directory);
-            self.suspect_those_within(region);
+            self.note_refused(region);
             return Err(format!("another region has keys of region {id}"));
         }
         let mut reserved = self.reserved.borrow_mut();

@@ -62,6 +62,16 @@ pub(super) fn read<S: EngineSource>(
             control @ (Control::SnapshotTable { .. }
             | Control::SnapshotInstall { .. }
             | Control::SnapshotDrop { .. }) => snapshots::handle(&handler_host, control),
+            Control::VoidMerge { shard, region, target } => {
+                if let Some(shard) = handler_host.shard(shard) {
+                    shard.void_merge(region, target);
+                }
+            }
+            Control::SourceEnded { shard, region, source, peer } => {
+                if let Some(shard) = handler_host.shard(shard) {
+                    shard.source_ended(region, source, peer);
+                }
+            }
             Control::WhoIs { shard, region, reply } => {
                 reply.send(handler_host.shard(shard).and_then(|shard| shard.peer_of(region)));
             }

@@ -21,7 +21,6 @@ mod pd_events;
 mod status;
 mod together;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -32,7 +31,7 @@ use base::{CoreId, PeerId, RegionId, ShardId};
 use executor::{Class, MailReceiver, MailSender};
 use proto::rpc::LocalFuture;
 
-use crate::core::directory::Claim;
+use crate::core::directory::{Claim, Tombstones};
 use crate::core::{
     ApiMode, Control, CoreHost, CoreMail, CoreOutlet, LineFaults, Lines, NodeShared, Opened, ShardConfig, core_of,
     reply,
@@ -173,7 +172,7 @@ enum ToCore {
 enum FromCore {
     Opened {
         claims: Vec<Claim>,
-        buried: BTreeMap<RegionId, PeerId>,
+        buried: Tombstones,
         /// Shards whose logs take no records.
         damaged: Vec<ShardId>,
     },
@@ -314,7 +313,7 @@ async fn run_shards<S: EngineSource>(
         opened.push(open_shard(node, &ident, shard, outlet.clone()).await?);
     }
     let claims = opened.iter().flat_map(|opened| opened.claims.iter().cloned()).collect();
-    let mut buried = BTreeMap::new();
+    let mut buried = Tombstones::new();
     opened.iter().for_each(|opened| crate::core::directory::bury(&mut buried, &opened.buried));
     let damaged = opened.iter().filter(|opened| opened.damage.is_some()).map(|opened| opened.shard.id).collect();
     if node.up.send(FromCore::Opened { claims, buried, damaged }).await.is_err() {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::{RegionId, ShardId};
+use base::{PeerId, RegionId, ShardId};
 use executor::Class;
 use proto::metapb;
 
@@ -16,8 +16,8 @@ use crate::engine::Engine;
 const PINNED: Duration = Duration::from_secs(5);
 /// Regions that may be pinned. Beyond, balancing may part some of them, and they come together again.
 const PINS_MAX: usize = 1024;
-/// Between two looks at the same region that may have been left behind.
-const SUSPICION: Duration = Duration::from_secs(2);
+/// For how long it is known that a snapshot was refused. Its sender tries again sooner.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 impl<E: Engine> CoreZero<E> {
     /// Regions that balancing leaves where they are.
@@ -25,8 +25,21 @@ impl<E: Engine> CoreZero<E> {
         self.pinned.borrow().get(&region).is_some_and(|until| executor::now() < *until)
     }
 
-    /// Moves `source` to the shard of `target`, unless it is there or on its way.
-    pub(super) fn bring_together(self: &Rc<Self>, source: RegionId, target: RegionId) {
+    /// Moves `source` to the shard of `target`, unless it is there or on its way. A target that was itself merged away
+    /// leaves a source that waits in vain: `version` is the target's when the merge was prepared.
+    pub(super) fn bring_together(self: &Rc<Self>, source: RegionId, target: RegionId, version: u64) {
+        let (has_source, has_target) = {
+            let directory = self.directory.borrow();
+            (directory.placement(source).is_some(), directory.placement(target).is_some())
+        };
+        if !has_target {
+            self.void(source, target, version);
+            return;
+        }
+        if !has_source {
+            self.give_up(source, target);
+            return;
+        }
         let now = executor::now();
         {
             let mut pinned = self.pinned.borrow_mut();
@@ -55,6 +68,28 @@ impl<E: Engine> CoreZero<E> {
         });
     }
 
+    /// Tells a source that its target has ended without it, if the target had followed its log since `version`.
+    fn void(&self, source: RegionId, target: RegionId, version: u64) {
+        let merged = self.buried.borrow().get(&target).and_then(|tombstone| tombstone.merged.clone());
+        let since = merged.map(|merged| merged.began_version);
+        let placed = self.directory.borrow().placement(source).map(|held| held.shard);
+        if let (Some(since), Some(shard), Ok(host)) = (since, placed, self.host())
+            && since <= version
+        {
+            host.control(host.core_of(shard), Control::VoidMerge { shard, region: source, target });
+        }
+    }
+
+    /// Tells a target that its source has ended here without it.
+    fn give_up(&self, source: RegionId, target: RegionId) {
+        let placed = self.directory.borrow().placement(target).map(|held| held.shard);
+        let Some(tombstone) = self.buried.borrow().get(&source).cloned() else { return };
+        if let (Some(shard), Ok(host)) = (placed, self.host()) {
+            let peer = tombstone.peer;
+            host.control(host.core_of(shard), Control::SourceEnded { shard, region: target, source, peer });
+        }
+    }
+
     /// Carries a reserved move out; `None` if the node is closing.
     pub(super) async fn carry_out(&self, ticket: &MoveTicket) -> Option<Result<(), MoveError>> {
         let host = self.host().ok()?;
@@ -65,33 +100,21 @@ impl<E: Engine> CoreZero<E> {
         result
     }
 
-    /// A region took over a neighbour's range.
-    pub(super) fn merged(&self, shard: ShardId, region: &metapb::Region, bytes: u64) {
+    /// A region has another range or version.
+    pub(super) fn reranged(&self, shard: ShardId, region: &metapb::Region, bytes: u64) {
         self.born(shard, region, bytes);
         self.wake_balancer.notify();
     }
 
-    /// A snapshot of `region` cannot come in, since others here have keys of its range. Those that the placement driver
-    /// no longer knows, and whose range it gives to a region of a later version, were left behind by a merge: their
-    /// group is gone, and they end. A target that could still take them over by its log gets no snapshot.
-    pub(super) fn suspect_those_within(self: &Rc<Self>, region: &metapb::Region) {
+    /// A snapshot of `region` cannot come in, since others here have keys of its range. If it is the target of a merge
+    /// that left them behind, they end: the target does not come by them with its log any more.
+    pub(super) fn note_refused(&self, region: &metapb::Region) {
         let now = executor::now();
-        {
-            let mut suspected = self.suspected.borrow_mut();
-            suspected.retain(|_, until| now < *until);
-            if suspected.contains_key(&RegionId(region.id)) {
-                return;
-            }
-            suspected.insert(RegionId(region.id), now + SUSPICION);
+        let mut refused = self.refused.borrow_mut();
+        refused.retain(|_, (until, _)| now < *until);
+        if refused.len() < PINS_MAX {
+            refused.insert(RegionId(region.id), (now + REFUSED_FOR, version(region)));
         }
-        let coming = RegionId(region.id);
-        let within = self.directory.borrow().within(coming, &region.start_key, &region.end_key);
-        let zero = self.clone();
-        executor::spawn_local(Class::Background, async move {
-            for (held, shard) in within {
-                zero.end_if_left_behind(held, shard, coming).await;
-            }
-        });
     }
 
     /// What a shard's peer knows of its region.
@@ -103,27 +126,32 @@ impl<E: Engine> CoreZero<E> {
         answer.wait().await?
     }
 
-    async fn end_if_left_behind(&self, held: RegionId, shard: ShardId, coming: RegionId) {
-        let (Ok(pd), Ok(host)) = (self.pd(), self.host()) else { return };
-        let Some(source) = self.ask(held).await else { return };
-        let takes = match source.merges_into.as_ref().map(|target| (RegionId(target.id), version(target))) {
-            // It lags behind its own end. Only what comes for its range may take its place.
-            None => None,
-            Some((target, _)) if target == coming => None,
-            // A target that has followed its log since before the merge takes the source over by that.
-            Some((target, expected)) => self.ask(target).await.filter(|target| target.began_version <= expected),
+    /// Ends a peer whose region has merged into `target`, which had this epoch and range before, unless that takes it
+    /// over here by its log.
+    ///
+    /// The merge is committed, so a quorum of the target's members has it in their logs, and these keep their peer of the
+    /// source until it is taken over: the target is there, and followed its log from before the merge on. Where it came
+    /// later, by a snapshot, or comes no more, nobody waits for the source. Where it is there and waits for a snapshot
+    /// that is past the merge, since the log before that is gone, the source is in the way: its sender has the source's
+    /// data, and the third member still keeps them.
+    pub(super) async fn end_if_merged_elsewhere(
+        &self,
+        shard: ShardId,
+        region: RegionId,
+        peer: PeerId,
+        target: &metapb::Region,
+    ) {
+        let id = RegionId(target.id);
+        let is_here = self.directory.borrow().placement(id).is_some();
+        let refused = self.refused.borrow().get(&id).map(|(_, version)| *version);
+        let takes = match self.ask(id).await {
+            Some(here) => here.began_version <= version(target) && refused.is_none_or(|later| later <= version(target)),
+            None => is_here || self.directory.borrow().may_bear(region, target),
         };
-        let lags = source.merges_into.is_none() && self.directory.borrow().placement(coming).is_none();
-        if takes.is_some() || lags {
-            return;
-        }
-        let start = source.region.start_key.clone();
-        let (Ok(None), Ok(Some((owner, _)))) = (pd.region_by_id(held.0).await, pd.region(start).await) else { return };
-        if owner.id != held.0 && version(&owner) > version(&source.region) {
-            tracing::info!(region = %held, owner = owner.id, "a merge has left this peer behind");
-            let (reply, _) = reply();
-            host.control(host.core_of(shard), Control::End { shard, region: held, peer: source.peer, reply });
-        }
+        let Some(host) = self.host().ok().filter(|_| !takes) else { return };
+        tracing::info!(%region, target = target.id, "a merge has left this peer behind");
+        let (reply, _) = reply();
+        host.control(host.core_of(shard), Control::End { shard, region, peer, reply });
     }
 }
 
