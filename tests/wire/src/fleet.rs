@@ -1,39 +1,35 @@
 //! A placement driver and several nodes as processes of their own, each with a log in a file, that can be stopped, killed
 //! and started again one by one.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+mod view;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Output};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::process::{binary, config_file, wait_for};
+use crate::certificates::Certificates;
+use crate::process::{Log, binary, config_file, signal, start, text};
 
-/// Certificates of a fleet, as files.
-#[derive(Clone, Debug)]
-pub struct Certificates {
-    /// Of the authority.
-    pub ca: PathBuf,
-    /// Of every process.
-    pub cert: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-    /// Names that are let in; empty lets in all that the authority knows.
-    pub allowed: Vec<String>,
-}
+pub use view::{are_whole, settings};
 
 /// How a fleet is started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// Nodes.
     pub nodes: usize,
+    /// Cores of each node.
+    pub cores: usize,
     /// Configuration of the nodes (TOML).
     pub config: String,
     /// With them all ports speak TLS.
     pub certificates: Option<Certificates>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan { nodes: 3, cores: 1, config: String::new(), certificates: None }
+    }
 }
 
 /// One node over all its lives.
@@ -46,6 +42,8 @@ pub struct Member {
     pub status: String,
     /// Its folder.
     pub data_dir: PathBuf,
+    /// More environment for its lives to come.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -58,48 +56,8 @@ pub struct Fleet {
     pd_child: Child,
     plan: Plan,
     config: PathBuf,
+    // Removed after the processes have ended.
     dir: tempfile::TempDir,
-}
-
-/// Starts a process whose log goes to `log`, and waits for its line `{"ready":…}`; `None` if it ends without one.
-fn launch(mut command: Command, log: &Path) -> Option<(Child, Value)> {
-    let log = File::options().create(true).append(true).open(log).expect("a log file");
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("basalt starts");
-    let mut line = String::new();
-    let stdout = child.stdout.take().expect("standard output is piped");
-    BufReader::new(stdout).read_line(&mut line).expect("its first line");
-    match serde_json::from_str::<Value>(&line) {
-        Ok(value) => Some((child, value["ready"].clone())),
-        Err(_) => {
-            child.wait().expect("it ends");
-            None
-        }
-    }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().expect("text").to_string()
-}
-
-impl Certificates {
-    /// The flags of `basalt pd`, `ctl` and `perf`.
-    pub fn flags(&self) -> Vec<String> {
-        let files = [("--cacert", &self.ca), ("--cert", &self.cert), ("--key", &self.key)];
-        let mut flags: Vec<String> =
-            files.iter().flat_map(|(name, path)| [(*name).to_string(), path.display().to_string()]).collect();
-        if !self.allowed.is_empty() {
-            flags.extend(["--cert-allowed-cn".to_string(), self.allowed.join(",")]);
-        }
-        flags
-    }
-
-    /// The section of a node's configuration.
-    fn section(&self) -> String {
-        format!(
-            "[security]\nca-path = {:?}\ncert-path = {:?}\nkey-path = {:?}\ncert-allowed-cn = {:?}\n",
-            self.ca, self.cert, self.key, self.allowed
-        )
-    }
 }
 
 impl Fleet {
@@ -115,11 +73,23 @@ impl Fleet {
         command.args(["pd", "--die-with-parent", "--addr", "127.0.0.1:0", "--allow-buffered", "--data-dir"]);
         command.arg(dir.path().join("pd"));
         command.args(plan.certificates.iter().flat_map(Certificates::flags));
-        let (pd_child, ready) = launch(command, &dir.path().join("pd.log")).expect("the placement driver starts");
+        let started = start(command, Log::File(dir.path().join("pd.log")));
+        let (pd_child, ready) = started.expect("the placement driver starts");
         let mut fleet = Fleet { pd: text(&ready["address"]), members: Vec::new(), pd_child, plan, config, dir };
         for number in 0..fleet.plan.nodes {
             fleet.add(fleet.dir.path().join(format!("node-{number}")), "127.0.0.1:0");
         }
+        fleet
+    }
+
+    /// Starts `nodes` nodes of `cores` cores with the configuration `config` and waits until every region has a voter
+    /// on each of them.
+    ///
+    /// # Panics
+    /// If they do not start.
+    pub fn replicated(nodes: usize, cores: usize, config: &str) -> Fleet {
+        let fleet = Fleet::start(Plan { nodes, cores, config: config.into(), certificates: None });
+        fleet.replicate(nodes);
         fleet
     }
 
@@ -129,29 +99,46 @@ impl Fleet {
     /// If it does not start.
     pub fn add(&mut self, data_dir: PathBuf, address: &str) -> usize {
         let number = self.members.len();
-        let any = "127.0.0.1:0".to_string();
-        self.members.push(Member { store_id: 0, address: address.to_string(), status: any, data_dir, child: None });
-        assert!(self.launch(number), "node {number} does not start:\n{}", self.node_log(number));
+        self.members.push(Member {
+            store_id: 0,
+            address: address.to_string(),
+            status: "127.0.0.1:0".to_string(),
+            data_dir,
+            environment: Vec::new(),
+            child: None,
+        });
+        self.launch(number);
         number
+    }
+
+    /// Starts a node that does not run.
+    ///
+    /// # Panics
+    /// If it runs, or refuses to start.
+    pub fn launch(&mut self, number: usize) {
+        assert!(self.try_launch(number), "node {number} does not start:\n{}", self.node_log(number));
     }
 
     /// Starts a node that does not run; false if it refuses to, for which its log has the reason.
     ///
     /// # Panics
     /// If it runs.
-    pub fn launch(&mut self, number: usize) -> bool {
+    #[must_use]
+    pub fn try_launch(&mut self, number: usize) -> bool {
         let log = self.log_path(number);
         let member = &mut self.members[number];
         assert!(member.child.is_none(), "node {number} runs");
         let mut command = Command::new(binary());
         command
-            .args(["serve", "--die-with-parent", "--allow-buffered", "--no-pin", "--idle-spin-us", "0", "--cores", "1"])
-            .args(["--addr", &member.address, "--status-addr", &member.status, "--pd", &self.pd])
+            .args(["serve", "--die-with-parent", "--allow-buffered", "--no-pin", "--idle-spin-us", "0"])
+            .args(["--addr", &member.address, "--status-addr", &member.status])
+            .args(["--pd", &self.pd, "--cores", &self.plan.cores.to_string()])
             .arg("--config")
             .arg(&self.config)
             .arg("--data-dir")
-            .arg(&member.data_dir);
-        let Some((child, ready)) = launch(command, &log) else { return false };
+            .arg(&member.data_dir)
+            .envs(member.environment.iter().map(|(name, value)| (name, value)));
+        let Some((child, ready)) = start(command, Log::File(log)) else { return false };
         member.store_id = ready["store_id"].as_u64().expect("a store id");
         member.address = text(&ready["address"]);
         member.status = text(&ready["status"]).split_once("://").expect("a URL").1.to_string();
@@ -178,6 +165,40 @@ impl Fleet {
         executor::terminate(child.id());
         let ended = child.wait().expect("it ends");
         assert!(ended.success(), "node {number} stops in order: {ended}\n{}", self.node_log(number));
+    }
+
+    /// Sends a signal, by its name without `SIG`, to a node.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn signal(&self, name: &str, number: usize) {
+        signal(name, self.pid(number));
+    }
+
+    /// The process id of a node.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn pid(&self, number: usize) -> u32 {
+        self.members[number].child.as_ref().expect("the node runs").id()
+    }
+
+    /// Whether a node was started and not ended by the test.
+    pub fn runs(&self, number: usize) -> bool {
+        self.members[number].child.is_some()
+    }
+
+    /// Whether a node that was started has ended by itself; then it can be started again.
+    ///
+    /// # Panics
+    /// If the test has ended it.
+    pub fn has_ended(&mut self, number: usize) -> bool {
+        let child = self.members[number].child.as_mut().expect("the node was started");
+        let ended = child.try_wait().expect("a process").is_some();
+        if ended {
+            self.members[number].child = None;
+        }
+        ended
     }
 
     fn log_path(&self, number: usize) -> PathBuf {
@@ -220,68 +241,16 @@ impl Fleet {
         String::from_utf8(output.stdout).expect("text")
     }
 
-    /// What the placement driver of a fleet without certificates answers to a GET.
+    /// The node with the most leaders among those that run.
     ///
     /// # Panics
-    /// If it does not answer with 200.
-    pub fn get(&self, path: &str) -> Value {
-        let (head, body) = http(&self.pd, &format!("GET {path} HTTP/1.1\r\nHost: pd\r\nConnection: close\r\n\r\n"));
-        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
-        serde_json::from_str(&body).expect("JSON")
+    /// If none runs.
+    pub fn with_most_leaders(&self) -> usize {
+        let leaders: Vec<u64> =
+            self.regions().iter().filter_map(|region: &Value| region["leader"]["store_id"].as_u64()).collect();
+        let count = |number: &usize| leaders.iter().filter(|store| **store == self.members[*number].store_id).count();
+        (0..self.members.len()).filter(|number| self.runs(*number)).max_by_key(count).expect("a node runs")
     }
-
-    /// As [`Fleet::get`], a POST.
-    ///
-    /// # Panics
-    /// If it does not answer with 200.
-    pub fn post(&self, path: &str, body: &Value) {
-        let (head, _) = http(&self.pd, &post(path, body));
-        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
-    }
-
-    /// Lets replicas be placed although the disk is nearly full, as those of test machines are, and waits until every
-    /// region has a voter on each of `count` stores. For fleets without certificates.
-    ///
-    /// # Panics
-    /// If it takes more than a minute.
-    pub fn replicate(&self, count: usize) {
-        self.post("/pd/api/v1/config", &settings());
-        wait_for("replicas of all regions", || are_whole(&self.get("/pd/api/v1/regions"), count));
-    }
-}
-
-/// Settings of a placement driver for machines whose disk is nearly full.
-pub fn settings() -> Value {
-    json!({ "low-space-ratio": 0.999 })
-}
-
-/// A POST as bytes.
-pub fn post(path: &str, body: &Value) -> String {
-    let body = body.to_string();
-    let length = body.len();
-    format!("POST {path} HTTP/1.1\r\nHost: pd\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
-}
-
-/// Whether every region of `/regions` has `count` voters, none of which is behind.
-pub fn are_whole(regions: &Value, count: usize) -> bool {
-    let regions = regions["regions"].as_array().map_or(&[][..], Vec::as_slice);
-    let is_whole = |region: &Value| {
-        let peers = region["peers"].as_array().map_or(&[][..], Vec::as_slice);
-        let voters = peers.iter().filter(|peer| peer["role_name"] == "Voter").count();
-        voters == count && peers.len() == count && region["pending_peers"].as_array().is_none_or(Vec::is_empty)
-    };
-    !regions.is_empty() && regions.iter().all(is_whole)
-}
-
-/// One HTTP/1.1 request; head and body of the answer.
-fn http(address: &str, request: &str) -> (String, String) {
-    let mut socket = TcpStream::connect(address).expect("the port accepts");
-    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
-    socket.write_all(request.as_bytes()).expect("the port reads");
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).expect("the port answers");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
-    (head.to_string(), body.to_string())
 }
 
 impl Drop for Fleet {

@@ -1,10 +1,72 @@
-//! Real processes: a `basalt dev` cluster of its own folder and ports, ended with the value that holds it.
+//! Real processes: how one is started and waited for, and a `basalt dev` cluster of its own folder and ports, ended with
+//! the value that holds it.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::http;
+
+/// Where a process logs to.
+#[derive(Clone, Debug)]
+pub enum Log {
+    /// The test's own standard error.
+    Inherited,
+    /// The end of a file.
+    File(PathBuf),
+}
+
+/// Starts a process of which nothing is read but its line `{"ready":…}`; `None` if it ends without one.
+///
+/// # Panics
+/// If it cannot be started.
+pub fn start(mut command: Command, log: Log) -> Option<(Child, Value)> {
+    let log = match log {
+        Log::Inherited => Stdio::inherit(),
+        Log::File(path) => File::options().create(true).append(true).open(path).expect("a log file").into(),
+    };
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("basalt starts");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("standard output is piped");
+    BufReader::new(stdout).read_line(&mut line).expect("its first line");
+    match serde_json::from_str::<Value>(&line) {
+        Ok(value) => Some((child, value["ready"].clone())),
+        Err(_) => {
+            child.wait().expect("it ends");
+            None
+        }
+    }
+}
+
+/// A value that must be text.
+pub(crate) fn text(value: &Value) -> String {
+    value.as_str().expect("text").to_string()
+}
+
+/// Sends a signal, by its name without `SIG`, to a process.
+///
+/// # Panics
+/// If it does not run.
+pub fn signal(name: &str, pid: u32) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(sent.is_ok_and(|status| status.success()), "process {pid} was running");
+}
+
+/// Memory of a process that is resident, in bytes.
+///
+/// # Panics
+/// If it does not run.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    let kib = line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number");
+    kib << 10
+}
 
 /// A running cluster.
 pub struct Cluster {
@@ -53,7 +115,7 @@ pub fn binary() -> PathBuf {
 }
 
 impl Start {
-    /// The command that starts the cluster, with its standard output piped.
+    /// The command that starts the cluster.
     pub fn command(&self) -> Command {
         let mut command = Command::new(binary());
         command
@@ -61,10 +123,7 @@ impl Start {
             .args(["--cores", &self.cores.to_string(), "--io", &self.io])
             .args(&self.flags)
             .arg("--data-dir")
-            .arg(&self.data_dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit());
+            .arg(&self.data_dir);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
         }
@@ -85,15 +144,9 @@ impl Cluster {
     ///
     /// # Panics
     /// If it does not start.
-    pub fn launch(mut command: Command) -> Cluster {
-        let mut dev = command.spawn().expect("basalt dev starts");
-        let mut line = String::new();
-        let stdout = dev.stdout.take().expect("standard output is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("its first line");
-        let ready: serde_json::Value = serde_json::from_str(&line).expect("one line of JSON when it is ready");
-        let ready = &ready["ready"];
-        let text = |value: &serde_json::Value| value.as_str().expect("text").to_string();
-        let pid = |value: &serde_json::Value| value.as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid");
+    pub fn launch(command: Command) -> Cluster {
+        let (dev, ready) = start(command, Log::Inherited).expect("one line of JSON when it is ready");
+        let pid = |value: &Value| value.as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid");
         let node = &ready["nodes"][0];
         Cluster {
             pd: text(&ready["pd"]),
@@ -113,42 +166,22 @@ impl Cluster {
     /// If it does not answer with 200.
     pub fn page(&self, path: &str) -> String {
         let address = self.status.strip_prefix("http://").expect("a URL");
-        let mut socket = TcpStream::connect(address).expect("the status port accepts");
-        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).expect("the status port reads");
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).expect("the status port answers");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
-        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
-        body.to_string()
+        http::ask(address, &http::get(path)).expect_ok(path)
     }
 
     /// A metric of the node, summed over cores, shards and other labels.
     pub fn metric(&self, name: &str) -> u64 {
-        let page = self.page("/metrics");
-        let mut values = page
-            .lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
-            .map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok()).expect("a number"))
-            .peekable();
-        assert!(values.peek().is_some(), "there is no metric {name}");
-        values.sum()
+        http::metric(&self.page("/metrics"), name)
     }
 
     /// Memory of the node that is resident, in bytes.
     pub fn resident_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.node_pid);
-        let text = std::fs::read_to_string(path).expect("the node runs");
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-        let kib = line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number");
-        kib << 10
+        resident_bytes(self.node_pid)
     }
 
     /// Sends a signal, by its name without `SIG`, to a process of this cluster.
     pub fn signal(&self, name: &str, pid: u32) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "process {pid} was running");
+        signal(name, pid);
     }
 
     /// Kills the node (SIGKILL); `dev` then ends the rest.

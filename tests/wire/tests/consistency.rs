@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use basalt_wire::nodes::Nodes;
-use basalt_wire::process::binary;
+use basalt_wire::fleet::Fleet;
 use common::on_a_runtime;
 use common::raw::client;
 use serde_json::Value;
@@ -20,14 +19,14 @@ const CONFIG: &str = "[coprocessor]\nregion-max-keys = 40\nregion-split-keys = 2
                       pd-heartbeat-tick-interval = \"1s\"\npd-store-heartbeat-tick-interval = \"1s\"\n";
 
 /// What each node says of its replica of a region.
-fn replicas(nodes: &Nodes, region: u64) -> Vec<Value> {
+fn replicas(nodes: &Fleet, region: u64) -> Vec<Value> {
     let path = format!("/region?region={region}");
     (0..nodes.members.len()).filter_map(|number| nodes.status(number, &path)).collect()
 }
 
 /// Has a region's replicas hashed; what each of the three found. Its leader may move meanwhile, and a replica that moves
 /// between the shards of its node forgets what it found: then they are asked again.
-fn compare(nodes: &Nodes, region: u64) -> Vec<Value> {
+fn compare(nodes: &Fleet, region: u64) -> Vec<Value> {
     let path = format!("/consistency?region={region}");
     let limit = Instant::now() + Duration::from_secs(30);
     let mut index = Value::Null;
@@ -61,7 +60,7 @@ async fn write(client: RawClient, done: Arc<AtomicBool>) -> u64 {
 
 #[test]
 fn replicas_are_the_same_in_full_while_they_are_written_to() {
-    let nodes = Nodes::start(3, 2, CONFIG);
+    let nodes = Fleet::replicated(3, 2, CONFIG);
     on_a_runtime(async {
         let client = client(&nodes.pd).await;
         for i in 0..300 {
@@ -90,10 +89,9 @@ fn replicas_are_the_same_in_full_while_they_are_written_to() {
     the_chains_agree(&nodes);
 }
 
-fn ctl_compares_them(nodes: &Nodes) {
+fn ctl_compares_them(nodes: &Fleet) {
     let ctl = |args: &[&str]| {
-        let mut command = std::process::Command::new(binary());
-        let output = command.args(["ctl", "--pd", &nodes.pd, "consistency"]).args(args).output().expect("ctl runs");
+        let output = nodes.ctl_output(&[&["consistency"][..], args].concat());
         let text = |bytes| String::from_utf8(bytes).expect("text");
         (output.status.success(), text(output.stdout), text(output.stderr))
     };
@@ -108,7 +106,7 @@ fn ctl_compares_them(nodes: &Nodes) {
 }
 
 /// At rest all replicas stand at the same entry, with the same chain.
-fn the_chains_agree(nodes: &Nodes) {
+fn the_chains_agree(nodes: &Fleet) {
     let limit = Instant::now() + Duration::from_secs(30);
     for region in nodes.regions().iter().filter_map(|region| region["id"].as_u64()) {
         loop {

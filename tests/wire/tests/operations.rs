@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use basalt_wire::fleet::{Fleet, Plan, are_whole};
-use basalt_wire::process::{binary, wait_for};
+use basalt_wire::process::{Log, binary, start, wait_for};
 use common::on_a_runtime;
 use serde_json::Value;
 use tikv_client::{Config, RawClient};
@@ -25,7 +24,7 @@ const CUTS: [u32; 5] = [10, 20, 30, 40, 50];
 const GAP_MAX: Duration = Duration::from_secs(3);
 
 fn fleet(nodes: usize) -> Fleet {
-    Fleet::start(Plan { nodes, config: QUICK.into(), certificates: None })
+    Fleet::start(Plan { nodes, config: QUICK.into(), ..Plan::default() })
 }
 
 fn key(i: u32) -> String {
@@ -177,7 +176,7 @@ fn nodes_are_restarted_one_by_one_and_no_client_notices() {
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
             tokio::task::block_in_place(|| {
-                assert!(fleet.launch(number), "{}", fleet.node_log(number));
+                fleet.launch(number);
                 wait_for("all replicas", || are_whole(&fleet.get("/pd/api/v1/regions"), 3));
             });
         }
@@ -224,27 +223,21 @@ fn a_node_that_joins_never_makes_a_cluster() {
 fn basalt_dev_goes_on_while_one_of_its_nodes_is_left() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = dir.path().join("dev.log");
-    let mut dev = Command::new(binary())
+    let mut command = Command::new(binary());
+    command
         .args(["dev", "--die-with-parent", "--nodes", "2", "--cores", "1", "--pd-port", "0", "--allow-buffered"])
         .arg("--data-dir")
-        .arg(dir.path().join("data"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(std::fs::File::create(&log).expect("a file"))
-        .spawn()
-        .expect("basalt dev starts");
-    let mut line = String::new();
-    BufReader::new(dev.stdout.take().expect("piped")).read_line(&mut line).expect("its first line");
-    let ready: Value = serde_json::from_str(&line).expect("JSON");
+        .arg(dir.path().join("data"));
+    let (mut dev, ready) = start(command, Log::File(log.clone())).expect("basalt dev starts");
     let kill = |node: usize| {
-        let pid = ready["ready"]["nodes"][node]["pid"].to_string();
+        let pid = ready["nodes"][node]["pid"].to_string();
         assert!(Command::new("kill").args(["-KILL", &pid]).status().expect("kill runs").success());
     };
     let told = |text: &str| std::fs::read_to_string(&log).expect("a log").contains(text);
     kill(1);
     wait_for("a line about the node", || told("node 2 ended") && told("others that are left to go on: 1"));
     assert!(dev.try_wait().expect("a process").is_none(), "dev goes on");
-    let pd = ready["ready"]["pd"].as_str().expect("an address");
+    let pd = ready["pd"].as_str().expect("an address");
     let put = Command::new(binary()).args(["ctl", "--pd", pd, "put", "a", "1"]).status().expect("ctl runs");
     assert!(put.success(), "the other node serves");
     kill(0);
@@ -262,16 +255,16 @@ fn a_wiped_folder_is_refused_under_its_old_id_and_welcome_as_a_new_node() {
 
     // The identity without its shards would vote again where it has voted.
     std::fs::remove_dir_all(dir.join("shard-000")).expect("it was there");
-    assert!(!fleet.launch(2), "an identity without its shards starts");
+    assert!(!fleet.try_launch(2), "an identity without its shards starts");
     assert!(fleet.node_log(2).contains("lacks what store"), "{}", fleet.node_log(2));
 
     // Nothing left: a new store, whose address is still the old one's.
     std::fs::remove_dir_all(&dir).expect("it was there");
-    assert!(!fleet.launch(2), "an address in use is taken");
+    assert!(!fleet.try_launch(2), "an address in use is taken");
     assert!(fleet.node_log(2).contains("duplicated store address"), "{}", fleet.node_log(2));
 
     fleet.ctl(&["store", "delete", &old.to_string(), "force"]);
-    assert!(fleet.launch(2), "{}", fleet.node_log(2));
+    fleet.launch(2);
     assert_ne!(fleet.members[2].store_id, old);
     wait_for("three replicas without the old store", || {
         let regions = fleet.get("/pd/api/v1/regions");
@@ -289,16 +282,16 @@ fn a_stale_copy_of_a_folder_is_refused() {
     let dir = fleet.members[0].data_dir.clone();
     let copy = fleet.dir().join("copy");
     copy_folder(&dir, &copy);
-    assert!(fleet.launch(0), "{}", fleet.node_log(0));
+    fleet.launch(0);
     fleet.ctl(&["put", "a", "2"]);
     fleet.kill(0);
 
     let original = std::mem::replace(&mut fleet.members[0].data_dir, copy);
-    assert!(!fleet.launch(0), "a stale copy starts");
+    assert!(!fleet.try_launch(0), "a stale copy starts");
     assert!(fleet.node_log(0).contains("stale copy"), "{}", fleet.node_log(0));
     assert!(fleet.pd_log().contains("stale copy"), "{}", fleet.pd_log());
     fleet.members[0].data_dir = original;
-    assert!(fleet.launch(0), "the original: {}", fleet.node_log(0));
+    fleet.launch(0);
     assert_eq!(fleet.ctl(&["get", "a"]), "2\n");
 }
 

@@ -1,12 +1,13 @@
 //! Three members of the placement driver as real processes, a node, and clients that know only the members' addresses:
 //! whoever leads is killed, and the rest goes on.
 
-use basalt_wire::process::{binary, wait_for};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+use basalt_wire::http;
+use basalt_wire::process::{Log, binary, start, wait_for};
 use tikv_client::{RawClient, TimestampExt as _, TransactionClient};
 
 /// A process that ends with its value.
@@ -17,11 +18,7 @@ impl Process {
     fn start(arguments: &[&str], data_dir: &Path) -> Process {
         let mut command = Command::new(binary());
         command.args(arguments).args(["--die-with-parent", "--allow-buffered", "--data-dir"]).arg(data_dir);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("standard output is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("its first line");
-        assert!(line.contains("\"ready\""), "{arguments:?} said {line:?}");
+        let (child, _) = start(command, Log::Inherited).unwrap_or_else(|| panic!("{arguments:?} does not start"));
         Process(child)
     }
 }
@@ -63,12 +60,8 @@ impl Members {
 
     /// What a member answers to a GET; nothing if it cannot be asked.
     fn get(&self, at: usize, path: &str) -> Option<serde_json::Value> {
-        let mut socket = TcpStream::connect(&self.addresses[at]).ok()?;
-        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: pd\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).ok()?;
-        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+        let answer = http::try_ask(&self.addresses[at], &http::get(path)).ok()?;
+        serde_json::from_str(&answer.body).ok()
     }
 
     /// The member that says of itself that it leads.

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use basalt_wire::nodes::Nodes;
+use basalt_wire::fleet::Fleet;
 use bytes::Bytes;
 use common::rpc::Rpc;
 use common::{bytes, on_a_runtime, split_request};
@@ -43,7 +43,7 @@ struct Clients {
 }
 
 impl Clients {
-    async fn connect(nodes: &Nodes) -> Clients {
+    async fn connect(nodes: &Fleet) -> Clients {
         let pd = Rpc::connect(nodes.pd.parse().expect("an address")).await;
         let members: pdpb::GetMembersResponse = pd.pd("GetMembers", &pdpb::GetMembersRequest::default()).await;
         let cluster_id = members.header.expect("a header").cluster_id;
@@ -110,7 +110,7 @@ fn number(round: u64) -> Bytes {
 #[test]
 fn each_follower_returns_what_the_leader_has_just_acknowledged() {
     // With more cores, regions and with them their leaders move meanwhile, which is for other tests.
-    let nodes = Nodes::start(3, 1, "");
+    let nodes = Fleet::replicated(3, 1, "");
     on_a_runtime(async {
         let clients = Clients::connect(&nodes).await;
         let mut refused = 0;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use basalt_wire::nodes::Nodes;
+use basalt_wire::fleet::Fleet;
 use base::Prng;
 use common::on_a_runtime;
 use common::raw::{KEYS, client, use_everything};
@@ -22,7 +22,7 @@ const CONFIG: &str = "[coprocessor]\nregion-max-keys = 20\nregion-split-keys = 1
 
 /// Orders leaders away, and replicas off a node that the placement driver then places again, until `done`. Answers how
 /// many orders it gave.
-fn disturb(nodes: &Nodes, done: &AtomicBool) -> u64 {
+fn disturb(nodes: &Fleet, done: &AtomicBool) -> u64 {
     let mut prng = Prng::new(7);
     let mut orders = 0;
     while !done.load(Ordering::Relaxed) {
@@ -48,7 +48,7 @@ fn disturb(nodes: &Nodes, done: &AtomicBool) -> u64 {
 
 #[test]
 fn the_raw_api_works_while_leaders_and_replicas_move() {
-    let nodes = Nodes::start(3, 1, CONFIG);
+    let nodes = Fleet::replicated(3, 1, CONFIG);
     let done = AtomicBool::new(false);
     let orders = std::thread::scope(|scope| {
         let disturber = scope.spawn(|| disturb(&nodes, &done));
@@ -148,7 +148,7 @@ async fn check(pd: &str, books: &Books) {
 
 #[test]
 fn kill_9_of_the_node_with_most_leaders_loses_nothing() {
-    let mut nodes = Nodes::start(3, 1, CONFIG);
+    let mut nodes = Fleet::replicated(3, 1, CONFIG);
     let pd = nodes.pd.clone();
     let books = Books::default();
     let mut all = Vec::new();

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_wire::fleet::{Certificates, Fleet, Plan, are_whole, post, settings};
+use basalt_wire::certificates::Certificates;
+use basalt_wire::fleet::{Fleet, Plan, are_whole, settings};
+use basalt_wire::http::{get, metric, post};
 use basalt_wire::process::{binary, wait_for};
 use common::on_a_runtime;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -103,8 +105,7 @@ impl Authority {
     }
 
     fn page(&self, address: &str, identity: &Identity, path: &str) -> String {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        self.ask(address, identity, &request).unwrap_or_else(|error| panic!("{address}{path}: {error}"))
+        self.ask(address, identity, &get(path)).unwrap_or_else(|error| panic!("{address}{path}: {error}"))
     }
 
     fn json(&self, address: &str, identity: &Identity, path: &str) -> Value {
@@ -116,18 +117,6 @@ impl Identity {
     fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("PEM")
     }
-}
-
-/// A metric on a page, summed over its labels.
-fn metric(page: &str, name: &str) -> u64 {
-    let is_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-    let values: Vec<u64> = page
-        .lines()
-        .filter(is_it)
-        .map(|line| line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number"))
-        .collect();
-    assert!(!values.is_empty(), "there is no metric {name}");
-    values.iter().sum()
 }
 
 async fn tikv(fleet: &Fleet, files: &Certificates) -> Result<RawClient, tikv_client::Error> {
@@ -159,7 +148,7 @@ fn clients_nodes_the_placement_driver_and_ctl_talk_over_mutual_tls() {
     let (node, tidb) = (authority.sign("node", false), authority.sign("tidb", false));
     let certificates = authority.write(&files.path().join("node"), &node, &["node", "tidb"]);
     let theirs = authority.write(&files.path().join("tidb"), &tidb, &[]);
-    let plan = Plan { nodes: 3, config: QUICK.into(), certificates: Some(certificates) };
+    let plan = Plan { nodes: 3, config: QUICK.into(), certificates: Some(certificates), ..Plan::default() };
     let fleet = Fleet::start(plan);
 
     let set = post("/pd/api/v1/config", &settings());
@@ -193,7 +182,7 @@ fn strangers_are_refused_on_every_port_and_the_log_has_the_reason() {
     let (authority, stranger) = (Authority::new("authority"), Authority::new("stranger"));
     let node = authority.sign("node", false);
     let certificates = authority.write(&files.path().join("node"), &node, &["node"]);
-    let plan = Plan { nodes: 1, config: QUICK.into(), certificates: Some(certificates) };
+    let plan = Plan { nodes: 1, config: QUICK.into(), certificates: Some(certificates), ..Plan::default() };
     let fleet = Fleet::start(plan);
     let member = &fleet.members[0];
     let ports = [("node", &member.address), ("status port", &member.status), ("placement driver", &fleet.pd)];
@@ -222,7 +211,7 @@ fn strangers_are_refused_on_every_port_and_the_log_has_the_reason() {
         knock(case, reason, &|address| {
             let mut client = authority.dial(address, identity);
             let peer = client.sock.local_addr().expect("connected");
-            let sent = client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let sent = client.write_all(get("/metrics").as_bytes());
             let mut answer = Vec::new();
             let read = client.read_to_end(&mut answer);
             assert!((sent.is_err() || read.is_err()) && answer.is_empty(), "{case} gets no answer");
@@ -265,11 +254,11 @@ fn replaced_certificates_are_taken_without_a_restart() {
     let authority = Authority::new("authority");
     let first = authority.sign("node", false);
     let certificates = authority.write(files.path(), &first, &[]);
-    let plan = Plan { nodes: 1, config: QUICK.into(), certificates: Some(certificates.clone()) };
+    let plan = Plan { nodes: 1, config: QUICK.into(), certificates: Some(certificates.clone()), ..Plan::default() };
     let fleet = Fleet::start(plan);
     let shown = |address: &str| {
         let mut client = authority.dial(address, Some(&first));
-        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("let in");
+        client.write_all(get("/").as_bytes()).expect("let in");
         client.conn.peer_certificates().expect("the server shows one")[0].clone().into_owned()
     };
     let ports = [fleet.members[0].address.clone(), fleet.members[0].status.clone(), fleet.pd.clone()];
