@@ -94,6 +94,8 @@ pub(crate) struct Config {
     pub(crate) log_sync: String,
     /// `basalt.log-segment-size`.
     pub(crate) log_segment: u64,
+    /// `raftstore.capacity` and `storage.reserve-space`.
+    pub(crate) disk: shard::node::DiskConfig,
     /// `server.labels`.
     pub(crate) labels: Vec<(String, String)>,
     /// `security.ca-path`, `cert-path`, `key-path`, `cert-allowed-cn`.
@@ -120,6 +122,7 @@ impl Default for Config {
             replay_cap: shard.replay_cap_bytes,
             log_sync: "auto".into(),
             log_segment: 16 << 20,
+            disk: shard::node::DiskConfig::default(),
             labels: Vec::new(),
             security: net::TlsConfig::default(),
         }
@@ -200,6 +203,8 @@ impl Config {
         match key {
             "storage.api-version" => self.api_version = number(key, value)?,
             "storage.enable-ttl" => self.enable_ttl = flag(key, value)?,
+            "storage.reserve-space" => self.disk.reserve_bytes = Some(bytes(key, value)?),
+            "raftstore.capacity" => self.disk.capacity_bytes = bytes(key, value)?,
             "storage.block-cache.capacity" => self.block_cache = Some(bytes(key, value)?),
             "coprocessor.region-max-size" => self.region_max_size = bytes(key, value)?,
             "coprocessor.region-split-size" => self.region_split_size = bytes(key, value)?,

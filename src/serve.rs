@@ -95,6 +95,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
         joins: !args.join.is_empty(),
         pd: if args.join.is_empty() { args.pd } else { args.join },
         data_dir: args.data_dir,
+        disk: config.disk,
         cores,
         api: config.api(),
         labels: config.labels.clone(),

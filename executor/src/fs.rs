@@ -50,6 +50,19 @@ pub async fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()
     blocking(Class::Background, move || replace(&path, &bytes)).await
 }
 
+/// Makes a file that takes `len_bytes` of the disk; what is in it means nothing. It is durable when this returns.
+///
+/// # Errors
+/// `AlreadyExists` if there is such a file, whatever its length; `StorageFull`; `Unsupported` if the filesystem cannot
+/// allocate; and what the kernel says. No file is left then.
+pub async fn allocate(path: impl AsRef<Path>, len_bytes: u64) -> io::Result<()> {
+    let path = path.as_ref().to_owned();
+    if context::backend() == IoKind::Sim {
+        return sim::fs::allocate(&path, len_bytes).await;
+    }
+    blocking(Class::Background, move || allocate_file(&path, len_bytes)).await
+}
+
 /// Removes a file, durably.
 ///
 /// # Errors
@@ -160,6 +173,20 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = std::fs::remove_file(&temporary);
     }
     replaced.and_then(|()| sync_parent(path))
+}
+
+fn allocate_file(path: &Path, len_bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    let len = libc::off_t::try_from(len_bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    // SAFETY: the descriptor is open during the call.
+    let allocated = match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } {
+        0 => file.sync_all().and_then(|()| sync_parent(path)),
+        _ => Err(io::Error::last_os_error()),
+    };
+    if allocated.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    allocated
 }
 
 fn lock(folder: &Path) -> io::Result<File> {

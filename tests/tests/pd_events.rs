@@ -172,6 +172,7 @@ fn config(cores: usize) -> NodeConfig {
         pd: vec![PD.to_string()],
         joins: false,
         data_dir: PathBuf::from("/node"),
+        disk: Default::default(),
         cores,
         api: ApiMode::V1,
         labels: Vec::new(),

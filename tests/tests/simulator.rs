@@ -121,6 +121,20 @@ fn a_node_that_is_asked_to_stop_answers_the_writes_under_way() {
 }
 
 #[test]
+fn a_node_whose_disk_is_full_refuses_what_takes_room_and_nothing_else() {
+    for seed in 0..5 {
+        World::new(seed, Plan { focus: Focus::Quiet, ..Plan::default() }).fill_the_only_disk();
+    }
+}
+
+#[test]
+fn a_full_disk_costs_a_group_nothing_until_most_are_full() {
+    for seed in 0..5 {
+        World::new(seed, Plan { nodes: 3, focus: Focus::Quiet, ..Plan::default() }).fill_disks_of_many();
+    }
+}
+
+#[test]
 fn the_same_seed_is_the_same_run_in_another_process() {
     let program = std::env::current_exe().expect("this program");
     for seed in [3, 4, 5] {

@@ -116,7 +116,12 @@ impl Peer {
     /// To whom this leader would best hand over: of those that could take over at once, the one with most of the log.
     /// `None` if there is none, if this peer does not lead, or if it is handing over already.
     pub fn successor(&self) -> Option<PeerId> {
-        let followers = self.followers().into_iter().filter(|(id, _)| self.can_take_over(*id));
+        self.successor_among(|_| true)
+    }
+
+    /// As [`successor`](Self::successor), among those that `fits` says are fit for it.
+    pub fn successor_among(&self, fits: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+        let followers = self.followers().into_iter().filter(|(id, _)| fits(*id) && self.can_take_over(*id));
         followers.max_by_key(|(id, matched)| (*matched, std::cmp::Reverse(*id))).map(|(id, _)| id)
     }
 

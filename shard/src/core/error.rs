@@ -87,9 +87,12 @@ pub enum RegionError {
         /// What it would take.
         entry_bytes: u64,
     },
-    /// The disk has no room for writes.
-    #[error("disk is full")]
-    DiskFull,
+    /// Disks have no room for writes of clients.
+    #[error("the disks of stores {stores:?} are full")]
+    DiskFull {
+        /// Whose: the leader's own, or those without which there is no quorum.
+        stores: Vec<StoreId>,
+    },
     /// The region is about to merge into a neighbour, and takes no requests.
     #[error("region {0} is merging")]
     Merging(RegionId),

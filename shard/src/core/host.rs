@@ -13,6 +13,7 @@ use proto::rpc::LocalFuture;
 use proto::{metapb, pdpb, raft_serverpb};
 
 use super::directory::Tombstone;
+use super::disk::{DiskGauge, DiskUsage};
 use super::error::RegionError;
 use super::lines::Lines;
 use super::mail::{Answered, Control, CoreMail, RegionReport, RemoteRequest, Route, reply};
@@ -32,6 +33,8 @@ pub struct NodeShared {
     pub mail: Vec<MailSender<CoreMail>>,
     /// How raw keys and values are written.
     pub api: ApiMode,
+    /// How full the disk is.
+    pub disk: DiskGauge,
 }
 
 /// `storage.api-version` with `storage.enable-ttl`: fixed at the first start.
@@ -317,6 +320,10 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
 
     fn channel(&self, store: StoreId) -> LocalFuture<Option<net::Channel>> {
         self.lines.channel(store)
+    }
+
+    fn disk(&self) -> DiskUsage {
+        self.host.upgrade().map_or(DiskUsage::Normal, |host| host.node.disk.usage())
     }
 
     fn bring_together(&self, source: RegionId, target: RegionId, version: u64) {

@@ -5,6 +5,7 @@ mod chain;
 pub(crate) mod compare;
 mod config;
 pub mod directory;
+mod disk;
 mod error;
 mod follower;
 mod host;
@@ -31,6 +32,7 @@ mod turn;
 
 pub use compare::RegionHash;
 pub use config::ShardConfig;
+pub use disk::{DiskGauge, DiskUsage};
 pub use error::RegionError;
 pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};
 pub use inspect::{StoredPair, StoredPeer, stored_data, stored_peers};

@@ -267,6 +267,7 @@ pub async fn open<E: Engine>(
         metrics: ShardMetrics::default(),
         peers: RefCell::new(revived),
         tombstones: RefCell::new(tombstones.clone()),
+        full_stores: RefCell::default(),
         inbox: RefCell::new(VecDeque::new()),
         inbox_bytes: Cell::new(0),
         wake: executor::Notify::new(),

@@ -17,6 +17,7 @@ use proto::{metapb, raft_serverpb};
 use raftstore::Input as RaftInput;
 use raftstore::eraftpb::{Message, MessageType};
 
+use super::disk::DiskUsage;
 use super::lease::quiet_ticks;
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
@@ -127,7 +128,9 @@ impl<E: Engine> Shard<E> {
     /// Sends messages of `peer`, now or after the turn's log write.
     pub(crate) fn post(&self, peer: &PeerState, messages: &[Message], after_log: bool, turn: &mut Turn) {
         let letters = messages.iter().filter_map(|message| peer.letter(message));
+        let disk_usage = self.disk_for_letters();
         for (to, letter) in letters {
+            let letter = raft_serverpb::RaftMessage { disk_usage, ..letter };
             if after_log && !self.leaves_early(&letter) {
                 turn.after_log.push((to, letter));
             } else {
@@ -202,6 +205,15 @@ impl<E: Engine> Shard<E> {
             return;
         }
         add(&self.metrics.raft_received_total, 1);
+        self.note_disk(StoreId(from.store_id), letter.disk_usage());
+        if message.msg_type() == MessageType::MsgAppend
+            && !message.entries.is_empty()
+            && self.outlet.disk() == DiskUsage::Exhausted
+        {
+            // As if it were lost: the leader sends it again, and goes on with those that have room.
+            add(&self.metrics.disk_refused_total, 1);
+            return;
+        }
         peer.contacts.note(&peer.meta.region, from);
         if message.request_snapshot > 0 {
             turn.snapshots.push((region, PeerId(from.id)));

@@ -26,6 +26,7 @@ use raftstore::eraftpb::ConfChangeV2;
 
 use super::config::ShardConfig;
 use super::directory::{Tombstone, Tombstones};
+use super::disk::{DiskUsage, FullStores};
 use super::error::RegionError;
 use super::lease::ReadReply;
 use super::lifecycle::{Departure, EventReply};
@@ -59,6 +60,10 @@ pub trait Outlet {
     /// The way to another store, for a snapshot; nothing if the store is unknown.
     fn channel(&self, _store: StoreId) -> LocalFuture<Option<net::Channel>> {
         Box::pin(std::future::ready(None))
+    }
+    /// How full the node's disk is.
+    fn disk(&self) -> DiskUsage {
+        DiskUsage::Normal
     }
     /// A leader is about to serve its region.
     fn begins_to_lead(&self) {}
@@ -119,6 +124,8 @@ pub struct ShardMetrics {
     pub divergence_total: Cell<u64>,
     /// Snapshots that were begun.
     pub snapshots_sent_total: Cell<u64>,
+    /// Entries of other leaders that were not taken because the disk is exhausted.
+    pub disk_refused_total: Cell<u64>,
     /// Bytes of log on disk.
     pub log_bytes: Cell<u64>,
     /// Bytes of log that a restart would replay.
@@ -255,6 +262,8 @@ pub struct Shard<E: Engine> {
     pub(crate) peers: RefCell<BTreeMap<RegionId, PeerState>>,
     /// The highest peer of each region that was destroyed here.
     pub(crate) tombstones: RefCell<Tombstones>,
+    /// Other stores that are full, as their letters say.
+    pub(crate) full_stores: RefCell<FullStores>,
     pub(crate) inbox: RefCell<VecDeque<Input>>,
     pub(crate) inbox_bytes: Cell<usize>,
     pub(crate) wake: executor::Notify,
@@ -417,6 +426,7 @@ impl<E: Engine> Shard<E> {
                 checked => checked?,
             }
             self.check_writable(peer)?;
+            self.check_disk(peer, context)?;
             if term.is_some_and(|term| term != peer.term) {
                 return Err(RegionError::NotLeader { region, leader: None });
             }

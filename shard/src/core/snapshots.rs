@@ -27,6 +27,7 @@ use proto::{metapb, raft_serverpb, tikvpb};
 use raftstore::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
 
 use super::chain::{claimed_at, snapshot_claim};
+use super::disk::DiskUsage;
 use super::host::CoreHost;
 use super::lifecycle::region_of;
 use super::mail::{Control, Reply, reply};
@@ -296,6 +297,9 @@ async fn install<E: Engine>(host: Rc<CoreHost<E>>, mut receiving: Receiving<E>) 
 
 async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMessage) -> Result<Receiving<E>, Status> {
     let bad = || Status::invalid_argument("not a snapshot");
+    if host.node.disk.usage() == DiskUsage::Exhausted {
+        return Err(Status::unavailable("the disk is full"));
+    }
     let message = Message::decode(letter.message.clone()).map_err(|_| bad())?;
     let snapshot = message.snapshot.ok_or_else(bad)?;
     let metadata = snapshot.metadata.ok_or_else(bad)?;

@@ -16,7 +16,8 @@ use super::heartbeats::{Traffic, ask_for_reports, region_heartbeats, report_spli
 use super::ident::identify;
 use super::pd_events::PdEvents;
 use super::{
-    DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, leave, status,
+    DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, disk, leave,
+    status,
 };
 use crate::core::directory::{Claim, Directory, MoveTicket, Placement, Tombstones, bury};
 use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent, answer_merged};
@@ -124,6 +125,7 @@ async fn do_duties<S: EngineSource>(
     executor::fs::create_dir_all(data_dir).await.map_err(io("create"))?;
     // Two processes on one folder would be two stores with one id.
     let _lock = executor::fs::lock_dir(data_dir).await.map_err(io("lock"))?;
+    disk::make_room_to_start(&node.config).await;
     let starting = start(node, &zero, from_cores);
     let (ident, start) = futures_util::select_biased! {
         started = starting.fuse() => started?,
@@ -168,6 +170,7 @@ async fn do_duties<S: EngineSource>(
         ),
         executor::spawn_local(Class::Background, balance(zero.clone())),
         executor::spawn_local(Class::Background, report_splits(zero.clone())),
+        executor::spawn_local(Class::Background, disk::watch(node.clone(), zero.clone())),
         executor::spawn_local(Class::Background, store_heartbeats(node.clone(), zero.clone(), started)),
         executor::spawn_local(Class::Background, region_heartbeats(node.clone(), host.clone())),
     ];
@@ -206,6 +209,7 @@ async fn start<S: EngineSource>(
         store: ident.store_id.into(),
         mail: node.mail.clone(),
         api: node.config.api,
+        disk: Default::default(),
     });
     tell_cores(node, || ToCore::Begin { shared: shared.clone(), shards: ident.shards, ident: ident.clone() }).await?;
     let mut claims: Vec<Claim> = Vec::new();

@@ -9,8 +9,9 @@ use futures_util::FutureExt as _;
 use proto::{metapb, pdpb};
 
 use super::core_zero::CoreZero;
+use super::disk::{self, Space};
 use super::{EngineSource, Node};
-use crate::core::{Control, CoreHost, RegionReport};
+use crate::core::{Control, CoreHost, DiskUsage, RegionReport};
 use crate::engine::Engine;
 
 /// Sums since the last store heartbeat.
@@ -71,10 +72,12 @@ impl<E: Engine> CoreZero<E> {
         !known || self.splits.borrow().iter().any(|(_, regions)| regions.iter().any(|other| other.id == region.id))
     }
 
-    fn store_stats(&self, store: u64, started: u64, interval: (u64, u64), space: (u64, u64)) -> pdpb::StoreStats {
+    fn store_stats(&self, store: u64, started: u64, interval: (u64, u64), space: Space) -> pdpb::StoreStats {
         let take = |cell: &Cell<u64>| cell.replace(0);
         let directory = self.directory.borrow();
-        let (capacity, available) = space;
+        let Space { capacity, available } = space;
+        // No place for more replicas or leaders.
+        let is_busy = self.host().is_ok_and(|host| host.node.disk.usage() > DiskUsage::Normal);
         pdpb::StoreStats {
             store_id: store,
             capacity,
@@ -87,6 +90,7 @@ impl<E: Engine> CoreZero<E> {
             bytes_read: take(&self.traffic.bytes_read),
             keys_read: take(&self.traffic.keys_read),
             interval: Some(pdpb::TimeInterval { start_timestamp: interval.0, end_timestamp: interval.1 }),
+            is_busy,
             is_stopping: self.is_leaving.get(),
             ..Default::default()
         }
@@ -123,7 +127,7 @@ pub(super) async fn store_heartbeats<S: EngineSource>(
 ) {
     let mut since = started.seconds();
     loop {
-        let space = executor::fs::disk_space(&node.config.data_dir).await.unwrap_or((0, 0));
+        let space = disk::space(&node, &zero).await;
         // PD divides by the interval.
         let now = executor::unix_time().seconds().max(since + 1);
         let (Ok(pd), Ok(host)) = (zero.pd(), zero.host()) else { return };

@@ -13,6 +13,7 @@
 
 mod core_zero;
 mod damage;
+mod disk;
 mod heartbeats;
 mod ident;
 mod leave;
@@ -33,14 +34,15 @@ use proto::rpc::LocalFuture;
 
 use crate::core::directory::{Claim, Tombstones};
 use crate::core::{
-    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, LineFaults, Lines, NodeShared, Opened, ShardConfig, core_of,
-    reply,
+    ApiMode, Control, CoreHost, CoreMail, CoreOutlet, DiskUsage, LineFaults, Lines, NodeShared, Opened, ShardConfig,
+    core_of, reply,
 };
 use crate::engine::Engine;
 use crate::log::LogConfig;
 
 use core_zero::CoreZero;
 pub use damage::examine_node;
+pub use disk::DiskConfig;
 pub use ident::{IdentError, NodeIdent};
 pub use status::StatusReport;
 
@@ -62,6 +64,8 @@ pub struct NodeConfig {
     pub joins: bool,
     /// Everything that the node keeps.
     pub data_dir: PathBuf,
+    /// How much of the disk it takes.
+    pub disk: DiskConfig,
     /// Number of cores.
     pub cores: usize,
     /// Raw keys and values.
@@ -405,7 +409,10 @@ async fn receive(begin: &mut MailReceiver<ToCore>) -> Option<ToCore> {
     }
 }
 
-/// Gives the shards their sense of time. Where raft needs none, once a second is enough for flushes by age and for values
+/// Leaders that a full node asks to go at a time, per shard and tick.
+const LEADERS_TO_ROOM: usize = 16;
+
+/// Gives the shards their sense of time, and sends leaders away while the disk is full. Where raft needs none, once a second is enough for flushes by age and for values
 /// that expire, and lets an idle core sleep.
 async fn tick<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>) {
     const SECOND: Duration = Duration::from_secs(1);
@@ -414,8 +421,12 @@ async fn tick<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>
         let shards = host.shards();
         let raft = shards.iter().filter(|shard| shard.needs_ticks()).map(|shard| shard.config.tick).min();
         executor::sleep(raft.unwrap_or(SECOND)).await;
+        let is_full = host.node.disk.usage() > DiskUsage::Normal;
         for shard in shards {
             shard.tick();
+            if is_full {
+                shard.hand_leaders_to_room(LEADERS_TO_ROOM);
+            }
         }
     }
 }

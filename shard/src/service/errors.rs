@@ -50,9 +50,9 @@ pub(crate) fn region_error(error: RegionError) -> errorpb::Error {
             out.raft_entry_too_large =
                 Some(errorpb::RaftEntryTooLarge { region_id: region.0, entry_size: entry_bytes });
         }
-        RegionError::DiskFull => {
-            out.disk_full =
-                Some(errorpb::DiskFull { reason: "no space left on the device".into(), ..Default::default() });
+        RegionError::DiskFull { stores } => {
+            let store_id = stores.iter().map(|store| store.0).collect();
+            out.disk_full = Some(errorpb::DiskFull { store_id, reason: "the disk is full or nearly so".into() });
         }
         RegionError::Merging(region) => {
             out.proposal_in_merging_mode = Some(errorpb::ProposalInMergingMode { region_id: region.0 });

@@ -607,7 +607,7 @@ impl<E: Engine> Request<E> {
     }
 
     async fn delete(&mut self, message: kv::RawDeleteRequest) -> Outcome<kv::RawDeleteResponse> {
-        let context = message.context.unwrap_or_default();
+        let context = frees(message.context);
         let reader = self.reader(&context, &message.cf, [&message.key])?;
         let key = message.key.clone();
         let change = move |ts| vec![delete_change(reader, &key, ts)];
@@ -616,7 +616,7 @@ impl<E: Engine> Request<E> {
     }
 
     async fn batch_delete(&mut self, message: kv::RawBatchDeleteRequest) -> Outcome<kv::RawBatchDeleteResponse> {
-        let context = message.context.unwrap_or_default();
+        let context = frees(message.context);
         let reader = self.reader(&context, &message.cf, &message.keys)?;
         let keys = message.keys.clone();
         let changes = move |ts| keys.iter().map(|key| delete_change(reader, key, ts)).collect();
@@ -662,7 +662,7 @@ impl<E: Engine> Request<E> {
     }
 
     async fn delete_range(&mut self, message: kv::RawDeleteRangeRequest) -> Outcome<kv::RawDeleteRangeResponse> {
-        let context = message.context.unwrap_or_default();
+        let context = frees(message.context);
         let reader = self.reader(&context, &message.cf, [])?;
         self.check_range(&message.start_key, &message.end_key)?;
         for key in [&message.start_key, &message.end_key] {
@@ -826,6 +826,13 @@ fn pairs_bytes(found: &Vec<(Bytes, RawValue)>) -> usize {
 fn put_change(reader: RawReader, key: &Bytes, value: &Bytes, expires: u64, ts: u64) -> Modify {
     let RawReader { mode, cf, .. } = reader;
     Modify::Put { cf, key: stored_key(mode, key, ts), value: mode.encode_value(value, expires) }
+}
+
+/// The context of a request that makes room in the end: it is taken though the disk is full.
+fn frees(context: Option<Context>) -> Context {
+    let mut context = context.unwrap_or_default();
+    context.set_disk_full_opt(kv::DiskFullOpt::AllowedOnAlreadyFull);
+    context
 }
 
 fn delete_change(reader: RawReader, key: &Bytes, ts: u64) -> Modify {

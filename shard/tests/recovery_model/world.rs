@@ -288,7 +288,13 @@ impl<S: Store> Life<S> {
     /// Opens all shards, settles who has what, starts them, and waits until every region serves.
     pub(crate) async fn start(world: Rc<Inner<S>>, steps: Arc<Steps>, seed: u64) -> Result<Life<S>, String> {
         let (sender, mail) = executor::mailbox(1024);
-        let shared = NodeShared { cluster: ClusterId(1), store: STORE, mail: vec![sender], api: ApiMode::V1 };
+        let shared = NodeShared {
+            cluster: ClusterId(1),
+            store: STORE,
+            mail: vec![sender],
+            api: ApiMode::V1,
+            disk: Default::default(),
+        };
         let host = CoreHost::new(CoreId(0), Arc::new(shared));
         let failure: Rc<RefCell<Option<String>>> = Rc::default();
         let outlet = {

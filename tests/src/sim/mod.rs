@@ -8,6 +8,7 @@ mod hot;
 mod linear;
 mod orders;
 pub mod planted;
+mod trouble;
 mod twins;
 mod watch;
 mod workload;

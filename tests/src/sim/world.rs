@@ -13,7 +13,7 @@ use base::{Prng, RegionId, StoreId};
 use executor::sim::{Link, Sim, SimConfig, SimNode};
 use executor::{Io, IoKind};
 use shard::core::{ApiMode, LineFaults, PlantedFault, ShardConfig};
-use shard::node::{Node, NodeConfig, NodeReady, run_core};
+use shard::node::{DiskConfig, Node, NodeConfig, NodeReady, run_core};
 
 use super::hot::{self, Habit};
 use super::twins::TwinSource;
@@ -22,15 +22,15 @@ use super::workload::{self, History, Worker};
 use super::{Focus, Plan, Report, orders};
 use crate::client::{Client, Fate};
 
-const PD_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+pub(super) const PD_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 /// The first node; the others follow at 10.0.1.1.
 const NODE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
-const PD_PORT: u16 = 2379;
+pub(super) const PD_PORT: u16 = 2379;
 const WORKERS: u64 = 4;
 const CLOCKS: u64 = 2;
 /// How long the cluster may take to serve again after all faults are over.
-const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 /// How long replicas may take to become equal after that.
 const EQUAL_LIMIT: Duration = Duration::from_secs(300);
 /// How often the run is looked at.
@@ -231,14 +231,19 @@ impl World {
 
     /// The node that led the first hot key last.
     pub(super) fn hot_leader(&self) -> Option<usize> {
-        let region = self.views().iter().find_map(|view| view.region_of(hot::KEYS[0].as_bytes()))?;
+        self.leader_of(hot::KEYS[0].as_bytes())
+    }
+
+    /// The node that led the region of `key` last.
+    pub(super) fn leader_of(&self, key: &[u8]) -> Option<usize> {
+        let region = self.views().iter().find_map(|view| view.region_of(key))?;
         let leader = self.leaders.lock().unwrap_or_else(PoisonError::into_inner).last(RegionId(region.id))?;
         let store = region.peers.iter().find(|peer| peer.id == leader.0)?.store_id;
         self.nodes.iter().position(|node| node.serves.load(Ordering::Relaxed) == store)
     }
 
     /// The nodes that serve.
-    fn views(&self) -> Vec<NodeView> {
+    pub(super) fn views(&self) -> Vec<NodeView> {
         let serving = self.nodes.iter().filter(|node| self.sim.running(node.sim));
         let views = serving.filter_map(|node| match node.serves.load(Ordering::Relaxed) {
             0 => None,
@@ -321,7 +326,7 @@ impl World {
         });
     }
 
-    fn start_node(&mut self, at: usize) {
+    pub(super) fn start_node(&mut self, at: usize) {
         let cores = if self.plan.focus == Focus::Quiet { 1 } else { self.prng.range(1, 5) as usize };
         let mut config = self.nodes[at].config.clone();
         config.cores = cores;
@@ -358,7 +363,7 @@ impl World {
         self.restart_those_that_stopped();
     }
 
-    fn calm_links(&self) {
+    pub(super) fn calm_links(&self) {
         let ends = [self.client, self.pd].into_iter().chain(self.nodes.iter().map(|node| node.sim));
         let ends: Vec<SimNode> = ends.collect();
         for (at, a) in ends.iter().enumerate() {
@@ -469,6 +474,7 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
         pd: vec![format!("{PD_IP}:{PD_PORT}")],
         joins: false,
         data_dir: PathBuf::from("/node"),
+        disk: DiskConfig::default(),
         cores: 1,
         api: ApiMode::V1,
         labels: Vec::new(),

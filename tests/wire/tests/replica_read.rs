@@ -3,105 +3,13 @@
 
 mod common;
 
-use std::time::Duration;
-
 use basalt_wire::fleet::Fleet;
 use bytes::Bytes;
-use common::rpc::Rpc;
+use common::clients::{Clients, Place};
 use common::{bytes, on_a_runtime, split_request};
 use proto::kvrpcpb::{self as kv, Context};
-use proto::{metapb, pdpb};
 
 const ROUNDS: u64 = 300;
-
-/// The region of a key with its leader, as the placement driver knows it now.
-struct Place {
-    region: metapb::Region,
-    leader: metapb::Peer,
-}
-
-impl Place {
-    fn context(&self, peer: metapb::Peer) -> Context {
-        Context {
-            region_id: self.region.id,
-            region_epoch: self.region.region_epoch,
-            peer: Some(peer),
-            replica_read: peer != self.leader,
-            ..Default::default()
-        }
-    }
-
-    fn followers(&self) -> impl Iterator<Item = metapb::Peer> {
-        self.region.peers.iter().copied().filter(|peer| *peer != self.leader)
-    }
-}
-
-struct Clients {
-    pd: Rpc,
-    cluster_id: u64,
-    stores: Vec<(u64, Rpc)>,
-}
-
-impl Clients {
-    async fn connect(nodes: &Fleet) -> Clients {
-        let pd = Rpc::connect(nodes.pd.parse().expect("an address")).await;
-        let members: pdpb::GetMembersResponse = pd.pd("GetMembers", &pdpb::GetMembersRequest::default()).await;
-        let cluster_id = members.header.expect("a header").cluster_id;
-        let mut stores = Vec::new();
-        for member in &nodes.members {
-            let address = member.address.parse().expect("an address");
-            stores.push((member.store_id, Rpc::connect(address).await));
-        }
-        Clients { pd, cluster_id, stores }
-    }
-
-    fn store(&self, peer: metapb::Peer) -> &Rpc {
-        &self.stores.iter().find(|(store, _)| *store == peer.store_id).expect("a store of the cluster").1
-    }
-
-    async fn place(&self, key: &[u8]) -> Place {
-        let header = Some(pdpb::RequestHeader { cluster_id: self.cluster_id, ..Default::default() });
-        let request = pdpb::GetRegionRequest { header, region_key: bytes(key), ..Default::default() };
-        let answer: pdpb::GetRegionResponse = self.pd.pd("GetRegion", &request).await;
-        Place { region: answer.region.expect("a region for every key"), leader: answer.leader.expect("a leader") }
-    }
-
-    /// Puts at the leader, whoever that is; answers where that was.
-    async fn put(&self, key: &[u8], value: &[u8]) -> Place {
-        for _ in 0..500 {
-            let place = self.place(key).await;
-            let context = Some(place.context(place.leader));
-            let request = kv::RawPutRequest { context, key: bytes(key), value: bytes(value), ..Default::default() };
-            let answer: kv::RawPutResponse = self.store(place.leader).tikv("RawPut", &request).await;
-            assert_eq!(answer.error, "");
-            match answer.region_error {
-                None => return place,
-                Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-        panic!("no leader takes a put within ten seconds");
-    }
-
-    /// Gets at one peer until it answers with something else than a region error; with how many of those there were.
-    async fn get(&self, context: &Context, key: &[u8]) -> (Option<Bytes>, u64) {
-        let peer = context.peer.expect("a peer");
-        for refusals in 0..500 {
-            let request = kv::RawGetRequest { context: Some(context.clone()), key: bytes(key), ..Default::default() };
-            let answer: kv::RawGetResponse = self.store(peer).tikv("RawGet", &request).await;
-            assert_eq!(answer.error, "");
-            match answer.region_error {
-                None => return ((!answer.not_found).then_some(answer.value), refusals),
-                // Nothing was done: the peer hears of no leader, is on its way to another shard, or gives way to a snapshot.
-                Some(error) => {
-                    let is_passing = error.stale_command.is_some() || error.region_not_found.is_some();
-                    assert!(error.not_leader.is_some() || is_passing, "{error:?}");
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("peer {peer:?} does not answer within ten seconds");
-    }
-}
 
 fn number(round: u64) -> Bytes {
     bytes(round.to_string())

@@ -29,7 +29,7 @@ pub(crate) async fn create_dir_all(path: &Path) -> io::Result<()> {
                 None => missing.push(folder),
             }
         }
-        if disk.is_full && !missing.is_empty() {
+        if disk.is_full() && !missing.is_empty() {
             return Err(ErrorKind::StorageFull.into());
         }
         for folder in missing.into_iter().rev() {
@@ -68,6 +68,24 @@ pub(crate) async fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
         disk.check_room(&path, bytes.len() as u64, core.world.config.disk_capacity_bytes)?;
         disk.counters.count_write(bytes.len());
         disk.begin_birth(&path, Rc::new(RefCell::new(File::holding(bytes))), true)
+    };
+    core.world.birth(&core.node, birth).await
+}
+
+/// Makes a file of zeros.
+///
+/// # Errors
+/// `AlreadyExists`, `NotFound` for its folder, `StorageFull`, or a sync that fails.
+pub(crate) async fn allocate(path: &Path, len: u64) -> io::Result<()> {
+    let core = context::current();
+    let path = clean(path);
+    let birth = {
+        let mut disk = core.node.disk.borrow_mut();
+        disk.check_room(&path, len, core.world.config.disk_capacity_bytes)?;
+        if disk.names.contains_key(&path) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        disk.begin_birth(&path, Rc::new(RefCell::new(File::zeroed(len))), false)
     };
     core.world.birth(&core.node, birth).await
 }
@@ -168,11 +186,7 @@ impl Drop for SimDirLock {
 /// None so far; real disks have some.
 pub(crate) async fn disk_space(_path: &Path) -> io::Result<(u64, u64)> {
     let capacity = context::with(|core| core.world.config.disk_capacity_bytes);
-    begin(move |disk| {
-        let free = if disk.is_full { 0 } else { capacity.saturating_sub(disk.used_bytes()) };
-        Ok((capacity, free))
-    })
-    .await
+    begin(move |disk| Ok((capacity, disk.free_bytes(capacity)))).await
 }
 
 impl Disk {

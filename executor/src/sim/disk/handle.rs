@@ -96,7 +96,13 @@ impl SimDisk {
 
     /// With true, nothing new fits: no file can be created or replaced. Preallocated files can still be written.
     pub fn set_full(&self, full: bool) {
-        self.node.disk.borrow_mut().is_full = full;
+        self.node.disk.borrow_mut().free_max = full.then_some(0);
+    }
+
+    /// From now on no more than `bytes` are free, however much is written: others take what is left, and the rest as
+    /// it is freed. [`SimDisk::set_full`] undoes it.
+    pub fn leave_free(&self, bytes: u64) {
+        self.node.disk.borrow_mut().free_max = Some(bytes);
     }
 
     /// Adds so much to every operation from now on.

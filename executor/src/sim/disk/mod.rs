@@ -65,7 +65,8 @@ pub(super) struct Disk {
     births: BTreeMap<u64, Birth>,
     births_total: u64,
     locks: BTreeSet<PathBuf>,
-    is_full: bool,
+    /// No more than this is free, whatever is there.
+    free_max: Option<u64>,
     fails_syncs: bool,
     slow: Duration,
     counters: DiskCounters,
@@ -122,6 +123,14 @@ impl Disk {
         lens.sum::<u64>() + self.births.values().map(|birth| birth.file.borrow().len()).sum::<u64>()
     }
 
+    fn free_bytes(&self, capacity: u64) -> u64 {
+        capacity.saturating_sub(self.used_bytes()).min(self.free_max.unwrap_or(u64::MAX))
+    }
+
+    fn is_full(&self) -> bool {
+        self.free_max == Some(0)
+    }
+
     /// Refuses a file of `len` bytes if the disk is full or would be, or if its folder is missing.
     fn check_room(&self, path: &Path, len: u64, capacity: u64) -> io::Result<()> {
         if !path.parent().is_some_and(|folder| self.is_folder(folder)) {
@@ -130,7 +139,8 @@ impl Disk {
         if self.is_folder(path) {
             return Err(ErrorKind::IsADirectory.into());
         }
-        if self.is_full || self.used_bytes().saturating_add(len) > capacity {
+        // A full disk has no room for a name either.
+        if self.is_full() || len > self.free_bytes(capacity) {
             return Err(ErrorKind::StorageFull.into());
         }
         Ok(())

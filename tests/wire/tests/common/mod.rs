@@ -1,6 +1,7 @@
 //! What the tests against real processes share.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod clients;
 pub(crate) mod raw;
 pub(crate) mod rpc;
 
