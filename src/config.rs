@@ -90,6 +90,8 @@ pub(crate) struct Config {
     pub(crate) block_cache: Option<u64>,
     /// `basalt.replay-cap`: log that a restart may have to replay, per shard.
     pub(crate) replay_cap: u64,
+    /// `basalt.log-stall`: how long a log write may take before leaders are given up.
+    pub(crate) log_stall: Duration,
     /// `basalt.log-sync`: `auto`, `fdatasync` or `dsync`.
     pub(crate) log_sync: String,
     /// `basalt.log-segment-size`.
@@ -120,6 +122,7 @@ impl Default for Config {
             gzip: false,
             block_cache: None,
             replay_cap: shard.replay_cap_bytes,
+            log_stall: shard.log_stall,
             log_sync: "auto".into(),
             log_segment: 16 << 20,
             disk: shard::node::DiskConfig::default(),
@@ -222,6 +225,7 @@ impl Config {
             "security.key-path" => self.security.key_path = text(key, value)?.into(),
             "security.cert-allowed-cn" => self.security.cert_allowed_cn = names(key, value)?,
             "basalt.replay-cap" => self.replay_cap = bytes(key, value)?,
+            "basalt.log-stall" => self.log_stall = span(key, value)?,
             "basalt.log-sync" => self.log_sync = text(key, value)?,
             "basalt.log-segment-size" => self.log_segment = bytes(key, value)?,
             _ => return Ok(false),
@@ -244,6 +248,9 @@ impl Config {
         }
         if self.replay_cap < 4 * self.log_segment {
             return Err("basalt.replay-cap must be at least four times basalt.log-segment-size".into());
+        }
+        if self.log_stall.is_zero() {
+            return Err("basalt.log-stall must not be 0".into());
         }
         self.sync().map(drop)
     }
@@ -292,6 +299,7 @@ impl Config {
             replay_cap_bytes: self.replay_cap,
             flush_at_bytes: self.replay_cap / 2,
             entry_max_bytes: self.raft_entry_max_size,
+            log_stall: self.log_stall,
             versioned_raw_keys: self.api() == ApiMode::V2,
             ..Default::default()
         }

@@ -49,7 +49,7 @@ pub(crate) struct ServeArgs {
     /// Allow a filesystem without O_DIRECT (tmpfs): every write goes through the page cache. For tests.
     #[arg(long)]
     allow_buffered: bool,
-    /// A fault to plant, for tests that must notice it: no-sync or late-sync.
+    /// A fault to plant, for tests that must notice it: no-sync, late-sync, hang or fail.
     #[arg(long, default_value = "none", hide = true)]
     plant: executor::LogFault,
     /// End when the process that started this one ends.

@@ -157,7 +157,7 @@ impl LogFile {
                     add(&core.metrics.log_durable_total, 1);
                 }
                 let sync = match LogFault::planted() {
-                    LogFault::None => durable && file.sync == LogSync::Fdatasync,
+                    LogFault::None | LogFault::Hang | LogFault::Fail => durable && file.sync == LogSync::Fdatasync,
                     LogFault::NoSync => false,
                     LogFault::LateSync => durable,
                 };
@@ -317,7 +317,7 @@ fn is_aligned(bytes: u64) -> bool {
 
 /// Opens the descriptor ourselves: `O_DIRECT`, and `O_DSYNC` if asked for.
 fn open_file(path: &Path, sync: LogSync, create: bool) -> io::Result<File> {
-    let is_healthy = LogFault::planted() == LogFault::None;
+    let is_healthy = !matches!(LogFault::planted(), LogFault::NoSync | LogFault::LateSync);
     let dsync = if sync == LogSync::Dsync && is_healthy { libc::O_DSYNC } else { 0 };
     let open = |flags| OpenOptions::new().read(true).write(true).create_new(create).custom_flags(flags).open(path);
     match open(libc::O_DIRECT | dsync) {

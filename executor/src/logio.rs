@@ -88,6 +88,9 @@ fn serve(mut queue: MailReceiver<Op>) {
 }
 
 fn perform(file: &File, work: Work) -> io::Result<AlignedBuf> {
+    if !matches!(work, Work::Read { .. }) {
+        LogFault::before_write()?;
+    }
     match work {
         Work::Write { offset, bytes, sync } => {
             file.write_all_at(bytes.as_slice(), offset)?;

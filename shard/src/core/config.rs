@@ -39,6 +39,9 @@ pub struct ShardConfig {
     pub busy_wait: Duration,
     /// Raw keys end in an 8-byte timestamp (API V2), which a split key must not.
     pub versioned_raw_keys: bool,
+    /// How long a log write may take before the shard's leaders are given up (`basalt.log-stall`). A healthy disk takes
+    /// milliseconds, and after 700 ms of silence the others elect by themselves.
+    pub log_stall: Duration,
     /// Time between raft ticks of peers with other voters.
     pub tick: Duration,
     /// Settings of raft itself, in ticks.
@@ -77,6 +80,7 @@ impl Default for ShardConfig {
             inbox_max_bytes: 64 << 20,
             busy_wait: Duration::from_secs(1),
             versioned_raw_keys: false,
+            log_stall: Duration::from_millis(500),
             tick: Duration::from_millis(100),
             raft: raftstore::RaftConfig::default(),
             merges: false,

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base::{ClusterId, CoreId, Instant, PeerId, RegionId, ShardId, StoreId};
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub struct NodeShared {
     pub api: ApiMode,
     /// How full the disk is.
     pub disk: DiskGauge,
+    /// Shards whose logs do not answer.
+    pub stalls: AtomicUsize,
 }
 
 /// `storage.api-version` with `storage.enable-ttl`: fixed at the first start.
@@ -320,6 +323,14 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
 
     fn channel(&self, store: StoreId) -> LocalFuture<Option<net::Channel>> {
         self.lines.channel(store)
+    }
+
+    fn stalled(&self, is_stalled: bool) {
+        let Some(host) = self.host.upgrade() else { return };
+        match is_stalled {
+            true => host.node.stalls.fetch_add(1, Ordering::Relaxed),
+            false => host.node.stalls.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 
     fn disk(&self) -> DiskUsage {

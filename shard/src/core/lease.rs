@@ -122,6 +122,9 @@ impl<E: Engine> Shard<E> {
     /// # Errors
     /// [`RegionError::NotLeader`] if no leader is known, another one comes, or none answers in time.
     pub(crate) async fn read_index(&self, region: RegionId) -> Result<u64, RegionError> {
+        if let Some(peer) = self.peers.borrow().get(&region) {
+            self.check_stall(peer)?;
+        }
         let (reply, answer) = oneshot::channel();
         self.push(Input::Read { region, reply });
         match executor::timeout(READ_INDEX_WAIT, answer).await {

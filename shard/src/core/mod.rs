@@ -28,6 +28,7 @@ mod replication;
 mod shard;
 pub mod snapshots;
 mod split;
+mod stall;
 mod turn;
 
 pub use compare::RegionHash;

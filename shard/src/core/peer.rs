@@ -81,6 +81,8 @@ pub(crate) struct PeerState {
     pub(crate) readable: bool,
     /// Proposals given to raft and not answered, by the id that raft knows them by.
     pub(crate) waiting: BTreeMap<u64, Waiter>,
+    /// When it ceased to lead, while writes from then wait.
+    pub(crate) deposed: Option<Instant>,
     pub(crate) traffic: Traffic,
     /// Bytes and keys written since the size was measured.
     pub(crate) unmeasured: (u64, u64),
@@ -125,6 +127,7 @@ impl PeerState {
             contacts: Contacts::default(),
             marks: Marks::default(),
             hashed: None,
+            deposed: None,
             lease: Lease::default(),
             snapshots: BTreeMap::new(),
             reported_pending: false,
@@ -234,7 +237,11 @@ impl PeerState {
 
     /// Who leads best instead of this leader: the voter that has most of the log, if one was heard of lately.
     pub(crate) fn heir(&self) -> Option<base::PeerId> {
-        let now = executor::now();
+        self.heir_of(executor::now())
+    }
+
+    /// As [`heir`](Self::heir), with what is known since `now`, which may be the past: a turn that stands still hears nobody.
+    pub(crate) fn heir_of(&self, now: base::Instant) -> Option<base::PeerId> {
         let is_voter =
             |id: u64| self.meta.region.peers.iter().any(|peer| peer.id == id && peer.role() == metapb::PeerRole::Voter);
         let followers = self.raft.followers().into_iter();
@@ -277,6 +284,13 @@ impl PeerState {
             approximate_bytes: self.meta.approximate_bytes,
             approximate_keys: self.meta.approximate_keys,
             moves: self.meta.move_number,
+        }
+    }
+
+    /// Those who wait for writes are told that the result is not known.
+    pub(crate) fn fail_writes(&mut self) {
+        for waiter in std::mem::take(&mut self.waiting).into_values() {
+            waiter.answer(Err(RegionError::Undetermined));
         }
     }
 

@@ -78,7 +78,7 @@ impl Contacts {
 
 impl PeerState {
     /// A letter of this peer; `None` if the receiver's store is unknown.
-    fn letter(&self, message: &Message) -> Option<(StoreId, raft_serverpb::RaftMessage)> {
+    pub(crate) fn letter(&self, message: &Message) -> Option<(StoreId, raft_serverpb::RaftMessage)> {
         let region = &self.meta.region;
         let member = region.peers.iter().find(|peer| peer.id == message.to);
         let to = *member.or_else(|| self.contacts.strangers.get(&message.to))?;

@@ -65,6 +65,8 @@ pub trait Outlet {
     fn disk(&self) -> DiskUsage {
         DiskUsage::Normal
     }
+    /// A shard's log does not answer, or does so again.
+    fn stalled(&self, _is_stalled: bool) {}
     /// A leader is about to serve its region.
     fn begins_to_lead(&self) {}
     /// A source and its target, which had this version when the merge was prepared, are to be on one shard.
@@ -126,6 +128,8 @@ pub struct ShardMetrics {
     pub snapshots_sent_total: Cell<u64>,
     /// Entries of other leaders that were not taken because the disk is exhausted.
     pub disk_refused_total: Cell<u64>,
+    /// Times that the log took too long for its leaders to stay.
+    pub log_stalls_total: Cell<u64>,
     /// Bytes of log on disk.
     pub log_bytes: Cell<u64>,
     /// Bytes of log that a restart would replay.
@@ -273,6 +277,12 @@ pub struct Shard<E: Engine> {
     pub(crate) is_damaged: bool,
     /// Snapshots that are being sent.
     pub(crate) sending: Cell<usize>,
+    /// A tick is in the inbox.
+    pub(crate) tick_waits: Cell<bool>,
+    /// Since when the turn has waited for the log.
+    pub(crate) log_busy_since: Cell<Option<Instant>>,
+    /// It has waited too long.
+    pub(crate) stalled: Cell<bool>,
     pub(crate) closing: Cell<bool>,
     /// True after the last turn.
     pub(crate) finished: Cell<bool>,
@@ -442,6 +452,7 @@ impl<E: Engine> Shard<E> {
         if self.closing.get() {
             return Err(RegionError::Closing);
         }
+        self.check_stall(peer)?;
         match peer.phase {
             _ if peer.is_merging() => Err(RegionError::Merging(peer.meta.region_id())),
             Phase::Frozen => Err(RegionError::Moving(peer.meta.region_id())),
@@ -571,8 +582,12 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Gives raft its sense of time, and has the shard look after flushes and its log.
+    ///
+    /// A turn that stood still gets one tick for all that it missed: time in which it heard nobody is no silence of others.
     pub fn tick(&self) {
-        self.push(Input::Tick);
+        if !self.tick_waits.replace(true) {
+            self.push(Input::Tick);
+        }
     }
 
     /// A region's meta, whoever leads it.

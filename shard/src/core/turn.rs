@@ -131,6 +131,7 @@ impl<E: Engine> Shard<E> {
             Err(failure) => {
                 self.closing.set(true);
                 tracing::error!(shard = self.id.0, %failure, "shard stops");
+                self.give_leaders_up(executor::now());
                 self.outlet.failed(self.id, failure.to_string());
             }
         }
@@ -232,7 +233,7 @@ impl<E: Engine> Shard<E> {
             futures_util::select_biased! {
                 () = self.wake.notified().fuse() => {}
                 () = executor::sleep_until(due).fuse() => {
-                    log.seal().await.map_err(log_failed)?;
+                    self.on_log(log.seal()).await.map_err(log_failed)?;
                 }
             }
         }
@@ -241,7 +242,10 @@ impl<E: Engine> Shard<E> {
     async fn step(self: &Rc<Self>, input: Input, turn: &mut Turn, log: &Rc<RaftLog>) -> Result<(), ShardFailure> {
         match input {
             Input::Propose { region, body, reply } => self.step_propose(region, body, reply, turn),
-            Input::Tick => self.step_tick(turn),
+            Input::Tick => {
+                self.tick_waits.set(false);
+                self.step_tick(turn);
+            }
             Input::Campaign(region) => self.step_campaign(region, false, turn),
             Input::Lead(region) => self.step_campaign(region, true, turn),
             Input::Raft(letter) => self.step_raft(&letter, turn),
@@ -343,12 +347,23 @@ impl<E: Engine> Shard<E> {
                     self.reclaim(peer);
                 }
                 self.ask_again(*region, peer, turn);
+                self.give_writes_up(peer);
                 peer.begin_chain();
                 // PD waits for those who catch up.
                 if peer.reported_pending && peer.leads() && peer.pending_peers().is_empty() {
                     self.outlet.report(peer.report(self.id));
                 }
             }
+        }
+    }
+
+    /// Writes of a leader that was deposed get their answers from its successor's log. One that does not hear from that
+    /// one would have clients wait in vain: they are told that the result is not known.
+    fn give_writes_up(&self, peer: &mut PeerState) {
+        let limit = self.config.tick * self.config.raft.election_ticks;
+        if peer.deposed.is_some_and(|since| executor::now().since(since) > limit) {
+            peer.deposed = None;
+            peer.fail_writes();
         }
     }
 
@@ -481,6 +496,10 @@ impl<E: Engine> Shard<E> {
             Effect::Role(role) => {
                 let leader = role.leader.map(|leader| leader.0);
                 let changed = peer.term != role.term || peer.leader != leader;
+                let (led, leads) = (peer.leads(), leader == Some(peer.meta.peer.id));
+                if led != leads {
+                    peer.deposed = led.then(executor::now);
+                }
                 peer.term = role.term;
                 peer.leader = leader;
                 peer.readable &= !changed;
@@ -721,7 +740,7 @@ impl<E: Engine> Shard<E> {
     }
 
     pub(crate) async fn commit(&self, log: &RaftLog) -> Result<(), ShardFailure> {
-        log.commit().await.map_err(log_failed)?;
+        self.on_log(log.commit()).await.map_err(log_failed)?;
         add(&self.metrics.log_commits_total, 1);
         Ok(())
     }
@@ -860,7 +879,7 @@ impl<E: Engine> Shard<E> {
         turn.flushing = false;
         result.map_err(ShardFailure::Engine)?;
         log.flushed(applied, last_event);
-        log.maintain().await.map_err(log_failed)?;
+        self.on_log(log.maintain()).await.map_err(log_failed)?;
         for next in std::mem::take(&mut turn.after_running_flush) {
             match next {
                 // Whoever asked may be gone.

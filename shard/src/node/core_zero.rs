@@ -210,6 +210,7 @@ async fn start<S: EngineSource>(
         mail: node.mail.clone(),
         api: node.config.api,
         disk: Default::default(),
+        stalls: Default::default(),
     });
     tell_cores(node, || ToCore::Begin { shared: shared.clone(), shards: ident.shards, ident: ident.clone() }).await?;
     let mut claims: Vec<Claim> = Vec::new();

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use base::{CoreId, RegionId};
 use futures_util::FutureExt as _;
@@ -13,6 +14,10 @@ use super::disk::{self, Space};
 use super::{EngineSource, Node};
 use crate::core::{Control, CoreHost, DiskUsage, RegionReport};
 use crate::engine::Engine;
+
+/// A store's slow score, from 1 to 100; from 80 on PD takes it for slow.
+const HEALTHY: u64 = 1;
+const SLOW: u64 = 100;
 
 /// Sums since the last store heartbeat.
 #[derive(Default)]
@@ -76,8 +81,10 @@ impl<E: Engine> CoreZero<E> {
         let take = |cell: &Cell<u64>| cell.replace(0);
         let directory = self.directory.borrow();
         let Space { capacity, available } = space;
+        let host = self.host();
+        let is_slow = host.as_ref().is_ok_and(|host| host.node.stalls.load(Ordering::Relaxed) > 0);
         // No place for more replicas or leaders.
-        let is_busy = self.host().is_ok_and(|host| host.node.disk.usage() > DiskUsage::Normal);
+        let is_busy = is_slow || host.is_ok_and(|host| host.node.disk.usage() > DiskUsage::Normal);
         pdpb::StoreStats {
             store_id: store,
             capacity,
@@ -91,6 +98,7 @@ impl<E: Engine> CoreZero<E> {
             keys_read: take(&self.traffic.keys_read),
             interval: Some(pdpb::TimeInterval { start_timestamp: interval.0, end_timestamp: interval.1 }),
             is_busy,
+            slow_score: if is_slow { SLOW } else { HEALTHY },
             is_stopping: self.is_leaving.get(),
             ..Default::default()
         }

@@ -423,6 +423,7 @@ async fn tick<S: EngineSource>(node: Arc<Node<S>>, host: Rc<CoreHost<S::Engine>>
         executor::sleep(raft.unwrap_or(SECOND)).await;
         let is_full = host.node.disk.usage() > DiskUsage::Normal;
         for shard in shards {
+            shard.watch_log();
             shard.tick();
             if is_full {
                 shard.hand_leaders_to_room(LEADERS_TO_ROOM);

@@ -201,7 +201,7 @@ pub(super) fn metrics_text<E: Engine>(host: &CoreHost<E>, net: &NetMetrics, serv
     for shard in host.shards() {
         let label = format!(",shard=\"{}\"", shard.id.0);
         let metrics = &shard.metrics;
-        let counters: [(&str, &Cell<u64>); 13] = [
+        let counters: [(&str, &Cell<u64>); 17] = [
             ("basalt_shard_turns_total", &metrics.turns_total),
             ("basalt_shard_proposals_total", &metrics.proposals_total),
             ("basalt_shard_applied_total", &metrics.applied_total),
@@ -212,6 +212,10 @@ pub(super) fn metrics_text<E: Engine>(host: &CoreHost<E>, net: &NetMetrics, serv
             ("basalt_shard_moves_in_total", &metrics.moves_in_total),
             ("basalt_shard_read_index_total", &metrics.read_index_total),
             ("basalt_shard_divergence_total", &metrics.divergence_total),
+            ("basalt_shard_disk_refused_total", &metrics.disk_refused_total),
+            ("basalt_shard_log_stalls_total", &metrics.log_stalls_total),
+            ("basalt_shard_raft_sent_total", &metrics.raft_sent_total),
+            ("basalt_shard_raft_received_total", &metrics.raft_received_total),
             ("basalt_shard_log_bytes", &metrics.log_bytes),
             ("basalt_shard_log_unflushed_bytes", &metrics.log_unflushed_bytes),
             ("basalt_shard_inbox_bytes", &metrics.inbox_bytes),

@@ -294,6 +294,7 @@ impl<S: Store> Life<S> {
             mail: vec![sender],
             api: ApiMode::V1,
             disk: Default::default(),
+            stalls: Default::default(),
         };
         let host = CoreHost::new(CoreId(0), Arc::new(shared));
         let failure: Rc<RefCell<Option<String>>> = Rc::default();
