@@ -135,6 +135,17 @@ fn a_full_disk_costs_a_group_nothing_until_most_are_full() {
 }
 
 #[test]
+fn a_leader_whose_machine_was_suspended_does_not_read_by_its_old_lease() {
+    let plan = Plan { nodes: 3, focus: Focus::Quiet, ..Plan::default() };
+    for seed in 0..5 {
+        World::new(seed, plan).suspend_a_leader();
+        let planted = Plan { planted: Some(PlantedFault::LeaseByOneClock), ..plan };
+        let run = std::panic::catch_unwind(|| World::new(seed, planted).suspend_a_leader());
+        assert!(run.is_err(), "seed {seed}: a lease by one clock is not found");
+    }
+}
+
+#[test]
 fn the_same_seed_is_the_same_run_in_another_process() {
     let program = std::env::current_exe().expect("this program");
     for seed in [3, 4, 5] {

@@ -13,18 +13,26 @@ pub(super) struct Clock {
     drift_ppm: i64,
     /// Wall clock minus monotonic clock.
     wall: i64,
+    /// What the monotonic clock missed while the machine was suspended.
+    slept: u64,
 }
 
 impl Clock {
     /// A clock that shows `local` and `unix` at world time `world`.
     pub(super) fn new(world: u64, local: u64, unix: u64) -> Clock {
-        Clock { world_at: world, local_at: local, drift_ppm: 0, wall: unix as i64 - local as i64 }
+        Clock { world_at: world, local_at: local, drift_ppm: 0, wall: unix as i64 - local as i64, slept: 0 }
     }
 
     /// The monotonic clock.
     pub(super) fn now(&self, world: u64) -> Instant {
-        let passed = world - self.world_at;
+        // Behind it while the machine is suspended.
+        let passed = world.saturating_sub(self.world_at);
         Instant(self.local_at + scale(passed, MILLION + i128::from(self.drift_ppm), MILLION))
+    }
+
+    /// The clock that runs on while the machine is suspended.
+    pub(super) fn boottime(&self, world: u64) -> Instant {
+        Instant(self.now(world).0 + self.slept)
     }
 
     /// The wall clock.
@@ -43,8 +51,16 @@ impl Clock {
     /// Runs at another speed from `world` on. Clamped to half and double speed.
     pub(super) fn set_drift(&mut self, world: u64, ppm: i64) {
         self.local_at = self.now(world).0;
-        self.world_at = world;
+        self.world_at = world.max(self.world_at);
         self.drift_ppm = ppm.clamp(-500_000, 1_000_000);
+    }
+
+    /// Stops the monotonic clock for so long, as a machine's that is suspended; the others show that it passed.
+    pub(super) fn suspend(&mut self, world: u64, nanos: u64) {
+        self.local_at = self.now(world).0;
+        self.world_at = world.max(self.world_at).saturating_add(nanos);
+        self.slept += nanos;
+        self.wall = self.wall.saturating_add_unsigned(nanos);
     }
 
     /// Steps the wall clock.
@@ -58,6 +74,7 @@ impl Clock {
         self.wall = self.wall.saturating_add(before as i64 - local as i64);
         self.world_at = world;
         self.local_at = local;
+        self.slept = 0;
     }
 }
 
@@ -84,6 +101,15 @@ mod tests {
                 assert!(at == 50 || clock.now(at - 1) < local);
             }
         }
+    }
+
+    #[test]
+    fn a_suspended_machine_shows_it_by_one_clock() {
+        let mut clock = Clock::new(0, 500, 9_000);
+        clock.suspend(100, 1_000);
+        assert_eq!((clock.now(1_100), clock.boottime(1_100)), (Instant(600), Instant(1_600)));
+        assert_eq!((clock.now(1_150), clock.unix_time(1_150)), (Instant(650), UnixTime(10_150)));
+        assert_eq!(clock.world_time(Instant(650)), 1_150);
     }
 
     #[test]

@@ -191,6 +191,17 @@ impl Sim {
         self.world.pause(&self.node(node), nanos(duration));
     }
 
+    /// Suspends the machine for so long: as [`Sim::pause`], but its monotonic clock stands still meanwhile, and only
+    /// [`crate::Clocks::boottime`] and the wall clock show that time has passed.
+    pub fn suspend(&self, node: SimNode, duration: Duration) {
+        self.pause(node, duration);
+        let node = self.node(node);
+        let mut clock = node.clock.get();
+        clock.suspend(self.world.now(), nanos(duration));
+        node.clock.set(clock);
+        self.world.clock_changed(node.index);
+    }
+
     /// Steps the node's wall clock by so many nanoseconds.
     pub fn step_clock(&self, node: SimNode, nanos: i64) {
         let node = self.node(node);

@@ -61,6 +61,11 @@ pub(crate) fn now() -> Instant {
     context::with(|core| core.node.now(&core.world))
 }
 
+/// The current node's clock that runs on while its machine is suspended.
+pub(crate) fn boottime() -> Instant {
+    context::with(|core| core.node.boottime(&core.world))
+}
+
 /// The current node's wall clock, which [`Sim::step_clock`] steps.
 pub(crate) fn unix_time() -> UnixTime {
     context::with(|core| core.node.unix_time(&core.world))

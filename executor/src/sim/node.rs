@@ -34,6 +34,11 @@ impl Node {
         self.clock.get().now(world.now())
     }
 
+    /// The clock that runs on while the machine is suspended.
+    pub(super) fn boottime(&self, world: &World) -> Instant {
+        self.clock.get().boottime(world.now())
+    }
+
     /// The wall clock.
     pub(super) fn unix_time(&self, world: &World) -> UnixTime {
         self.clock.get().unix_time(world.now())

@@ -4,6 +4,9 @@
 //! then read for as long as no member of that quorum can vote for another: the shortest election time-out, counted from
 //! when it *sent* the question, less what clocks may drift. One question serves all reads that come meanwhile.
 //!
+//! That time is measured by two clocks at once, of which one runs on while the machine sleeps and neither is slewed or
+//! stepped ([`Clocks`]). When they disagree, there is no lease.
+//!
 //! Members of the quorum do not vote while they hear of a leader (pre-vote and check-quorum of raft-rs), and not for
 //! [`quiet_ticks`] after their own start. A transfer of leadership goes around that: from its order on there is no lease.
 
@@ -11,6 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::{Instant, RegionId};
+use executor::Clocks;
 use futures_channel::oneshot;
 use raftstore::Input as RaftInput;
 
@@ -30,7 +34,8 @@ const RESEND_TICKS: u32 = 2;
 /// A peer's lease, and the reads that wait for one.
 #[derive(Default)]
 pub(crate) struct Lease {
-    until: Option<Instant>,
+    /// When the question was sent that a quorum has answered.
+    begun: Option<Clocks>,
     /// No lease begins before: leadership is being handed over.
     void_until: Option<Instant>,
     /// The question that is out.
@@ -45,6 +50,7 @@ pub(crate) type ReadReply = oneshot::Sender<Result<u64, RegionError>>;
 struct Question {
     id: u64,
     sent: Instant,
+    sent_by_clocks: Clocks,
     /// When a follower sent it last: its way to the leader is lossy.
     resent: Instant,
     /// Where a quorum says that the log was committed up to; what was applied must reach it.
@@ -53,13 +59,18 @@ struct Question {
 }
 
 impl Lease {
-    pub(crate) fn holds(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
+    pub(crate) fn holds(&self, config: &ShardConfig) -> bool {
+        let Some(begun) = self.begun else { return false };
+        let (now, limit) = (executor::clocks(), lease_duration(config));
+        if config.is_planted(PlantedFault::LeaseByOneClock) {
+            return now.monotonic_raw.since(begun.monotonic_raw) < limit;
+        }
+        now.within(limit, begun)
     }
 
     /// Ends the lease and all that waits for one.
     pub(crate) fn end(&mut self, why: &RegionError) {
-        self.until = None;
+        self.begun = None;
         let asked = self.asked.take().into_iter().flat_map(|question| question.readers);
         for reader in asked.chain(self.next.drain(..)) {
             // A reader may have given up.
@@ -69,12 +80,12 @@ impl Lease {
 
     /// The members have changed: the next quorum may be another one.
     pub(crate) fn revoke(&mut self) {
-        self.until = None;
+        self.begun = None;
     }
 
     /// Leadership is being handed over: whoever gets it need not wait for us.
     pub(crate) fn hand_over(&mut self, now: Instant, config: &ShardConfig) {
-        self.until = None;
+        self.begun = None;
         self.void_until = Some(now + 2 * config.tick * config.raft.election_ticks);
     }
 }
@@ -95,8 +106,8 @@ pub(crate) fn quiet_ticks(config: &ShardConfig) -> u32 {
 
 impl PeerState {
     /// Whether this leader may read right now.
-    pub(crate) fn may_read(&self, now: Instant) -> bool {
-        self.raft.is_sole_voter() || self.lease.holds(now)
+    pub(crate) fn may_read(&self, config: &ShardConfig) -> bool {
+        self.raft.is_sole_voter() || self.lease.holds(config)
     }
 }
 
@@ -110,7 +121,7 @@ impl<E: Engine> Shard<E> {
             let peers = self.peers.borrow();
             let Some(peer) = peers.get(&region) else { return Ok(()) };
             let is_unchecked = self.config.is_planted(PlantedFault::LeaseUnchecked);
-            if is_unchecked || !peer.leads() || !peer.readable || peer.may_read(executor::now()) || self.closing.get() {
+            if is_unchecked || !peer.leads() || !peer.readable || peer.may_read(&self.config) || self.closing.get() {
                 return Ok(());
             }
         }
@@ -156,7 +167,14 @@ impl<E: Engine> Shard<E> {
         turn.next_proposal += 1;
         let lost = peer.lease.asked.take().into_iter().flat_map(|question| question.readers);
         let readers = lost.chain(std::mem::take(&mut peer.lease.next)).collect();
-        peer.lease.asked = Some(Question { id: turn.next_proposal, sent: now, resent: now, index: None, readers });
+        peer.lease.asked = Some(Question {
+            id: turn.next_proposal,
+            sent: now,
+            sent_by_clocks: executor::clocks(),
+            resent: now,
+            index: None,
+            readers,
+        });
         peer.raft.handle(RaftInput::ReadIndex { id: turn.next_proposal });
         add(&self.metrics.read_index_total, 1);
         turn.dirty.insert(region);
@@ -210,8 +228,7 @@ impl<E: Engine> Shard<E> {
         if let Some(question) = peer.lease.asked.take_if(|question| is_ready(question)) {
             if peer.leads() && peer.lease.void_until.is_none_or(|until| question.sent >= until) {
                 let is_late = self.config.is_planted(PlantedFault::LeaseFromReceipt);
-                let begin = if is_late { executor::now() } else { question.sent };
-                peer.lease.until = Some(begin + lease_duration(&self.config));
+                peer.lease.begun = Some(if is_late { executor::clocks() } else { question.sent_by_clocks });
             }
             for reader in question.readers {
                 // A reader may have given up.

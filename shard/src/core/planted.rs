@@ -51,6 +51,8 @@ pub enum PlantedFault {
     LeaseFromReceipt,
     /// A lease lasts as long as the longest election time-out.
     LeaseTooLong,
+    /// A lease is measured by a clock that stands still while the machine is suspended.
+    LeaseByOneClock,
     /// Whoever was made leader reads until it hears of another one.
     LeaseUnchecked,
     /// A leader keeps its lease while it hands over.
@@ -79,7 +81,7 @@ pub enum PlantedFault {
 
 impl PlantedFault {
     /// All of them.
-    pub const ALL: [PlantedFault; 35] = [
+    pub const ALL: [PlantedFault; 36] = [
         PlantedFault::AnswerBeforeLog,
         PlantedFault::NoSync,
         PlantedFault::ForgetTail,
@@ -103,6 +105,7 @@ impl PlantedFault {
         PlantedFault::VoteAtOnce,
         PlantedFault::LeaseFromReceipt,
         PlantedFault::LeaseTooLong,
+        PlantedFault::LeaseByOneClock,
         PlantedFault::LeaseUnchecked,
         PlantedFault::TransferKeepsLease,
         PlantedFault::FollowerReads,

@@ -27,7 +27,7 @@ enum Fault {
     KillMany,
     /// The node is asked to stop.
     Stop,
-    /// The process stands still, and goes on.
+    /// The process stands still, or its whole machine with the monotonic clock, and goes on.
     Pause,
     /// The placement driver crashes.
     PlacementDriver,
@@ -117,7 +117,7 @@ impl World {
             Fault::Pause => {
                 let long = if self.prng.one_in(4) { 20_000 } else { 5000 };
                 let pause = Duration::from_millis(self.prng.range(10, long));
-                self.sim.pause(node, pause);
+                if self.prng.one_in(2) { self.sim.pause(node, pause) } else { self.sim.suspend(node, pause) }
             }
             Fault::PlacementDriver => self.kill_pd(),
             Fault::Clock => self.turn_clock(node),

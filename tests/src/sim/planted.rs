@@ -33,6 +33,7 @@ pub fn plan(fault: PlantedFault) -> Option<Plan> {
         | F::VoteAtOnce
         | F::LeaseFromReceipt
         | F::LeaseTooLong
+        | F::LeaseByOneClock
         | F::LeaseUnchecked
         | F::TransferKeepsLease
         | F::FollowerReads

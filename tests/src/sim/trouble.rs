@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use executor::sim::SimDisk;
+use proto::metapb;
 
 use super::watch;
 use super::world::{PD_IP, PD_PORT, RECOVERY_LIMIT, World};
@@ -26,7 +28,12 @@ impl World {
         let client = Rc::new(Client::new(&SocketAddr::new(PD_IP, PD_PORT).to_string()));
         self.must_put(&client, "first", RECOVERY_LIMIT);
         let (sim, count) = (&self.sim, self.nodes.len() as u64);
-        let is_whole = || watch::compare(&self.views()).is_ok_and(|(regions, replicas)| replicas == regions * count);
+        let is_voter = |peer: &metapb::Peer| peer.role() == metapb::PeerRole::Voter;
+        let is_whole = || {
+            let region = self.views().iter().find_map(|view| view.region_of(b"first"));
+            region.is_some_and(|region| region.peers.len() as u64 == count && region.peers.iter().all(is_voter))
+                && watch::compare(&self.views()).is_ok()
+        };
         let whole = sim.run_until(RECOVERY_LIMIT, is_whole);
         assert!(whole, "seed {}: not every region has {count} replicas", self.seed);
         client
@@ -61,6 +68,40 @@ impl World {
         let client = client.clone();
         let fate = self.ask(RECOVERY_LIMIT, async move { client.delete(&key.into()).await });
         assert_eq!(fate, Fate::Done(()), "seed {}: {key}", self.seed);
+    }
+
+    /// Which of the peers of `key`'s region is on node `at`.
+    fn peer_at(&self, key: &[u8], at: usize) -> usize {
+        let region = self.views().iter().find_map(|view| view.region_of(key));
+        let store = self.nodes[at].serves.load(Ordering::Relaxed);
+        let found = region.and_then(|region| region.peers.iter().position(|peer| peer.store_id == store));
+        found.unwrap_or_else(|| panic!("seed {}: store {store} has no peer", self.seed))
+    }
+
+    /// The machine of a leader that may read is suspended, long enough for another one to be elected, and hears of nobody
+    /// when it wakes: it must not read by its old lease.
+    ///
+    /// # Panics
+    /// If it does.
+    pub fn suspend_a_leader(mut self) {
+        const SUSPENDED: Duration = Duration::from_secs(20);
+        let client = self.begin_story();
+        let at = self.leader_of(b"first").unwrap_or_else(|| panic!("seed {}: nobody leads", self.seed));
+        let (peer, node) = (self.peer_at(b"first", at), self.nodes[at].sim);
+        self.must_read(&client, "first", Some("value"));
+        let others = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node);
+        others.for_each(|other| self.sim.partition(node, other));
+        self.sim.suspend(node, SUSPENDED);
+        let wakes = self.sim.now() + SUSPENDED;
+        let writer = client.clone();
+        self.ask(
+            SUSPENDED,
+            async move { while writer.put(&"first".into(), &"newer".into()).await != Fate::Done(()) {} },
+        );
+        assert!(self.sim.now() < wakes, "seed {}: the write took as long as the sleep", self.seed);
+        self.sim.run_for(wakes.since(self.sim.now()));
+        let fate = self.ask(RECOVERY_LIMIT, async move { client.read_once(&"first".into(), Some(peer)).await });
+        assert!(!matches!(fate, Fate::Done(_)), "seed {}: a leader of long ago reads {fate:?}", self.seed);
     }
 
     fn disks(&self) -> Vec<SimDisk> {

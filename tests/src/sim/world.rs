@@ -42,7 +42,7 @@ pub(super) struct Member {
     pub(super) twins: TwinSource,
     config: NodeConfig,
     /// Its store's id while it serves, else 0.
-    serves: Arc<AtomicU64>,
+    pub(super) serves: Arc<AtomicU64>,
 }
 
 /// One run. See the module's text.
