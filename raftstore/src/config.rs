@@ -8,7 +8,7 @@ pub struct RaftConfig {
     /// Ticks between two heartbeats of a leader.
     pub heartbeat_ticks: u32,
     /// Fewest ticks without a leader before a peer campaigns; the most are one less than twice as many. Six
-    /// heartbeats, so that a lost one starts no election and a dead leader is replaced in about a second.
+    /// heartbeats, so that a lost one starts no election and a dead leader is replaced within a second.
     pub election_ticks: u32,
     /// Entries of one append message, in bytes. TiKV's value.
     pub message_bytes_max: u64,

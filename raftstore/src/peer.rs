@@ -131,11 +131,27 @@ impl Peer {
         if !self.may_campaign() {
             return;
         }
-        let (low, high) = (self.config.election_ticks as usize, 2 * self.config.election_ticks as usize);
-        let draw = hash::fold(hash::fold(self.seed, self.peer.id), self.node.raft.term);
-        let timeout = low + (draw % (high - low) as u64) as usize;
-        self.node.raft.set_randomized_election_timeout(timeout);
+        self.node.raft.set_randomized_election_timeout(self.election_timeout());
         self.node.tick();
+    }
+
+    /// Ticks of silence after which this peer campaigns.
+    ///
+    /// Who loses its leader waits by its rank among the other voters, the same for all of them: one after the other
+    /// campaigns, two ticks apart, so that none takes the other's votes, and the first does so a tick after all others
+    /// have become free to vote. Who has campaigned in vain, or knows of no leader, draws.
+    fn election_timeout(&self) -> usize {
+        let (low, high) = (self.config.election_ticks as usize, 2 * self.config.election_ticks as usize);
+        let raft = &self.node.raft;
+        if raft.leader_id == raft::INVALID_ID {
+            let draw = hash::fold(hash::fold(self.seed, self.peer.id), raft.term);
+            return low + (draw % (high - low) as u64) as usize;
+        }
+        // Not by id alone: one store would be the first in all regions.
+        let order = |id: u64| hash::fold(self.region.id, id);
+        let is_before = |id: &u64| *id != raft.leader_id && order(*id) < order(self.peer.id);
+        let rank = raft.prs().conf().voters().ids().iter().filter(is_before).count();
+        (low + 1 + 2 * rank).min(high - 1)
     }
 
     /// False while a sole voter's log is not durable: it would elect itself before its own vote's ground is firm.
