@@ -7,6 +7,7 @@ use pd::ANNOUNCED_VERSION;
 use proto::pdpb::*;
 use proto::rpc::{CallContext, Code, Metadata};
 use proto::{keyspacepb, metapb};
+use std::time::Duration;
 
 async fn split_in_three(pd: &Pd) {
     pd.report(&[region(2, "", "b", 3), region(3, "b", "d", 3), region(4, "d", "", 3)]).await;
@@ -216,6 +217,43 @@ fn regions_are_found_by_key_id_neighbour_and_range() {
         assert_eq!(scan(vec![range("a", "b1"), range("c", "d1")], 2).await, (vec![2, 3], None));
         assert_eq!(scan(vec![range("c", "a")], 0).await.1, Some(ErrorType::Unknown));
         assert_eq!(scan(vec![range("a", "c"), range("b", "d")], 0).await.1, Some(ErrorType::Unknown));
+    });
+}
+
+#[test]
+fn a_lookup_waits_for_the_heir_of_a_store_whose_stream_broke() {
+    with_pd(|pd| async move {
+        pd.bootstrap().await;
+        assert_eq!(pd.put_store(store(2)).await, None);
+        let mut both = region(2, "", "", 1);
+        both.peers.push(peer(30, 2));
+        both.region_epoch = Some(metapb::RegionEpoch { conf_ver: 2, version: 1 });
+        let report = |at: usize, term| RegionHeartbeatRequest {
+            header: pd.header(),
+            leader: Some(both.peers[at]),
+            region: Some(both.clone()),
+            term,
+            ..Default::default()
+        };
+        let (requests, answers) = pd.pd.region_heartbeat(cx()).await.expect("the stream opens");
+        requests.send(&report(0, 6)).await.expect("the heartbeat goes out");
+        pd.leader_is(2, 1).await;
+        // A call that is cut off, not one that ends.
+        drop((requests, answers));
+        let (heir, _answers) = pd.pd.region_heartbeat(cx()).await.expect("the stream opens");
+        let report = report(1, 7);
+        let elected = executor::spawn_local(executor::Class::Foreground, async move {
+            executor::sleep(Duration::from_millis(300)).await;
+            heir.send(&report).await.expect("the heartbeat goes out");
+            // It stays open.
+            executor::sleep(Duration::from_secs(5)).await;
+        });
+        // The break is noticed soon, but not before this.
+        executor::sleep(Duration::from_millis(100)).await;
+        let request = GetRegionRequest { header: pd.header(), region_key: "a".into(), ..Default::default() };
+        let answer = pd.pd.get_region(cx(), &request).await.expect("an answer");
+        assert_eq!(answer.leader.map(|leader| leader.store_id), Some(2), "at once when the heir reports");
+        elected.cancel();
     });
 }
 

@@ -4,6 +4,7 @@
 use super::etcd_lease::LeaseGranted;
 use super::heartbeat::Streams;
 use super::line::Line;
+use super::lost::Lost;
 use super::scheduling::Scheduling;
 use super::tso::Clock;
 use super::vitals::Vitals;
@@ -51,6 +52,7 @@ pub(crate) struct Core {
     pub(crate) line: Line,
     pub(crate) clock: Clock,
     pub(crate) streams: Streams,
+    pub(crate) lost: Lost,
     pub(crate) lease_granted: LeaseGranted,
     pub(crate) scheduling: Scheduling,
     pub(crate) metrics: Rc<PdMetrics>,
@@ -80,6 +82,7 @@ impl Core {
             state,
             clock,
             streams: Streams::default(),
+            lost: Lost::default(),
             lease_granted: LeaseGranted::default(),
             scheduling,
             right: around.right,

@@ -1,6 +1,7 @@
 //! The stream on which a store's leaders report their regions, and on which PD asks something of them.
 
 use super::Core;
+use super::lost::Lost;
 use crate::directory::Refused;
 use crate::metrics::add;
 use base::Instant;
@@ -43,15 +44,19 @@ impl Streams {
 /// Binds a stream to the stores whose leaders report on it, as long as it lives.
 struct Binding<'a> {
     streams: &'a Streams,
+    lost: &'a Lost,
+    /// The store has ended the stream itself.
+    is_over: bool,
     token: u64,
     store: Option<u64>,
     answers: Outbound<RegionHeartbeatResponse>,
 }
 
 impl<'a> Binding<'a> {
-    fn new(streams: &'a Streams, answers: Outbound<RegionHeartbeatResponse>) -> Binding<'a> {
+    fn new(core: &'a Core, answers: Outbound<RegionHeartbeatResponse>) -> Binding<'a> {
+        let (streams, lost) = (&core.streams, &core.lost);
         streams.tokens.set(streams.tokens.get() + 1);
-        Binding { streams, token: streams.tokens.get(), store: None, answers }
+        Binding { streams, lost, is_over: false, token: streams.tokens.get(), store: None, answers }
     }
 
     /// The newest stream on which a store reports is the one to answer on.
@@ -60,23 +65,27 @@ impl<'a> Binding<'a> {
             self.unbind();
             self.store = Some(store);
         }
+        self.lost.found(store);
         let stream = Stream { token: self.token, answers: self.answers.clone() };
         self.streams.by_store.borrow_mut().insert(store, stream);
     }
 
-    fn unbind(&mut self) {
+    /// Answers whose newest stream this was.
+    fn unbind(&mut self) -> Option<u64> {
         let mut by_store = self.streams.by_store.borrow_mut();
-        if let Some(store) = self.store.take()
-            && by_store.get(&store).is_some_and(|stream| stream.token == self.token)
-        {
-            by_store.remove(&store);
-        }
+        let store = self.store.take()?;
+        by_store.get(&store).filter(|stream| stream.token == self.token)?;
+        by_store.remove(&store);
+        Some(store)
     }
 }
 
 impl Drop for Binding<'_> {
     fn drop(&mut self) {
-        self.unbind();
+        let store = self.unbind();
+        if let Some(store) = store.filter(|_| !self.is_over) {
+            self.lost.note(store);
+        }
     }
 }
 
@@ -87,7 +96,7 @@ impl Core {
         mut requests: Inbound<RegionHeartbeatRequest>,
         answers: Outbound<RegionHeartbeatResponse>,
     ) -> Result<(), Status> {
-        let mut binding = Binding::new(&self.streams, answers.clone());
+        let mut binding = Binding::new(self, answers.clone());
         let mut bind_again = executor::now();
         let mut keepalive = executor::now() + KEEPALIVE;
         loop {
@@ -98,6 +107,7 @@ impl Core {
                 continue;
             };
             let Some(request) = request? else {
+                binding.is_over = true;
                 return Ok(());
             };
             self.check_cluster(request.header.as_ref().map_or(0, |header| header.cluster_id))?;
@@ -140,6 +150,7 @@ impl Core {
             }
         };
         add(&self.metrics.region_heartbeats_total, 1);
+        self.lost.reported();
         if taken.changed {
             let mut state = self.state.borrow_mut();
             taken.overlapped.iter().for_each(|id| state.drop_region(*id));

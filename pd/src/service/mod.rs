@@ -11,6 +11,7 @@ mod global_config;
 mod heartbeat;
 mod keyspace;
 mod line;
+mod lost;
 mod meta_storage;
 mod pd;
 mod pd_gc;

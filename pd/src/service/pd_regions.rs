@@ -12,17 +12,20 @@ const SPLIT_COUNT_MAX: u32 = 1024;
 
 impl Core {
     pub(super) async fn get_region(&self, request: GetRegionRequest) -> Result<GetRegionResponse, Status> {
-        let region = self.directory.borrow().by_key(&request.region_key).cloned();
+        let region = self.led_region(|directory| directory.by_key(&request.region_key).cloned()).await;
+        self.check_serving()?;
         Ok(self.region_answer(region, request.need_buckets))
     }
 
     pub(super) async fn get_prev_region(&self, request: GetRegionRequest) -> Result<GetRegionResponse, Status> {
-        let region = self.directory.borrow().before_key(&request.region_key).cloned();
+        let region = self.led_region(|directory| directory.before_key(&request.region_key).cloned()).await;
+        self.check_serving()?;
         Ok(self.region_answer(region, request.need_buckets))
     }
 
     pub(super) async fn get_region_by_id(&self, request: GetRegionByIdRequest) -> Result<GetRegionResponse, Status> {
-        let region = self.directory.borrow().by_id(request.region_id).cloned();
+        let region = self.led_region(|directory| directory.by_id(request.region_id).cloned()).await;
+        self.check_serving()?;
         Ok(self.region_answer(region, request.need_buckets))
     }
 
