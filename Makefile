@@ -10,12 +10,14 @@ endif
 
 N ?= 200
 SIM_NODES ?= 1
+WHAT ?= kills
+NUMBER ?=
 NODES ?= 3
 CORES ?= 0
 PD_PORT ?= 2379
 DATA_DIR ?= basalt-data
 
-.PHONY: run build deps test check sim bench clean
+.PHONY: run build deps test check sim bench measure clean
 
 ## Build, start a cluster on this machine, and say how to reach it.
 run: build
@@ -45,6 +47,11 @@ sim: deps
 bench: deps
 	cargo build --release --bin basalt
 	target/release/basalt perf bench
+
+## Measure failures and growth on real processes: WHAT=kills, disk, balance or scale; NUMBER of kills, rounds or regions.
+measure: deps
+	cargo build --release --workspace --bin basalt --example measure
+	target/release/examples/measure $(WHAT) $(NUMBER)
 
 clean:
 	cargo clean

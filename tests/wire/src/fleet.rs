@@ -24,11 +24,13 @@ pub struct Plan {
     pub config: String,
     /// With them all ports speak TLS.
     pub certificates: Option<Certificates>,
+    /// The placement driver's address.
+    pub host: String,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { nodes: 3, cores: 1, config: String::new(), certificates: None }
+        Plan { nodes: 3, cores: 1, config: String::new(), certificates: None, host: "127.0.0.1".to_string() }
     }
 }
 
@@ -42,8 +44,11 @@ pub struct Member {
     pub status: String,
     /// Its folder.
     pub data_dir: PathBuf,
-    /// More environment for its lives to come.
+    /// More flags of `basalt serve` for its lives to come.
+    pub flags: Vec<String>,
+    /// More environment for them.
     pub environment: Vec<(String, String)>,
+    prefix: Vec<String>,
     child: Option<Child>,
 }
 
@@ -70,7 +75,8 @@ impl Fleet {
         let section = plan.certificates.as_ref().map_or_else(String::new, Certificates::section);
         let config = config_file(dir.path(), &format!("{}\n{section}", plan.config));
         let mut command = Command::new(binary());
-        command.args(["pd", "--die-with-parent", "--addr", "127.0.0.1:0", "--allow-buffered", "--data-dir"]);
+        let address = format!("{}:0", plan.host);
+        command.args(["pd", "--die-with-parent", "--addr", &address, "--allow-buffered", "--data-dir"]);
         command.arg(dir.path().join("pd"));
         command.args(plan.certificates.iter().flat_map(Certificates::flags));
         let started = start(command, Log::File(dir.path().join("pd.log")));
@@ -88,7 +94,7 @@ impl Fleet {
     /// # Panics
     /// If they do not start.
     pub fn replicated(nodes: usize, cores: usize, config: &str) -> Fleet {
-        let fleet = Fleet::start(Plan { nodes, cores, config: config.into(), certificates: None });
+        let fleet = Fleet::start(Plan { nodes, cores, config: config.into(), ..Plan::default() });
         fleet.replicate(nodes);
         fleet
     }
@@ -98,12 +104,23 @@ impl Fleet {
     /// # Panics
     /// If it does not start.
     pub fn add(&mut self, data_dir: PathBuf, address: &str) -> usize {
+        self.add_behind(Vec::new(), data_dir, address)
+    }
+
+    /// As [`Fleet::add`], by a command that `prefix` begins, and that becomes the node.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn add_behind(&mut self, prefix: Vec<String>, data_dir: PathBuf, address: &str) -> usize {
+        let host = address.rsplit_once(':').expect("host and port").0;
         let number = self.members.len();
         self.members.push(Member {
             store_id: 0,
             address: address.to_string(),
-            status: "127.0.0.1:0".to_string(),
+            status: format!("{host}:0"),
+            prefix,
             data_dir,
+            flags: Vec::new(),
             environment: Vec::new(),
             child: None,
         });
@@ -128,8 +145,10 @@ impl Fleet {
         let log = self.log_path(number);
         let member = &mut self.members[number];
         assert!(member.child.is_none(), "node {number} runs");
-        let mut command = Command::new(binary());
+        let mut words = member.prefix.iter().cloned().chain([binary().display().to_string()]);
+        let mut command = Command::new(words.next().expect("at least the binary"));
         command
+            .args(words)
             .args(["serve", "--die-with-parent", "--allow-buffered", "--no-pin", "--idle-spin-us", "0"])
             .args(["--addr", &member.address, "--status-addr", &member.status])
             .args(["--pd", &self.pd, "--cores", &self.plan.cores.to_string()])
@@ -137,6 +156,7 @@ impl Fleet {
             .arg(&self.config)
             .arg("--data-dir")
             .arg(&member.data_dir)
+            .args(&member.flags)
             .envs(member.environment.iter().map(|(name, value)| (name, value)));
         let Some((child, ready)) = start(command, Log::File(log)) else { return false };
         member.store_id = ready["store_id"].as_u64().expect("a store id");

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
+pub(crate) use basalt_wire::probe::client;
 use basalt_wire::process::wait_for;
-use tikv_client::{Config, Key, KvPair, RawClient, Value};
+use tikv_client::{Key, KvPair, RawClient, Value};
 
 /// Twelve hundred keys are some ninety regions.
 pub(crate) const SMALL_REGIONS: &str = "[coprocessor]\nregion-max-keys = 20\nregion-split-keys = 10\n\
@@ -19,12 +19,6 @@ pub(crate) fn key(i: u32) -> Vec<u8> {
 
 pub(crate) fn value(i: u32, round: u32) -> Vec<u8> {
     format!("value-{i}-{round}").into_bytes()
-}
-
-/// A client of the cluster whose placement driver is at `pd`.
-pub(crate) async fn client(pd: &str) -> RawClient {
-    let config = Config::default().with_timeout(Duration::from_secs(10));
-    RawClient::new_with_config(vec![pd.to_string()], config).await.expect("a client")
 }
 
 /// Keys are put in rounds, which makes regions split and move, while other tasks read what was put.
