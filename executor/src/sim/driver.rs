@@ -69,6 +69,7 @@ impl Sim {
             pauses: Cell::new(0),
             parked: RefCell::default(),
             next_port: Cell::new(0),
+            slow_helpers: Cell::new(0),
         }));
         SimNode(index)
     }
@@ -181,8 +182,20 @@ impl Sim {
 
     /// Sets both directions between two nodes.
     pub fn set_link(&self, a: SimNode, b: SimNode, link: Link) {
-        self.world.set_link(a.0, b.0, link);
-        self.world.set_link(b.0, a.0, link);
+        self.world.set_link(a.0, b.0, Some(link));
+        self.world.set_link(b.0, a.0, Some(link));
+    }
+
+    /// Treats one direction between two nodes otherwise from now on, `link` from `from` to `to`, or as configured again
+    /// with `None`. What is under way arrives as it would have.
+    pub fn set_link_one_way(&self, from: SimNode, to: SimNode, link: Option<Link>) {
+        self.world.set_link(from.0, to.0, link);
+    }
+
+    /// Adds so much to the start of everything that helpers of the node do, as a disk does whose reads hang. Log files
+    /// are not slower for it.
+    pub fn slow_helpers(&self, node: SimNode, by: Duration) {
+        self.node(node).slow_helpers.set(nanos(by));
     }
 
     /// Stops the node for so long, as SIGSTOP does: its tasks are not polled, while its clock, its disk and its

@@ -100,7 +100,8 @@ pub(crate) fn blocking<T: 'static>(class: Class, work: impl FnOnce() -> T + 'sta
     let world = core.world.clone();
     world.note(world::Note::Blocking, class as u64);
     let (promise, answer) = answer::promise();
-    let run = world.config.helper.draw(&mut world.chance.helper.borrow_mut());
+    let drawn = world.config.helper.draw(&mut world.chance.helper.borrow_mut());
+    let run = drawn.saturating_add(core.node.slow_helpers.get());
     let back = world.config.wake.draw(&mut world.chance.helper.borrow_mut());
     let (then, queued) = (world.clone(), class.index());
     add(&core.metrics.blocking_total[queued], 1);

@@ -26,6 +26,8 @@ pub(super) struct Node {
     /// What was to run while the node was paused.
     pub(super) parked: RefCell<Vec<Parked>>,
     pub(super) next_port: Cell<u16>,
+    /// Nanoseconds that helpers take longer to begin anything.
+    pub(super) slow_helpers: Cell<u64>,
 }
 
 impl Node {

@@ -27,10 +27,10 @@ impl Net {
 }
 
 impl World {
-    pub(in crate::sim) fn set_link(&self, from: usize, to: usize, link: Link) {
+    pub(in crate::sim) fn set_link(&self, from: usize, to: usize, link: Option<Link>) {
         self.note(Note::Link, (from as u64) << 16 | to as u64);
         let mut net = self.net.borrow_mut();
-        net.wires.entry((from, to)).or_default().link = Some(link);
+        net.wires.entry((from, to)).or_default().link = link;
     }
 
     /// Blocks one direction: what is under way or sent later waits for [`World::unblock`], or for its sender to give up.

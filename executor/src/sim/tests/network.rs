@@ -327,6 +327,29 @@ fn latency_is_what_the_link_says() {
 }
 
 #[test]
+fn one_direction_may_be_slow_for_a_while() {
+    let (sim, nodes) = echo_world(11, SimConfig::default(), 2);
+    let slow = Link { latency: millis(300), jitter: millis(0), reset_rate: 0.0 };
+    let trip = |stream: SimStream| {
+        let mut stream = stream;
+        let trip = async move {
+            let begin = crate::sim::now();
+            ping(&mut stream).await.expect("calm");
+            (elapsed(begin), stream)
+        };
+        sim.block_on(nodes[1], trip, SECOND).expect("it ends")
+    };
+    let stream = sim.block_on(nodes[1], connect(), SECOND).expect("connected");
+    let (usual, stream) = trip(stream);
+    sim.set_link_one_way(nodes[0], nodes[1], Some(slow));
+    let (slowed, stream) = trip(stream);
+    sim.set_link_one_way(nodes[0], nodes[1], None);
+    let (again, _) = trip(stream);
+    assert!(usual < millis(10) && again < millis(10), "{usual:?}, {again:?}");
+    assert!((millis(300)..millis(310)).contains(&slowed), "{slowed:?}");
+}
+
+#[test]
 fn a_full_window_makes_the_writer_wait() {
     let config = SimConfig { window_bytes: 1000, short_io_one_in: 0, ..SimConfig::default() };
     let (sim, nodes) = world(11, config, 2);

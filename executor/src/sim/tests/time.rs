@@ -184,6 +184,24 @@ fn tasks_are_picked_in_an_order_of_the_seed() {
 }
 
 #[test]
+fn slow_helpers_begin_later() {
+    let (sim, nodes) = world(7, SimConfig::default(), 2);
+    sim.slow_helpers(nodes[0], millis(500));
+    let took = |node| {
+        let work = async {
+            let begin = crate::sim::now();
+            crate::sim::blocking(Class::Scan, || ()).await;
+            elapsed(begin)
+        };
+        sim.block_on(node, work, SECOND).expect("it ends")
+    };
+    assert!(took(nodes[0]) >= millis(500));
+    assert!(took(nodes[1]) < millis(50), "the other node's are as fast as ever");
+    sim.slow_helpers(nodes[0], Duration::ZERO);
+    assert!(took(nodes[0]) < millis(50));
+}
+
+#[test]
 fn blocking_work_takes_time_and_answers_later() {
     let (sim, nodes) = world(7, SimConfig::default(), 1);
     let ran = counter();
