@@ -27,6 +27,9 @@ pub struct RaftConfig {
     pub reads_max: usize,
     /// Bytes of applied entries that are kept for followers that lag; 0 is used where there are none.
     pub cache_bytes: usize,
+    /// A peer whose leader commits what it acknowledged and no longer has ends the program instead of staying behind, for
+    /// tests that must not miss it.
+    pub halts_on_loss: bool,
 }
 
 impl Default for RaftConfig {
@@ -42,6 +45,7 @@ impl Default for RaftConfig {
             proposals_max: 16 << 10,
             reads_max: 4 << 10,
             cache_bytes: 1 << 20,
+            halts_on_loss: false,
         }
     }
 }
@@ -61,6 +65,7 @@ impl RaftConfig {
             proposals_max: prng.range(1, 1000) as usize,
             reads_max: prng.range(1, 100) as usize,
             cache_bytes: prng.range(0, 16 << 10) as usize,
+            halts_on_loss: false,
         }
     }
 

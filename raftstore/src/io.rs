@@ -33,6 +33,8 @@ pub enum Input {
     /// Try to become leader now: after the start of a group with one voter, or for the child of a region that this node
     /// leads.
     Campaign,
+    /// A committed change removes this peer: from now on it votes and acknowledges as ever, and never campaigns.
+    Retire,
     /// All [`Effect::Persist`] up to this number are durable.
     Persisted {
         /// The number of the last of them.

@@ -43,6 +43,8 @@ pub struct Peer {
     peer: metapb::Peer,
     seed: u64,
     quiet_ticks: u32,
+    /// It votes and acknowledges, and never campaigns.
+    is_retired: bool,
     effects: VecDeque<Effect>,
     role: Role,
     proposals: Proposals,
@@ -76,6 +78,7 @@ impl Peer {
             peer: init.peer,
             seed: init.seed,
             quiet_ticks: init.quiet_ticks,
+            is_retired: false,
             effects: VecDeque::new(),
             role,
             proposals: Proposals::default(),
@@ -99,6 +102,7 @@ impl Peer {
             }
             Input::ProposeConfChange { id, change, context } => self.propose_conf_change(id, &change, context),
             Input::Campaign => self.campaign(),
+            Input::Retire => self.is_retired = true,
             Input::Persisted { number } => self.persisted(number),
             Input::Applied { index } => self.applied_to(index),
             Input::ConfChanged { change, region } => self.conf_changed(&change, region),
@@ -129,6 +133,11 @@ impl Peer {
     fn tick(&mut self) {
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
         if !self.may_campaign() {
+            return;
+        }
+        if self.is_retired && !self.is_leader() {
+            // It is to see the last leader's lease end, since it votes; raft's own tick would campaign then.
+            self.node.raft.election_elapsed = self.node.raft.election_elapsed.saturating_add(1);
             return;
         }
         self.node.raft.set_randomized_election_timeout(self.election_timeout());
@@ -162,7 +171,7 @@ impl Peer {
 
     fn campaign(&mut self) {
         let quiet = self.quiet_ticks > 0 && !self.is_sole_voter();
-        if !self.is_leader() && !quiet && self.may_campaign() && self.node.raft.promotable() {
+        if !self.is_leader() && !quiet && !self.is_retired && self.may_campaign() && self.node.raft.promotable() {
             self.node.campaign().expect("MsgHup is always taken");
         }
     }
@@ -199,6 +208,11 @@ impl Peer {
         let (region, peer, from) = (self.region.id, self.peer.id, message.from);
         if refusal == Refusal::Lost && !self.loss_reported {
             self.loss_reported = true;
+            assert!(
+                !self.config.halts_on_loss,
+                "region {region}: peer {peer} acknowledged up to {} to its leader {from} and no longer has it",
+                message.commit
+            );
             tracing::error!(region, peer, from, "the leader commits what this peer acknowledged and no longer has");
         }
         tracing::debug!(region, peer, from, %refusal, "message dropped");

@@ -272,6 +272,7 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
     let many = words.named("times").unwrap_or(1);
     match words.plain[0] {
         "campaign" => cluster.input(words.number(1), Input::Campaign),
+        "retire" => cluster.input(words.number(1), Input::Retire),
         "tick" => (0..many).for_each(|_| cluster.input(words.number(1), Input::Tick)),
         "propose" => {
             let data = Bytes::copy_from_slice(words.named.get("data").unwrap_or(&"").as_bytes());

@@ -49,6 +49,9 @@ pub struct ShardConfig {
     /// Prepare merges that are ordered. Off: some seeds of the simulator end with a region that nobody leads after merges,
     /// and an operator can order one through the placement driver whatever its limits say.
     pub merges: bool,
+    /// How long a peer hears of no leader before it asks the placement driver whether it is a member still, and between two
+    /// such questions. A region without a quorum costs a question of each of its peers every so often.
+    pub leader_missing: Duration,
     /// A replica that differs from its leader's ends the program instead of itself, for tests that must not miss it.
     pub halts_on_divergence: bool,
     /// What befalls raft messages on their way out, for tests.
@@ -84,6 +87,7 @@ impl Default for ShardConfig {
             tick: Duration::from_millis(100),
             raft: raftstore::RaftConfig::default(),
             merges: false,
+            leader_missing: Duration::from_secs(300),
             halts_on_divergence: false,
             line_faults: None,
             planted: None,

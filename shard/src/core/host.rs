@@ -17,7 +17,7 @@ use super::directory::Tombstone;
 use super::disk::{DiskGauge, DiskUsage};
 use super::error::RegionError;
 use super::lines::Lines;
-use super::mail::{Answered, Control, CoreMail, RegionReport, RemoteRequest, Route, reply};
+use super::mail::{Answered, Control, CoreMail, PeerView, RegionReport, RemoteRequest, Route, reply};
 use super::shard::{Outlet, Shard};
 use crate::engine::Engine;
 
@@ -335,6 +335,12 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
 
     fn disk(&self) -> DiskUsage {
         self.host.upgrade().map_or(DiskUsage::Normal, |host| host.node.disk.usage())
+    }
+
+    fn leaderless(&self, shard: ShardId, peer: PeerView) {
+        if let Some(host) = self.host.upgrade() {
+            host.control(CoreId(0), Control::Leaderless { shard, peer: Box::new(peer) });
+        }
     }
 
     fn bring_together(&self, source: RegionId, target: RegionId, version: u64) {

@@ -302,6 +302,13 @@ pub enum Control {
         /// When it has ended.
         reply: Reply<()>,
     },
+    /// To core 0: a peer has heard of no leader for long; is it a member still?
+    Leaderless {
+        /// Where.
+        shard: ShardId,
+        /// The peer.
+        peer: Box<PeerView>,
+    },
     /// To core 0: a peer ended, durably.
     Ended {
         /// Its region.

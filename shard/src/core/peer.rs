@@ -88,6 +88,8 @@ pub(crate) struct PeerState {
     pub(crate) unmeasured: (u64, u64),
     pub(crate) measuring: bool,
     pub(crate) contacts: Contacts,
+    /// When a leader was heard of, or missed, last.
+    pub(crate) led_at: Instant,
     pub(crate) marks: Marks,
     /// What the last full comparison found here.
     pub(crate) hashed: Option<Box<RegionHash>>,
@@ -96,8 +98,12 @@ pub(crate) struct PeerState {
     pub(crate) snapshots: BTreeMap<u64, Instant>,
     /// The last report named followers that had nothing.
     pub(crate) reported_pending: bool,
-    /// A committed entry removes this peer: it applies nothing more, and ends.
+    /// A committed entry removes this peer: it applies nothing more, and ends. See [`super::removal`].
     pub(crate) leaving: bool,
+    /// Ticks after which a peer that leaves asks again whether it may go.
+    pub(crate) asks_in: u32,
+    /// Whether a restart finds the last change of members committed.
+    pub(crate) members_durable: bool,
     /// Ticks after which a peer that led before it moved asks for the leadership back; 0: it does not.
     pub(crate) reclaims_in: u32,
     pub(crate) merging: Merging,
@@ -125,6 +131,7 @@ impl PeerState {
             unmeasured: (0, 0),
             measuring: false,
             contacts: Contacts::default(),
+            led_at: executor::now(),
             marks: Marks::default(),
             hashed: None,
             deposed: None,
@@ -132,6 +139,8 @@ impl PeerState {
             snapshots: BTreeMap::new(),
             reported_pending: false,
             leaving: false,
+            asks_in: 0,
+            members_durable: true,
             reclaims_in: 0,
             merging: Merging::default(),
             split_off: Vec::new(),

@@ -112,7 +112,7 @@ impl PeerState {
     }
 
     /// Tells a peer that is no member any more that it is none.
-    fn tombstone_letter(&self, to: metapb::Peer) -> raft_serverpb::RaftMessage {
+    pub(crate) fn tombstone_letter(&self, to: metapb::Peer) -> raft_serverpb::RaftMessage {
         raft_serverpb::RaftMessage {
             region_id: self.meta.region.id,
             from_peer: Some(self.meta.peer),
@@ -166,7 +166,8 @@ impl<E: Engine> Shard<E> {
         let Some(peer) = peers.get_mut(&region) else { return };
         let own = peer.meta.peer;
         let conf_ver = letter.region_epoch.as_ref().map_or(0, |epoch| epoch.conf_ver);
-        if to.store_id != self.store.0 || peer.phase == Phase::Damaged {
+        // A shard whose log takes no records cannot end a peer either; one whose damage was accepted can.
+        if to.store_id != self.store.0 || (peer.phase == Phase::Damaged && self.is_damaged) {
             return;
         }
         if let Some(target) = &letter.merge_target {
@@ -196,13 +197,19 @@ impl<E: Engine> Shard<E> {
         let is_vote = matches!(message.msg_type(), MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         let is_member = peer.meta.region.peers.iter().any(|member| member.id == from.id);
         if is_vote && !is_member && conf_ver < peer.meta.conf_ver() {
-            self.outlet.send_raft(StoreId(from.store_id), peer.tombstone_letter(from));
+            if peer.members_durable {
+                self.outlet.send_raft(StoreId(from.store_id), peer.tombstone_letter(from));
+            }
             return;
         }
         // A frozen peer's entries are on their way to another shard; an ended one has none. Who is alone in its region
         // hears from nobody: a stray message of a higher term would end a leadership that no tick brings back.
         if peer.phase != Phase::Serving || message.from != from.id || peer.meta.region.peers.len() == 1 {
             return;
+        }
+        let is_leaders = matches!(message.msg_type(), MessageType::MsgHeartbeat | MessageType::MsgAppend);
+        if is_leaders && message.term >= peer.term {
+            peer.led_at = executor::now();
         }
         add(&self.metrics.raft_received_total, 1);
         self.note_disk(StoreId(from.store_id), letter.disk_usage());

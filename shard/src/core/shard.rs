@@ -69,6 +69,8 @@ pub trait Outlet {
     fn stalled(&self, _is_stalled: bool) {}
     /// A leader is about to serve its region.
     fn begins_to_lead(&self) {}
+    /// A peer has heard of no leader for long.
+    fn leaderless(&self, _shard: ShardId, _peer: PeerView) {}
     /// A source and its target, which had this version when the merge was prepared, are to be on one shard.
     fn bring_together(&self, _source: RegionId, _target: RegionId, _version: u64) {}
     /// Another member of a region here tells that the region has merged into `target`, as that was before.
@@ -598,13 +600,7 @@ impl<E: Engine> Shard<E> {
     /// What the peer of `region` here knows of it.
     pub fn peer_of(&self, region: RegionId) -> Option<PeerView> {
         let peers = self.peers.borrow();
-        let meta = &peers.get(&region)?.meta;
-        Some(PeerView {
-            region: (*meta.region).clone(),
-            peer: meta.peer_id(),
-            began_version: meta.began_version,
-            merges_into: meta.merge.as_ref().and_then(|merge| merge.target.clone()),
-        })
+        Some(peers.get(&region)?.view())
     }
 
     /// Reports of those that lead among the `limit` regions from `from` on, whose traffic counts start again; and the
@@ -612,7 +608,7 @@ impl<E: Engine> Shard<E> {
     pub fn reports(&self, from: RegionId, limit: usize) -> (Vec<RegionReport>, Option<RegionId>) {
         let mut peers = self.peers.borrow_mut();
         let mut rest = peers.range_mut(from..);
-        let some = rest.by_ref().take(limit).filter(|(_, peer)| peer.leads());
+        let some = rest.by_ref().take(limit).filter(|(_, peer)| peer.leads() && peer.members_durable);
         let reports = some.map(|(_, peer)| peer.report(self.id)).collect();
         (reports, rest.next().map(|(region, _)| *region))
     }

@@ -95,7 +95,9 @@ pub(crate) struct Turn {
     pub(crate) next_proposal: u64,
     oldest_unflushed: Option<Instant>,
     /// Records for the next log write.
-    records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
+    /// Regions whose members changed, with those that were removed, until the log has it.
+    pub(crate) members_changed: Vec<(RegionId, Vec<proto::metapb::Peer>)>,
     /// Messages that promise what the next log write makes durable.
     pub(crate) after_log: Vec<(StoreId, RaftMessage)>,
     /// Targets whose sources are to be looked for now, and those with the next tick.
@@ -340,18 +342,22 @@ impl<E: Engine> Shard<E> {
         turn.merging.append(&mut turn.merging_later);
         for (region, peer) in self.peers.borrow_mut().iter_mut() {
             self.tick_merge(*region, peer);
+            self.miss_leader(peer);
             if peer.phase == Phase::Serving && peer.meta.region.peers.len() > 1 {
                 peer.raft.handle(RaftInput::Tick);
                 turn.dirty.insert(*region);
                 if peer.reclaims_in > 0 {
                     self.reclaim(peer);
                 }
+                if peer.leaving {
+                    self.ask_to_leave(peer);
+                }
                 self.ask_again(*region, peer, turn);
                 self.give_writes_up(peer);
                 peer.begin_chain();
                 // PD waits for those who catch up.
                 if peer.reported_pending && peer.leads() && peer.pending_peers().is_empty() {
-                    self.outlet.report(peer.report(self.id));
+                    self.report(peer);
                 }
             }
         }
@@ -422,6 +428,7 @@ impl<E: Engine> Shard<E> {
             }
             self.write_log(turn, log).await?;
             self.post_promises(turn);
+            self.members_logged(turn);
             self.persisted(turn);
             if turn.dirty.is_empty() && turn.committed.is_empty() {
                 return Ok(());
@@ -560,8 +567,7 @@ impl<E: Engine> Shard<E> {
         while pass.batch.data_bytes() < self.config.entry_cut_bytes && pass.hashes.is_empty() {
             let Some(Committed { entry, proposal }) = entries.next() else { return };
             if removes_own(&peer.meta, &entry) {
-                peer.leaving = true;
-                self.push(Input::Leave { region, peer: peer.meta.peer_id() });
+                self.begin_to_leave(region, peer);
                 entries.by_ref().for_each(drop);
                 return;
             }
@@ -591,11 +597,13 @@ impl<E: Engine> Shard<E> {
                 Outcome::Refused(error) => result = Err(error),
                 Outcome::Hash => pass.hashes.push((region, entry.index)),
                 Outcome::Members { change, region: next } => {
+                    let before = peer.meta.region.clone();
                     apply_members(&mut peer.meta, next.clone(), &mut pass.batch);
                     peer.lease.revoke();
                     if peer.leads() || !self.config.is_planted(PlantedFault::MembersForgotten) {
                         peer.raft.handle(RaftInput::ConfChanged { change, region: next });
                     }
+                    self.log_members(region, peer, &before, entry.index, turn);
                     pass.members_changed.push(region);
                 }
                 Outcome::Merging { region: next, merge } => {
@@ -675,7 +683,7 @@ impl<E: Engine> Shard<E> {
             if peer.leads() && !peer.readable && peer.meta.applied_term == peer.term {
                 peer.readable = true;
                 self.outlet.begins_to_lead();
-                self.outlet.report(peer.report(self.id));
+                self.report(peer);
             }
             self.finish_reads(region, peer, turn);
             self.measure_if_due(peer);
@@ -687,7 +695,7 @@ impl<E: Engine> Shard<E> {
         }
         for region in pass.members_changed.drain(..) {
             if let Some(peer) = peers.get_mut(&region).filter(|peer| peer.leads()) {
-                self.outlet.report(peer.report(self.id));
+                self.report(peer);
             }
         }
         for (child, leads) in pass.children.drain(..) {

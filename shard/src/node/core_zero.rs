@@ -436,6 +436,7 @@ impl<E: Engine> CoreZero<E> {
             Control::Release { region } => drop(self.reserved.borrow_mut().remove(&region)),
             Control::Born { shard, region, bytes } => self.born(shard, &region, bytes),
             Control::BringTogether { source, target, version } => self.bring_together(source, target, version),
+            Control::Leaderless { shard, peer } => self.look_after_leaderless(shard, *peer),
             Control::LeftBehind { shard, region, peer, target } => {
                 let zero = self.clone();
                 executor::spawn_local(Class::Background, async move {

@@ -16,6 +16,7 @@ mod damage;
 mod disk;
 mod heartbeats;
 mod ident;
+mod leaderless;
 mod leave;
 mod letters;
 mod pd_events;

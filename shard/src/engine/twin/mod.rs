@@ -93,6 +93,14 @@ impl TwinDisk {
         self.lock().families[cf.index()].iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
+    /// Whether a durable value begins with `start`, in a family or in a table file that is not ingested yet.
+    pub fn holds_value(&self, start: &[u8]) -> bool {
+        let disk = self.lock();
+        let mut held = disk.families.iter().flat_map(|family| family.values());
+        let mut coming = disk.tables.values().flatten().map(|(_, value)| value);
+        held.any(|value| value.starts_with(start)) || coming.any(|value| value.starts_with(start))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Durable> {
         self.durable.lock().expect("no call panics while it holds the disk")
     }
