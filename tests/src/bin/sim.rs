@@ -1,15 +1,15 @@
 //! The simulator as a program.
 //!
-//! `sim --seed 42` replays one seed, `sim --count 2000` runs many. `sim --plant NoSync --count 50` counts the seeds that
-//! find a mistake, `sim --planted --count 20` does so for each one that can be planted. Ends with 1 if a seed failed, or a
-//! mistake was not found.
+//! `sim --seed 42` replays one seed, `sim --count 2000` runs many, `sim --scenario LoseVote --nodes 3` draws nothing but one
+//! fault. `sim --plant NoSync --count 50` counts the seeds that find a mistake, `sim --planted --count 20` does so for each
+//! one that can be planted. Ends with 1 if a seed failed, or a mistake was not found.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use basalt_tests::sim::{Focus, Plan, Report, World, planted};
+use basalt_tests::sim::{Fault, Focus, Plan, Report, World, planted};
 use clap::Parser;
 use shard::core::PlantedFault;
 use tracing_subscriber::filter::LevelFilter;
@@ -34,6 +34,9 @@ struct Args {
     /// Small regions are merged.
     #[arg(long)]
     merges: bool,
+    /// Nothing but this fault, in runs that are about leaders.
+    #[arg(long)]
+    scenario: Option<Fault>,
     /// A mistake that is made on purpose, in runs that are about it.
     #[arg(long)]
     plant: Option<PlantedFault>,
@@ -87,12 +90,16 @@ fn main() {
     }
     let sum = |field: fn(&Report) -> u64| sums.reports.iter().map(field).sum::<u64>();
     eprintln!(
-        "{} seeds passed: {} operations, {} acknowledged writes, {} faults, {} restarts, in {} s",
+        "{} seeds passed: {} operations, {} acknowledged writes, {} faults, {} restarts, {} writes looked \
+         for on disks, {} damaged replicas, {} undecided keys, in {} s",
         sums.reports.len(),
         sum(|report| report.operations),
         sum(|report| report.acknowledged),
         sum(|report| report.faults),
         sum(|report| report.restarts),
+        sum(|report| report.looked_for),
+        sum(|report| report.damaged),
+        sum(|report| report.undecided),
         started.elapsed().as_secs()
     );
     sums.failed.sort_unstable();
@@ -110,9 +117,11 @@ fn work(args: &Args, next: &AtomicU64, end: u64, sums: &Mutex<Sums>) {
         if seed >= end {
             return;
         }
-        let usual = Plan { nodes: args.nodes.max(1), merges: args.merges, ..Plan::default() };
+        let usual = Plan { nodes: args.nodes.max(1), merges: args.merges, only: args.scenario, ..Plan::default() };
+        let focus = if args.scenario.is_some() { Focus::Leaders } else { usual.focus };
+        let usual = Plan { focus, ..usual };
         let planted = args.plant.map(|fault| planted::plan(fault).unwrap_or(Plan { planted: Some(fault), ..usual }));
-        let plan = planted.unwrap_or(usual);
+        let plan = Plan { only: args.scenario, ..planted.unwrap_or(usual) };
         let quiet = args.quiet.map(std::time::Duration::from_secs);
         let result = catch_unwind(AssertUnwindSafe(|| {
             let world = World::new(seed, if quiet.is_some() { Plan { focus: Focus::Quiet, ..plan } } else { plan });
@@ -145,6 +154,7 @@ fn plant(args: &Args) {
             println!("{fault:?}: by the model test of recovery");
             continue;
         };
+        let plan = Plan { only: args.scenario, ..plan };
         let started = Instant::now();
         let (next, end) = (AtomicU64::new(args.from), args.from + args.count);
         let found = Mutex::new(Vec::new());

@@ -1,9 +1,10 @@
 //! What befalls the cluster of a run.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use base::Prng;
-use executor::sim::SimNode;
+use executor::sim::{Link, SimNode};
 
 use super::Focus;
 use super::world::World;
@@ -19,8 +20,9 @@ struct Chance {
     is_shared: bool,
 }
 
-#[derive(Clone, Copy)]
-enum Fault {
+/// What can befall a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
     /// The power fails, or the process is killed.
     Kill,
     /// The power fails at a majority or all of the nodes at once.
@@ -35,47 +37,75 @@ enum Fault {
     Clock,
     /// Each write takes long: hundreds of milliseconds, or seconds.
     SlowDisk,
+    /// Nothing new fits on the disk.
     FullDisk,
+    /// Syncs fail, which ends the node.
     FailingSyncs,
+    /// The engine of a node fails, which ends the node.
+    EngineError,
+    /// A block of a node's log is damaged while it is down. See `damage.rs`.
+    DamagedBlock,
     /// Clients do not reach the node.
     Unreachable,
     /// The node does not reach another one, all others or the placement driver, in one direction or both.
     CutOff,
     /// A link breaks and heals many times.
     Flapping,
-    /// A node is cut off, and another one restarted at once.
+    /// One or both directions of a link become slow.
+    SlowLink,
+    /// A node starts again on a slow disk.
+    SlowRestart,
+    /// Helpers of a node take long to begin what they are given: reads from the disk hang.
+    SlowHelpers,
+    /// What may have granted a lease is restarted at once. See `scripts.rs` for this and all that follow.
     RestartBehindCut,
-    /// All nodes but one write slowly, and then lose what they have not synced, while that one is away.
+    /// All lose what they wrote slowly, and one is away.
     SlowThenLost,
-    /// A node crashes while all write slowly: who leads next takes long until it knows what was committed.
+    /// A crash while all write slowly.
     KillSlowly,
-    /// A node votes for one that another one does not reach, writes slowly, and crashes.
-    SlowVotes,
+    /// Voters lose the vote that they have just given.
+    LoseVote,
+    /// A quorum's answer comes when the next leader is there.
+    LateAnswers,
+    /// A leader hands over, and hears late of the next one.
+    HandOverBehindSlowLink,
+    /// Reads hang while another one leads for a while.
+    ThereAndBack,
 }
 
-const fn chance(fault: Fault, any: u64, leaders: u64, crashes: u64, members: u64) -> Chance {
-    let is_shared = matches!(fault, Fault::KillMany | Fault::CutOff | Fault::Flapping)
-        || matches!(fault, Fault::RestartBehindCut | Fault::SlowThenLost | Fault::SlowVotes | Fault::KillSlowly);
-    Chance { fault, any, leaders, crashes, members, is_shared }
+/// How often a fault is drawn: for all, for [`Focus::Leaders`], [`Focus::Crashes`] and [`Focus::Members`].
+const fn chance(fault: Fault, [any, leaders, crashes, members]: [u64; 4]) -> Chance {
+    let is_alone = matches!(fault, Fault::Kill | Fault::Stop | Fault::Pause | Fault::PlacementDriver | Fault::Clock)
+        || matches!(fault, Fault::SlowDisk | Fault::FullDisk | Fault::FailingSyncs | Fault::Unreachable)
+        || matches!(fault, Fault::SlowRestart | Fault::SlowHelpers | Fault::EngineError);
+    Chance { fault, any, leaders, crashes, members, is_shared: !is_alone }
 }
 
-const CHANCES: [Chance; 16] = [
-    chance(Fault::Kill, 5, 1, 8, 4),
-    chance(Fault::KillMany, 2, 0, 8, 2),
-    chance(Fault::Stop, 1, 1, 1, 1),
-    chance(Fault::Pause, 1, 3, 0, 1),
-    chance(Fault::PlacementDriver, 1, 0, 3, 0),
-    chance(Fault::Clock, 1, 1, 2, 0),
-    chance(Fault::SlowDisk, 2, 1, 2, 1),
-    chance(Fault::FullDisk, 1, 0, 0, 0),
-    chance(Fault::FailingSyncs, 1, 0, 2, 0),
-    chance(Fault::Unreachable, 1, 0, 0, 0),
-    chance(Fault::CutOff, 3, 8, 0, 4),
-    chance(Fault::Flapping, 1, 1, 0, 1),
-    chance(Fault::RestartBehindCut, 1, 8, 0, 0),
-    chance(Fault::SlowThenLost, 1, 0, 6, 0),
-    chance(Fault::SlowVotes, 1, 5, 0, 0),
-    chance(Fault::KillSlowly, 1, 5, 0, 0),
+const CHANCES: [Chance; 24] = [
+    chance(Fault::Kill, [5, 1, 8, 4]),
+    chance(Fault::KillMany, [2, 0, 8, 2]),
+    chance(Fault::Stop, [1, 1, 1, 1]),
+    chance(Fault::Pause, [1, 3, 0, 1]),
+    chance(Fault::PlacementDriver, [1, 0, 3, 0]),
+    chance(Fault::Clock, [1, 1, 2, 0]),
+    chance(Fault::SlowDisk, [2, 1, 2, 1]),
+    chance(Fault::FullDisk, [1, 0, 0, 0]),
+    chance(Fault::FailingSyncs, [1, 0, 2, 0]),
+    chance(Fault::EngineError, [1, 0, 2, 0]),
+    chance(Fault::DamagedBlock, [1, 0, 2, 2]),
+    chance(Fault::Unreachable, [1, 0, 0, 0]),
+    chance(Fault::CutOff, [3, 6, 0, 4]),
+    chance(Fault::Flapping, [1, 1, 0, 1]),
+    chance(Fault::SlowLink, [1, 2, 0, 1]),
+    chance(Fault::SlowRestart, [1, 4, 2, 0]),
+    chance(Fault::SlowHelpers, [1, 1, 1, 1]),
+    chance(Fault::RestartBehindCut, [1, 6, 0, 0]),
+    chance(Fault::SlowThenLost, [1, 0, 6, 0]),
+    chance(Fault::KillSlowly, [1, 2, 0, 0]),
+    chance(Fault::LoseVote, [1, 6, 0, 0]),
+    chance(Fault::LateAnswers, [1, 6, 0, 0]),
+    chance(Fault::HandOverBehindSlowLink, [1, 6, 0, 0]),
+    chance(Fault::ThereAndBack, [1, 6, 0, 0]),
 ];
 
 fn draw(prng: &mut Prng, focus: Focus, nodes: usize) -> Fault {
@@ -95,6 +125,16 @@ fn draw(prng: &mut Prng, focus: Focus, nodes: usize) -> Fault {
     drawn.map_or(Fault::Kill, |chance| chance.fault)
 }
 
+impl FromStr for Fault {
+    type Err = String;
+
+    /// By the name of the variant, as its `Debug` prints it.
+    fn from_str(name: &str) -> Result<Fault, String> {
+        let found = CHANCES.iter().map(|chance| chance.fault).find(|fault| format!("{fault:?}") == name);
+        found.ok_or_else(|| format!("no fault is called {name}"))
+    }
+}
+
 impl World {
     /// Draws a fault, and what follows from it.
     pub(super) fn fault(&mut self) {
@@ -103,10 +143,11 @@ impl World {
         self.restart_those_that_stopped();
         let mut at = self.any_node();
         if self.plan.focus == Focus::Leaders && !self.prng.one_in(4) {
-            at = self.hot_leader().unwrap_or(at);
+            at = self.hot_lead().map_or(at, |lead| lead.at);
         }
         let node = self.nodes[at].sim;
-        match draw(&mut self.prng, self.plan.focus, self.nodes.len()) {
+        let drawn = draw(&mut self.prng, self.plan.focus, self.nodes.len());
+        match self.plan.only.unwrap_or(drawn) {
             Fault::Kill => {
                 self.kill(at);
                 self.pass(0, 2000);
@@ -133,6 +174,13 @@ impl World {
                 self.sim.disk(node).set_full(false);
             }
             Fault::FailingSyncs => self.fail_syncs(at),
+            Fault::EngineError => {
+                self.nodes[at].twins.fail(self.prng.range(1, 50));
+                self.pass(100, 3000);
+                self.kill(at);
+                self.restart_node(at);
+            }
+            Fault::DamagedBlock => self.damage_block(at),
             Fault::Unreachable => {
                 self.sim.partition(self.client, node);
                 self.pass(100, 5000);
@@ -152,10 +200,21 @@ impl World {
                     self.pass(1, 700);
                 }
             }
+            Fault::SlowLink => self.slow_link(at),
+            Fault::SlowRestart => self.restart_slowly(at),
+            Fault::SlowHelpers => {
+                let slow = Duration::from_millis(self.prng.range(1, 2000));
+                self.sim.slow_helpers(node, slow);
+                self.pass(100, 4000);
+                self.sim.slow_helpers(node, Duration::ZERO);
+            }
             Fault::RestartBehindCut => self.restart_behind_cut(at),
             Fault::SlowThenLost => self.lose_slow(at),
-            Fault::SlowVotes => self.vote_slowly(at),
             Fault::KillSlowly => self.kill_slowly(at),
+            Fault::LoseVote => self.lose_vote(),
+            Fault::LateAnswers => self.answer_late(at),
+            Fault::HandOverBehindSlowLink => self.hand_over_behind_slow_link(),
+            Fault::ThereAndBack => self.lead_there_and_back(),
         }
     }
 
@@ -163,19 +222,19 @@ impl World {
         self.prng.below(self.nodes.len() as u64) as usize
     }
 
-    fn other_node(&mut self, at: usize) -> SimNode {
+    pub(super) fn other_node(&mut self, at: usize) -> SimNode {
         let step = 1 + self.prng.below(self.nodes.len() as u64 - 1) as usize;
         self.nodes[(at + step) % self.nodes.len()].sim
     }
 
     /// Lets some time pass, in milliseconds.
-    fn pass(&mut self, low: u64, high: u64) {
+    pub(super) fn pass(&mut self, low: u64, high: u64) {
         let duration = Duration::from_millis(self.prng.range(low, high));
         self.run_for(duration);
     }
 
     /// Half of the time only the process ends: then what was written can be read again, and is still not durable.
-    fn kill(&mut self, at: usize) {
+    pub(super) fn kill(&mut self, at: usize) {
         let node = &self.nodes[at];
         if self.prng.one_in(3) {
             self.sim.kill_process(node.sim)
@@ -269,70 +328,38 @@ impl World {
         }
     }
 
-    fn cut_from_all(&self, at: usize) {
+    fn slow_link(&mut self, at: usize) {
+        let (node, other) = (self.nodes[at].sim, self.other_node(at));
+        let link = self.draw_slow(10, 1500);
+        let is_both = self.prng.one_in(2);
+        self.sim.set_link_one_way(node, other, Some(link));
+        if is_both {
+            self.sim.set_link_one_way(other, node, Some(link));
+        }
+        self.pass(200, 6000);
+        self.sim.set_link_one_way(node, other, None);
+        self.sim.set_link_one_way(other, node, None);
+    }
+
+    /// A link that takes from `low` to twice `high` milliseconds.
+    pub(super) fn draw_slow(&mut self, low: u64, high: u64) -> Link {
+        let latency = Duration::from_millis(self.prng.range(low, high));
+        Link { latency, jitter: if self.prng.one_in(2) { latency } else { Duration::ZERO }, reset_rate: 0.0 }
+    }
+
+    pub(super) fn cut_from_all(&self, at: usize) {
         let node = self.nodes[at].sim;
         let others = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node);
         others.for_each(|other| self.sim.partition(node, other));
     }
 
-    /// A node that is cut off from all but one may hold a lease that this one has granted, and has to remember when it is
-    /// restarted: the others want to vote.
-    fn restart_behind_cut(&mut self, at: usize) {
-        let (node, granting) = (self.nodes[at].sim, (at + 1) % self.nodes.len());
-        let granted = self.nodes[granting].sim;
-        let others = self.nodes.iter().map(|other| other.sim).filter(|other| *other != node && *other != granted);
-        others.for_each(|other| self.sim.partition(node, other));
-        self.pass(700, 2500);
-        self.kill(granting);
-        self.sim.partition(node, granted);
-        self.pass(0, 150);
-        self.restart_node(granting);
-        self.pass(300, 3000);
-        self.sim.heal_all();
-    }
-
-    fn vote_slowly(&mut self, at: usize) {
-        let (node, other) = (self.nodes[at].sim, self.nodes[(at + 1) % self.nodes.len()].sim);
-        let voter = (at + 2) % self.nodes.len();
-        self.sim.partition(node, other);
-        self.kill(voter);
-        self.restart_node(voter);
-        self.pass(100, 400);
-        let slow = Duration::from_millis(self.prng.range(100, 500));
-        self.sim.disk(self.nodes[voter].sim).slow(slow);
-        self.pass(300, 1500);
-        self.sim.kill(self.nodes[voter].sim);
-        self.sim.disk(self.nodes[voter].sim).slow(Duration::ZERO);
-        // Whoever was elected does not tell it.
-        self.sim.partition(node, self.nodes[voter].sim);
-        self.restart_node(voter);
-        self.pass(1000, 3000);
-        self.sim.heal_all();
-    }
-
-    fn kill_slowly(&mut self, at: usize) {
-        let slow = Duration::from_millis(self.prng.range(10, 150));
-        self.nodes.iter().for_each(|node| self.sim.disk(node.sim).slow(slow));
-        self.pass(200, 1000);
+    fn restart_slowly(&mut self, at: usize) {
+        let node = self.nodes[at].sim;
+        let slow = Duration::from_millis(self.prng.range(1, 80));
         self.kill(at);
-        self.sim.disk(self.nodes[at].sim).slow(Duration::ZERO);
-        self.pass(800, 2500);
+        self.sim.disk(node).slow(slow);
         self.restart_node(at);
-        self.nodes.iter().for_each(|node| self.sim.disk(node.sim).slow(Duration::ZERO));
-    }
-
-    fn lose_slow(&mut self, at: usize) {
-        let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != at).collect();
-        let slow = Duration::from_millis(self.prng.range(200, 1000));
-        others.iter().for_each(|other| self.sim.disk(self.nodes[*other].sim).slow(slow));
-        self.pass(100, 1500);
-        for node in &self.nodes {
-            self.sim.kill(node.sim);
-            node.twins.kill();
-            self.sim.disk(node.sim).slow(Duration::ZERO);
-        }
-        others.iter().for_each(|other| self.restart_node(*other));
-        self.pass(1500, 4000);
-        self.restart_node(at);
+        self.pass(500, 4000);
+        self.sim.disk(node).slow(Duration::ZERO);
     }
 }

@@ -59,11 +59,13 @@ impl Hot {
         self.written.get()
     }
 
-    async fn read(&self, client: &Client, key: &Bytes, peer: Option<usize>) {
+    /// What was found, if there was an answer.
+    async fn read(&self, client: &Client, key: &Bytes, peer: Option<usize>) -> Option<Value> {
         let start = now();
-        if let Fate::Done(found) = client.read_once(key, peer).await {
-            self.note(key, start, Some(now()), Action::Read(decode(&found)));
-        }
+        let Fate::Done(found) = client.read_once(key, peer).await else { return None };
+        let found = decode(&found);
+        self.note(key, start, Some(now()), Action::Read(found));
+        Some(found)
     }
 
     async fn write(&self, client: &Client, key: &Bytes, is_put: bool, peer: Option<usize>, history: &History) {
@@ -142,6 +144,8 @@ pub(super) enum Habit {
     Read,
     /// The same with writes.
     Write,
+    /// It swaps what it finds at the first key's leader.
+    Swap,
 }
 
 /// A client that does nothing but this.
@@ -153,8 +157,10 @@ pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Ce
         let at = prng.below(KEYS.len() as u64) as usize;
         let key = Bytes::from(KEYS[at]);
         match prng.below(12) {
-            0..=2 => hot.read(&client, &key, None).await,
-            3..=6 => hot.read(&client, &key, Some(prng.below(60) as usize)).await,
+            0..=6 => {
+                let peer = prng.one_in(2).then(|| prng.below(60) as usize);
+                hot.read(&client, &key, peer).await;
+            }
             7 | 8 => hot.write(&client, &key, true, None, &history).await,
             9 if prng.one_in(4) => hot.write(&client, &key, false, None, &history).await,
             _ => {
@@ -173,11 +179,21 @@ pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Ce
 async fn probe(pd: String, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>, habit: Habit) {
     let (client, mut prng, hot) = (Client::new(&pd), Prng::new(seed), &history.hot);
     client.patience.set(Duration::from_millis(100));
+    // A swap that hangs on its way is to go on once it can: the node gives up what is past its deadline.
+    let patient = Client::new(&pd);
+    patient.patience.set(Duration::from_secs(6));
     while !stop.get() {
         let (key, peer) = (Bytes::from(KEYS[0]), Some(prng.below(60) as usize));
         match habit {
             Habit::Write => hot.write(&client, &key, true, peer, &history).await,
-            _ => hot.read(&client, &key, peer).await,
+            Habit::Swap => {
+                if let Some(found) = hot.read(&client, &key, None).await {
+                    hot.swap(&patient, &key, found, &history).await;
+                }
+            }
+            _ => {
+                hot.read(&client, &key, peer).await;
+            }
         }
         count(&history.operations);
         executor::sleep(Duration::from_millis(prng.range(1, 40))).await;

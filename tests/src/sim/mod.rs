@@ -3,11 +3,15 @@
 //! A run is a function of its seed. It ends after at least [`Plan::operations`] operations and [`Plan::duration`] of
 //! virtual time, with a check of every key, of the histories of all hot keys, and of all replicas. Panics name what is wrong; the seed replays it.
 
+mod damage;
+mod durable;
 mod faults;
 mod hot;
+mod lead;
 mod linear;
 mod orders;
 pub mod planted;
+mod scripts;
 mod trouble;
 mod twins;
 mod watch;
@@ -18,6 +22,7 @@ use std::time::Duration;
 
 use shard::core::PlantedFault;
 
+pub use faults::Fault;
 pub use world::World;
 
 /// What a run is about.
@@ -50,6 +55,8 @@ pub struct Plan {
     pub merges: bool,
     /// Which faults are drawn, and what clients do most.
     pub focus: Focus,
+    /// Nothing but this fault, if there is one.
+    pub only: Option<Fault>,
     /// A mistake that the node makes on purpose, which the run must find.
     pub planted: Option<PlantedFault>,
 }
@@ -63,6 +70,7 @@ impl Default for Plan {
             nodes: 1,
             merges: false,
             focus: Focus::Any,
+            only: None,
             planted: None,
         }
     }
@@ -91,6 +99,10 @@ pub struct Report {
     pub regions: u64,
     /// Their replicas.
     pub replicas: u64,
+    /// Acknowledged writes that were looked for on the disks.
+    pub looked_for: u64,
+    /// Replicas whose log was damaged.
+    pub damaged: u64,
     /// Keys whose history was too hard to judge.
     pub undecided: u64,
     /// Steps of the simulator.

@@ -61,7 +61,7 @@ fn order(prng: &mut Prng, region: &metapb::Region, stores: &[u64]) -> String {
 }
 
 /// Whether the placement driver takes it.
-async fn post(pd: SocketAddr, body: &str) -> std::io::Result<bool> {
+pub(super) async fn post(pd: SocketAddr, body: &str) -> std::io::Result<bool> {
     let mut stream = executor::net::TcpStream::connect(pd).await?;
     let length = body.len();
     let request = format!(

@@ -26,9 +26,9 @@ pub fn plan(fault: PlantedFault) -> Option<Plan> {
         | F::FlushUnfinished
         | F::NoLatches
         | F::MoveWithoutHome => (1, Focus::Crashes),
+        F::ReadTooEarly => (1, Focus::Leaders),
         F::AckBeforeSync | F::AnswerBeforeCommit | F::TimestampsFromClock => (3, Focus::Crashes),
-        F::ReadTooEarly
-        | F::VoteBeforePersist
+        F::VoteBeforePersist
         | F::HardStateLost
         | F::VoteAtOnce
         | F::LeaseFromReceipt

@@ -27,7 +27,8 @@ struct Twins {
 }
 
 impl TwinSource {
-    pub(super) fn new(prng: &mut Prng, leaders: &Arc<Mutex<Leaders>>) -> TwinSource {
+    /// With `misses`, many reads are not answered from memory.
+    pub(super) fn new(prng: &mut Prng, leaders: &Arc<Mutex<Leaders>>, misses: bool) -> TwinSource {
         let source = TwinSource { leaders: leaders.clone(), ..TwinSource::default() };
         let faults = TwinFaults {
             // These close the shard, which ends the node: they are faults of their own.
@@ -35,6 +36,8 @@ impl TwinSource {
             background_error_one_in: 0,
             ..TwinFaults::arbitrary(prng)
         };
+        let often = prng.range(2, 8);
+        let faults = if misses { TwinFaults { not_cached_one_in: often, ..faults } } else { faults };
         source.with(|twins| {
             twins.seed = prng.next_u64();
             twins.faults = faults;
@@ -50,6 +53,19 @@ impl TwinSource {
     pub(super) fn kill(&self) {
         let open = self.with(|twins| std::mem::take(&mut twins.open));
         open.iter().for_each(TwinEngine::kill);
+    }
+
+    /// From now on one write in so many finds that the engine has failed.
+    pub(super) fn fail(&self, one_in: u64) {
+        let (engines, faults) = self.with(|twins| (twins.open.clone(), twins.faults));
+        let faults = TwinFaults { background_error_one_in: one_in, ..faults };
+        engines.iter().for_each(|engine| engine.set_faults(faults));
+    }
+
+    /// Whether a durable value on any of the disks begins with `start`.
+    pub(super) fn holds_value(&self, start: &[u8]) -> bool {
+        let disks: Vec<TwinDisk> = self.with(|twins| twins.disks.values().cloned().collect());
+        disks.iter().any(|disk| disk.holds_value(start))
     }
 
     /// The engines of the node's present life.

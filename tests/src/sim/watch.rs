@@ -61,6 +61,11 @@ impl NodeView {
         Ok(places)
     }
 
+    /// The regions that have a peer here.
+    pub(super) fn regions(&self) -> Vec<metapb::Region> {
+        self.places().map_or_else(|_| Vec::new(), |places| places.into_iter().map(|place| place.peer.region).collect())
+    }
+
     /// The region that holds `key`, if it is here.
     pub(super) fn region_of(&self, key: &[u8]) -> Option<metapb::Region> {
         let places = self.places().ok()?.into_iter().map(|place| place.peer.region);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use base::Prng;
 use bytes::Bytes;
 
+use super::durable::Disks;
 use super::hot::Hot;
 use crate::client::{Client, Fate};
 
@@ -48,6 +49,8 @@ pub(super) struct History {
     pub(super) orders: Cell<u64>,
     /// Calls on the keys that everybody writes.
     pub(super) hot: Hot,
+    /// Where acknowledged writes must be.
+    pub(super) disks: Disks,
     /// Workers, clocks and others that have stopped.
     pub(super) workers_done: Cell<u64>,
     /// Timestamps that were taken, and the highest of them.
@@ -63,6 +66,11 @@ pub(super) fn count(cell: &Cell<u64>) {
 }
 
 impl History {
+    /// Nothing yet, on these disks.
+    pub(super) fn on(disks: Disks) -> History {
+        History { disks, ..History::default() }
+    }
+
     /// Compares what the cluster holds with what it may hold.
     ///
     /// # Errors
@@ -165,10 +173,13 @@ impl Worker {
 
     fn wrote(&mut self, key: Bytes, value: Option<Bytes>, fate: Fate<()>) {
         let mut keys = self.history.keys.borrow_mut();
-        let expected = keys.entry(key).or_default();
+        let expected = keys.entry(key.clone()).or_default();
         match fate {
             Fate::Done(()) => {
                 count(&self.history.acknowledged);
+                if let Some(value) = &value {
+                    self.history.disks.acknowledged(&key, value);
+                }
                 expected.sure = value;
             }
             Fate::Unknown(_) => {

@@ -15,6 +15,7 @@ use executor::{Io, IoKind};
 use shard::core::{ApiMode, LineFaults, PlantedFault, ShardConfig};
 use shard::node::{DiskConfig, Node, NodeConfig, NodeReady, run_core};
 
+use super::durable::{Disks, NodeDisks};
 use super::hot::{self, Habit};
 use super::twins::TwinSource;
 use super::watch::{self, Leaders, NodeView};
@@ -40,7 +41,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) struct Member {
     pub(super) sim: SimNode,
     pub(super) twins: TwinSource,
-    config: NodeConfig,
+    pub(super) config: NodeConfig,
     /// Its store's id while it serves, else 0.
     pub(super) serves: Arc<AtomicU64>,
 }
@@ -54,10 +55,14 @@ pub struct World {
     pub(super) pd: SimNode,
     pub(super) client: SimNode,
     pub(super) nodes: Vec<Member>,
-    leaders: Arc<Mutex<Leaders>>,
+    pub(super) leaders: Arc<Mutex<Leaders>>,
     replicas: u64,
     pub(super) faults: u64,
     restarts: u64,
+    /// A block was damaged, on one disk.
+    pub(super) disks_are_damaged: Rc<Cell<bool>>,
+    /// Replicas that must be replaced for it.
+    pub(super) damaged: u64,
 }
 
 impl World {
@@ -72,12 +77,20 @@ impl World {
         let node = sim.add_node("node", NODE_IP);
         let client = sim.add_node("client", CLIENT_IP);
         let leaders = Arc::default();
-        let twins = TwinSource::new(&mut prng, &leaders);
+        let misses = plan.focus == Focus::Leaders;
+        let twins = TwinSource::new(&mut prng, &leaders, misses);
         let mut config = node_config(&mut prng);
         config.shard.line_faults = config.shard.line_faults.filter(|_| !is_quiet);
-        if plan.focus == Focus::Leaders && config.shard.line_faults.is_some() {
-            config.shard.line_faults = Some(LATE);
+        if plan.focus == Focus::Leaders {
+            config.shard.line_faults = config.shard.line_faults.map(|_| LATE);
+            // Entries are applied beside the turn if they are larger: a leader whose helpers hang would stand still.
+            config.shard.entry_cut_bytes = 32 << 10;
         }
+        if !is_quiet {
+            odd_timing(&mut config, plan.focus, &mut prng);
+        }
+        config.shard.raft.halts_on_loss = true;
+        config.shard.leader_missing = Duration::from_millis(prng.range(2000, 20_000));
         config.shard.planted = plan.planted;
         config.shard.merges = plan.merges;
         config.log.planted_no_sync = plan.planted == Some(PlantedFault::NoSync);
@@ -89,11 +102,26 @@ impl World {
                 status_listen: SocketAddr::new(ip, 20180),
                 ..config.clone()
             };
-            let (twins, sim) = (TwinSource::new(&mut prng, &leaders), sim.add_node(&format!("node-{number}"), ip));
+            let (twins, sim) =
+                (TwinSource::new(&mut prng, &leaders, misses), sim.add_node(&format!("node-{number}"), ip));
             nodes.push(Member { sim, twins, config, serves: Arc::default() });
         }
         let replicas = if plan.nodes > 3 && prng.one_in(2) { 5 } else { 3 };
-        World { seed, plan, prng, sim, pd, client, nodes, leaders, replicas, faults: 0, restarts: 0 }
+        World {
+            seed,
+            plan,
+            prng,
+            sim,
+            pd,
+            client,
+            nodes,
+            leaders,
+            replicas,
+            faults: 0,
+            restarts: 0,
+            disks_are_damaged: Rc::default(),
+            damaged: 0,
+        }
     }
 
     /// Prints what happens, step by step.
@@ -108,7 +136,7 @@ impl World {
     pub fn run(mut self) -> Report {
         self.start_pd();
         (0..self.nodes.len()).for_each(|at| self.start_node(at));
-        let history = Rc::new(History::default());
+        let history = self.history();
         let stop = Rc::new(Cell::new(false));
         let clients = self.start_clients(&history, &stop);
         let started = self.sim.now();
@@ -135,11 +163,10 @@ impl World {
         }
         stop.set(true);
         self.heal();
-        let done = history.clone();
-        let finished = self.sim.run_until(RECOVERY_LIMIT, || done.workers_done.get() == clients);
+        let finished = self.sim.run_until(RECOVERY_LIMIT, || history.workers_done.get() == clients);
         assert!(finished, "seed {}: workers hang after all faults are over", self.seed);
         assert!(history.timestamps.get() > 0, "seed {}: no timestamp was ever given out", self.seed);
-        self.verify(&history)
+        self.verify(history)
     }
 
     /// Runs for `duration` without a fault, after half a minute in which replicas are made: whoever led before leads in the
@@ -151,7 +178,7 @@ impl World {
         self.calm_links();
         self.start_pd();
         (0..self.nodes.len()).for_each(|at| self.start_node(at));
-        let history = Rc::new(History::default());
+        let history = self.history();
         let stop = Rc::new(Cell::new(false));
         let clients = self.start_clients(&history, &stop);
         self.run_for(Duration::from_secs(30));
@@ -165,7 +192,17 @@ impl World {
         let finished = self.sim.run_until(RECOVERY_LIMIT, || history.workers_done.get() == clients);
         assert!(finished, "seed {}: workers hang", self.seed);
         assert_eq!(history.unknown.get(), 0, "seed {}: writes in doubt", self.seed);
-        self.verify(&history)
+        self.verify(history)
+    }
+
+    fn history(&self) -> Rc<History> {
+        let disks = |node: &Member| NodeDisks {
+            disk: self.sim.disk(node.sim),
+            twins: node.twins.clone(),
+            serves: node.serves.clone(),
+        };
+        let disks = Disks::new(self.nodes.iter().map(disks).collect(), self.disks_are_damaged.clone());
+        Rc::new(History::on(disks))
     }
 
     fn terms(&self) -> BTreeMap<RegionId, Vec<u64>> {
@@ -186,7 +223,18 @@ impl World {
         }
         let all = Habit::All(Duration::from_millis(self.prng.range(10, 300)));
         let habits: &[Habit] = match self.plan.focus {
-            Focus::Leaders => &[all, Habit::Read, Habit::Read, Habit::Read, Habit::Write, Habit::Write, Habit::Write],
+            Focus::Leaders => &[
+                all,
+                Habit::Read,
+                Habit::Read,
+                Habit::Read,
+                Habit::Write,
+                Habit::Write,
+                Habit::Write,
+                Habit::Swap,
+                Habit::Swap,
+                Habit::Swap,
+            ],
             _ => &[all, all],
         };
         for habit in habits {
@@ -217,7 +265,7 @@ impl World {
     }
 
     /// What must hold at any time.
-    fn look(&self) {
+    pub(super) fn look(&self) {
         let seed = self.seed;
         if let Some(wrong) = &self.leaders.lock().unwrap_or_else(PoisonError::into_inner).wrong {
             panic!("seed {seed}: {wrong}");
@@ -227,11 +275,6 @@ impl World {
                 panic!("seed {seed}: {wrong}");
             }
         }
-    }
-
-    /// The node that led the first hot key last.
-    pub(super) fn hot_leader(&self) -> Option<usize> {
-        self.leader_of(hot::KEYS[0].as_bytes())
     }
 
     /// The node that led the region of `key` last.
@@ -358,6 +401,7 @@ impl World {
         for node in &self.nodes {
             self.sim.disk(node.sim).slow(Duration::ZERO);
             self.sim.disk(node.sim).set_full(false);
+            self.sim.slow_helpers(node.sim, Duration::ZERO);
         }
         self.calm_links();
         self.restart_those_that_stopped();
@@ -374,11 +418,13 @@ impl World {
     }
 
     /// Reads everything back, restarts every node once more, reads everything again, and compares all replicas.
-    fn verify(mut self, history: &Rc<History>) -> Report {
-        self.check_all(history, "at the end");
+    fn verify(mut self, history: Rc<History>) -> Report {
+        self.check_all(&history, "at the end");
+        // Without another start, which might hide that somebody is stuck.
+        self.check_equal();
         self.nodes.iter().for_each(|node| self.sim.kill(node.sim));
         (0..self.nodes.len()).for_each(|at| self.restart_node(at));
-        self.check_all(history, "after one more crash");
+        self.check_all(&history, "after one more crash");
         let undecided = match history.hot.check() {
             Ok(undecided) => undecided,
             Err(wrong) => panic!("seed {}: {wrong}", self.seed),
@@ -396,11 +442,13 @@ impl World {
             restarts: self.restarts,
             regions,
             replicas,
+            looked_for: history.disks.looked_for.get(),
+            damaged: self.damaged,
             undecided,
             steps: self.sim.steps(),
         };
         let World { seed, sim, nodes, .. } = self;
-        drop(sim);
+        drop((sim, history));
         for Member { twins, .. } in nodes {
             // Every life of a node holds the source of its engines. What owns itself in a circle stays.
             assert_eq!(twins.owners(), 1, "seed {seed}: nodes that are gone were never dropped");
@@ -501,6 +549,17 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
         store_heartbeat: Duration::from_secs(10),
         config_json: "{}".into(),
         seed: 0,
+    }
+}
+
+/// Elections that take from half to twice the usual time, and reports to the placement driver, whose answers are its orders,
+/// up to ten times as often.
+fn odd_timing(config: &mut NodeConfig, focus: Focus, prng: &mut Prng) {
+    let longest = if focus == Focus::Leaders { 1000 } else { 10_000 };
+    config.region_heartbeat = Duration::from_millis(prng.range(200, longest));
+    if prng.one_in(2) {
+        config.shard.tick = Duration::from_millis([50, 100, 150][prng.below(3) as usize]);
+        config.shard.raft.election_ticks = [6, 8, 12][prng.below(3) as usize];
     }
 }
 
