@@ -17,7 +17,7 @@ CORES ?= 0
 PD_PORT ?= 2379
 DATA_DIR ?= basalt-data
 
-.PHONY: run build deps test check sim bench measure clean
+.PHONY: run build deps test interop check sim bench measure clean
 
 ## Build, start a cluster on this machine, and say how to reach it.
 run: build
@@ -33,6 +33,10 @@ deps:
 ## Everything that CI checks.
 test: deps
 	scripts/test.sh
+
+## Basalt under the stock placement driver, which is built from its Go module. Without Go there is nothing to do.
+interop: deps
+	scripts/interop.sh
 
 ## Formatting, lints, layering.
 check: deps

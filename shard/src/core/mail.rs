@@ -78,6 +78,8 @@ pub enum Control {
     Routes(Vec<Route>),
     /// To core 0: leaders' reports for PD.
     Heartbeats(Vec<RegionReport>),
+    /// To core 0: estimated bytes of regions that do not lead.
+    Sizes(Vec<(RegionId, u64)>),
     /// To core 0: ids for `count` new regions.
     AskSplit {
         /// The region as its leader knows it.

@@ -49,6 +49,11 @@ pub(crate) fn apply_members(meta: &mut PeerMeta, region: metapb::Region, batch: 
     meta.put_all(batch);
 }
 
+/// Whether a peer has a vote in `next`, be it only until a joint configuration is left.
+fn stays_voter(next: &metapb::Region, peer: u64) -> bool {
+    next.peers.iter().any(|member| member.id == peer && member.role() != metapb::PeerRole::Learner)
+}
+
 /// Whether a majority of each of the voters of `next` has the log, as the leader `raft` knows.
 fn has_quorum(raft: &raftstore::Peer, next: &metapb::Region) -> bool {
     let followers = raft.followers();
@@ -89,10 +94,10 @@ impl<E: Engine> Shard<E> {
                 tracing::info!(%region, %error, "a change of members is refused");
                 RegionError::StaleCommand
             })?;
-            if !next.peers.iter().any(|member| member.id == peer.meta.peer.id) || !has_quorum(&peer.raft, &next) {
+            if !stays_voter(&next, peer.meta.peer.id) || !has_quorum(&peer.raft, &next) {
                 // A leader hands over first, and a voter must have the log: without it, it can neither acknowledge nor
                 // vote, and if its vote were needed, nobody could ever send it a snapshot.
-                tracing::info!(%region, "a change of members would leave no quorum with a log");
+                tracing::info!(%region, "a change of members would leave no leader, or no quorum with a log");
                 return Err(RegionError::StaleCommand);
             }
             let admin = raft_cmdpb::AdminRequest {
@@ -105,5 +110,24 @@ impl<E: Engine> Shard<E> {
         let done = self.propose(region, Body::ConfChange(change)).await.map_err(|_| RegionError::Undetermined)??;
         tracing::info!(%region, index = done.index, peers = ?next.peers.iter().map(|peer| (PeerId(peer.id), peer.store_id)).collect::<Vec<_>>(), "members changed");
         Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::metapb::PeerRole;
+
+    #[test]
+    fn a_leader_may_be_demoted_only_as_long_as_the_joint_configuration_lasts() {
+        let with = |role: PeerRole| metapb::Region {
+            peers: vec![metapb::Peer { id: 7, role: role as i32, ..Default::default() }],
+            ..Default::default()
+        };
+        for role in [PeerRole::Voter, PeerRole::IncomingVoter, PeerRole::DemotingVoter] {
+            assert!(stays_voter(&with(role), 7), "{role:?}");
+            assert!(!stays_voter(&with(role), 8), "it is not a member");
+        }
+        assert!(!stays_voter(&with(PeerRole::Learner), 7));
     }
 }

@@ -45,8 +45,8 @@ pub enum Order {
     Transfer {
         /// Which.
         region: RegionId,
-        /// To this peer.
-        to: PeerId,
+        /// To the best of these peers.
+        to: Vec<PeerId>,
     },
 }
 
@@ -115,7 +115,9 @@ pub fn begin<E: Engine>(host: &Rc<CoreHost<E>>, order: Order) {
                 }
             }
             Order::Transfer { region, to } => {
-                if let Ok(shard) = host.local(region) {
+                if let Ok(shard) = host.local(region)
+                    && let Some(to) = shard.best_heir(region, &to)
+                {
                     shard.transfer(region, to);
                 }
             }
@@ -154,6 +156,16 @@ impl<E: Engine> Shard<E> {
             return Err(epoch_not_match(&peer.meta, Vec::new()));
         }
         Ok(peer.meta.region.clone())
+    }
+
+    /// Who among `candidates` could lead a region that leads here at once, with the most of its log; among equals the first.
+    fn best_heir(&self, region: RegionId, candidates: &[PeerId]) -> Option<PeerId> {
+        let peers = self.peers.borrow();
+        let raft = &peers.get(&region)?.raft;
+        let followers = raft.followers();
+        let matched = |to: &PeerId| followers.iter().find(|(id, _)| id == to).map(|(_, matched)| *matched);
+        // Of several greatest ones `max_by_key` takes the last.
+        candidates.iter().rev().filter(|to| raft.can_take_over(**to)).max_by_key(|to| matched(to)).copied()
     }
 
     /// Finds the middle of a region on a helper; at most one walk over a region goes on at a time.

@@ -613,6 +613,13 @@ impl<E: Engine> Shard<E> {
         (reports, rest.next().map(|(region, _)| *region))
     }
 
+    /// Estimated bytes of each region that is here and does not lead.
+    pub fn follower_sizes(&self) -> Vec<(RegionId, u64)> {
+        let peers = self.peers.borrow();
+        let followers = peers.iter().filter(|(_, peer)| !peer.leads());
+        followers.map(|(region, peer)| (*region, peer.meta.approximate_bytes)).collect()
+    }
+
     /// Flushes the engine and waits until the log knows it.
     pub async fn flush(&self) -> Result<(), RegionError> {
         let (reply, answer) = oneshot::channel();

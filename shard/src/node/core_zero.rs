@@ -12,9 +12,10 @@ use executor::{Class, MailReceiver};
 use futures_util::FutureExt as _;
 use proto::{metapb, pdpb, raft_serverpb};
 
-use super::heartbeats::{Traffic, ask_for_reports, region_heartbeats, report_splits, store_heartbeats};
+use super::heartbeats::{ask_for_reports, region_heartbeats, report_splits, store_heartbeats};
 use super::ident::identify;
 use super::pd_events::PdEvents;
+use super::traffic::Traffic;
 use super::{
     DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, disk, leave,
     status,
@@ -416,6 +417,10 @@ impl<E: Engine> CoreZero<E> {
     pub(super) fn handle(self: &Rc<Self>, control: Control) {
         match control {
             Control::Heartbeats(reports) => reports.into_iter().for_each(|report| self.heartbeat(report)),
+            Control::Sizes(sizes) => {
+                let mut directory = self.directory.borrow_mut();
+                sizes.into_iter().for_each(|(region, bytes)| directory.note(region, bytes));
+            }
             Control::AskSplit { region, count, reply } => {
                 let zero = self.clone();
                 executor::spawn_local(Class::Background, async move {
@@ -521,6 +526,11 @@ impl<E: Engine> CoreZero<E> {
         let shard = held.or_else(|| directory.emptiest()).ok_or("no shard takes regions")?;
         reserved.insert(id, (region.start_key.clone(), region.end_key.clone()));
         Ok(shard)
+    }
+
+    /// Snapshots that are on their way here.
+    pub(super) fn snapshots_under_way(&self) -> u32 {
+        u32::try_from(self.reserved.borrow().len()).unwrap_or(u32::MAX)
     }
 
     /// Waits for a while of this node's own, if the region may have members elsewhere; nothing if it does not move then.

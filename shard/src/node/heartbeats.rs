@@ -1,6 +1,5 @@
 //! What core 0 tells the placement driver of its own accord: regions, the store, splits.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,23 +18,13 @@ use crate::engine::Engine;
 const HEALTHY: u64 = 1;
 const SLOW: u64 = 100;
 
-/// Sums since the last store heartbeat.
-#[derive(Default)]
-pub(super) struct Traffic {
-    bytes_written: Cell<u64>,
-    keys_written: Cell<u64>,
-    bytes_read: Cell<u64>,
-    keys_read: Cell<u64>,
-}
-
 impl<E: Engine> CoreZero<E> {
     /// Passes a leader's report on to PD.
     pub(super) fn heartbeat(&self, report: RegionReport) {
-        let add = |cell: &Cell<u64>, by| cell.set(cell.get() + by);
-        add(&self.traffic.bytes_written, report.bytes_written);
-        add(&self.traffic.keys_written, report.keys_written);
-        add(&self.traffic.bytes_read, report.bytes_read);
-        add(&self.traffic.keys_read, report.keys_read);
+        // PD divides by the interval.
+        let now = executor::unix_time().seconds().max(report.counted_since + 1);
+        let (written, read) = ((report.bytes_written, report.keys_written), (report.bytes_read, report.keys_read));
+        self.traffic.note(report.region.id, written, read, now - report.counted_since);
         let region = RegionId(report.region.id);
         self.directory.borrow_mut().note(region, report.approximate_bytes);
         self.note_members(&report.region);
@@ -44,8 +33,6 @@ impl<E: Engine> CoreZero<E> {
         if !self.registered.get() || self.split_is_unreported(&report.region) {
             return;
         }
-        // PD divides by the interval.
-        let now = executor::unix_time().seconds().max(report.counted_since + 1);
         let interval = pdpb::TimeInterval { start_timestamp: report.counted_since, end_timestamp: now };
         pd.region_heartbeat(pdpb::RegionHeartbeatRequest {
             region: Some(report.region),
@@ -78,30 +65,28 @@ impl<E: Engine> CoreZero<E> {
     }
 
     fn store_stats(&self, store: u64, started: u64, interval: (u64, u64), space: Space) -> pdpb::StoreStats {
-        let take = |cell: &Cell<u64>| cell.replace(0);
         let directory = self.directory.borrow();
         let Space { capacity, available } = space;
         let host = self.host();
         let is_slow = host.as_ref().is_ok_and(|host| host.node.stalls.load(Ordering::Relaxed) > 0);
         // No place for more replicas or leaders.
         let is_busy = is_slow || host.is_ok_and(|host| host.node.disk.usage() > DiskUsage::Normal);
-        pdpb::StoreStats {
+        let mut stats = pdpb::StoreStats {
             store_id: store,
             capacity,
             available,
             used_size: directory.total_bytes(),
             region_count: u32::try_from(directory.routes().count()).unwrap_or(u32::MAX),
+            receiving_snap_count: self.snapshots_under_way(),
             start_time: u32::try_from(started).unwrap_or(0),
-            bytes_written: take(&self.traffic.bytes_written),
-            keys_written: take(&self.traffic.keys_written),
-            bytes_read: take(&self.traffic.bytes_read),
-            keys_read: take(&self.traffic.keys_read),
             interval: Some(pdpb::TimeInterval { start_timestamp: interval.0, end_timestamp: interval.1 }),
             is_busy,
             slow_score: if is_slow { SLOW } else { HEALTHY },
             is_stopping: self.is_leaving.get(),
             ..Default::default()
-        }
+        };
+        self.traffic.pay(&mut stats, interval.1 - interval.0);
+        stats
     }
 
     /// Tells PD that the node is about to stop, so that it sends no leaders here.

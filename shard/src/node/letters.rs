@@ -115,6 +115,7 @@ fn report<E: crate::engine::Engine>(host: &Rc<CoreHost<E>>) {
     let host = host.clone();
     executor::spawn_local(Class::Background, async move {
         for shard in host.shards() {
+            host.control(CoreId(0), Control::Sizes(shard.follower_sizes()));
             let mut from = RegionId(0);
             loop {
                 let (reports, next) = shard.reports(from, REPORTS_PER_LETTER);

@@ -22,6 +22,7 @@ mod letters;
 mod pd_events;
 mod status;
 mod together;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

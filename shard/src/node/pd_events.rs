@@ -130,8 +130,9 @@ impl<E: Engine> CoreZero<E> {
                 self.order(region, Order::Peers { region, epoch, changes: changes.into_iter().map(change).collect() });
             }
             (Kind::TransferLeader, _) => {
-                let to = order.transfer_leader.and_then(|transfer| transfer.peer).map_or(0, |peer| peer.id);
-                self.order(region, Order::Transfer { region, to: PeerId(to) });
+                let transfer = order.transfer_leader.unwrap_or_default();
+                let to = transfer.peer.iter().chain(&transfer.peers).map(|peer| PeerId(peer.id)).collect();
+                self.order(region, Order::Transfer { region, to });
             }
             (Kind::Refusal, _) => {
                 let error = order.header.and_then(|header| header.error).unwrap_or_default();
