@@ -35,6 +35,8 @@ pub enum Input {
     Campaign,
     /// A committed change removes this peer: from now on it votes and acknowledges as ever, and never campaigns.
     Retire,
+    /// If this peer leads, send its followers a heartbeat at once, which tells them what is committed.
+    Ping,
     /// All [`Effect::Persist`] up to this number are durable.
     Persisted {
         /// The number of the last of them.

@@ -103,6 +103,7 @@ impl Peer {
             Input::ProposeConfChange { id, change, context } => self.propose_conf_change(id, &change, context),
             Input::Campaign => self.campaign(),
             Input::Retire => self.is_retired = true,
+            Input::Ping => self.node.ping(),
             Input::Persisted { number } => self.persisted(number),
             Input::Applied { index } => self.applied_to(index),
             Input::ConfChanged { change, region } => self.conf_changed(&change, region),

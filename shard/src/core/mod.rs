@@ -1,6 +1,7 @@
 //! A core's work: its shards, their turns, recovery, routing between cores, and moves of regions.
 
 mod apply;
+mod birth;
 mod chain;
 pub(crate) mod compare;
 mod config;

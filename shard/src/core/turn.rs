@@ -644,6 +644,8 @@ impl<E: Engine> Shard<E> {
         turn.records.push(lifecycle(event, LifecycleKind::Split, &peer.meta, starts, &record));
         peer.raft.set_region((*peer.meta.region).clone());
         peer.note_split(&regions);
+        // The sooner the followers have the children, the sooner those have leaders.
+        peer.raft.handle(RaftInput::Ping);
         put_event(&mut pass.batch, event);
         add(&self.metrics.splits_total, 1);
         pass.splits.push((peer.leads(), regions, peer.meta.approximate_bytes));
@@ -701,6 +703,9 @@ impl<E: Engine> Shard<E> {
         for (child, leads) in pass.children.drain(..) {
             let region = child.region_id();
             let child = self.fresh_peer(child);
+            if leads && !child.raft.is_sole_voter() {
+                self.campaign_again(&child);
+            }
             peers.insert(region, child);
             let next = if leads { Input::Lead(region) } else { Input::Campaign(region) };
             self.inbox.borrow_mut().push_back(next);

@@ -46,6 +46,8 @@ pub(crate) struct CoreZero<E: Engine> {
     pub(super) wake_balancer: executor::Notify,
     /// Splits that PD has not been told of yet, in order. Bounded by the splits that one round trip to PD lets happen.
     pub(super) splits: RefCell<VecDeque<(ShardId, Vec<metapb::Region>)>>,
+    /// Regions that splits have made here, with the parent of each, of which PD has not heard yet by heartbeats.
+    pub(super) unannounced: RefCell<Vec<(u64, metapb::Region)>>,
     pub(super) wake_reporter: executor::Notify,
     pub(super) wake_store_heartbeat: executor::Notify,
     /// The node hands its leaders away and then stops.
@@ -291,6 +293,7 @@ impl<E: Engine> CoreZero<E> {
             traffic: Traffic::default(),
             wake_balancer: executor::Notify::new(),
             splits: RefCell::default(),
+            unannounced: RefCell::default(),
             buried: RefCell::default(),
             reserved: RefCell::default(),
             replicates: Cell::new(false),

@@ -13,7 +13,10 @@ use super::disk::{self, Space};
 use super::{EngineSource, Node};
 use crate::core::{Control, CoreHost, DiskUsage, RegionReport};
 use crate::engine::Engine;
+use crate::pd_client::PdClient;
 
+/// Less than the term of any leader.
+const FIRST_TERM: u64 = 1;
 /// A store's slow score, from 1 to 100; from 80 on PD takes it for slow.
 const HEALTHY: u64 = 1;
 const SLOW: u64 = 100;
@@ -33,6 +36,7 @@ impl<E: Engine> CoreZero<E> {
         if !self.registered.get() || self.split_is_unreported(&report.region) {
             return;
         }
+        self.announce_children(&pd, &report.region);
         let interval = pdpb::TimeInterval { start_timestamp: report.counted_since, end_timestamp: now };
         pd.region_heartbeat(pdpb::RegionHeartbeatRequest {
             region: Some(report.region),
@@ -53,6 +57,33 @@ impl<E: Engine> CoreZero<E> {
             interval: Some(interval),
             ..Default::default()
         });
+    }
+
+    /// With the first report of a region after its split, PD hears of those that were split off, in the name of their peers
+    /// here, which are about to lead: a stock PD does not take them from the report of the split, and until their leaders
+    /// report it would know nobody for their keys.
+    fn announce_children(&self, pd: &PdClient, region: &metapb::Region) {
+        let mut due = Vec::new();
+        self.unannounced.borrow_mut().retain(|(parent, child)| {
+            let is_due = *parent == region.id;
+            if is_due {
+                due.push(child.clone());
+            }
+            // Who reports needs no announcement.
+            !is_due && child.id != region.id
+        });
+        let store = self.host().map_or(0, |host| host.node.store.0);
+        for child in due {
+            // A report without a leader would end the stream.
+            let Some(leader) = child.peers.iter().find(|peer| peer.store_id == store).copied() else { continue };
+            pd.region_heartbeat(pdpb::RegionHeartbeatRequest {
+                region: Some(child),
+                leader: Some(leader),
+                // Any leader's own report replaces it.
+                term: FIRST_TERM,
+                ..Default::default()
+            });
+        }
     }
 
     /// True if PD must hear of `region` by the report of its split first: a heartbeat of one part alone would leave a
@@ -104,10 +135,15 @@ pub(super) async fn report_splits<E: Engine>(zero: Rc<CoreZero<E>>) {
             zero.wake_reporter.notified().await;
             continue;
         };
-        if let Err(error) = pd.report_batch_split(regions).await {
+        if let Err(error) = pd.report_batch_split(regions.clone()).await {
             tracing::debug!(%error, "split was not reported; heartbeats will tell");
         }
         zero.splits.borrow_mut().pop_front();
+        // The parent is the oldest of them, and ids rise.
+        if let Some(parent) = regions.iter().map(|region| region.id).min() {
+            let children = regions.into_iter().filter(|region| region.id != parent);
+            zero.unannounced.borrow_mut().extend(children.map(|child| (parent, child)));
+        }
         host.control(host.core_of(shard), Control::Report);
     }
 }
