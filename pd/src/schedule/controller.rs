@@ -3,7 +3,7 @@
 //! ```text
 //!   plan ──admit──▶ step 0 ──▶ step 1 ─ … ─▶ success
 //!                     │ the region's heartbeat shows each step as done, or gets it as its answer
-//!                     └──▶ cancelled (something else changed the region), timed out, replaced (by a person's)
+//!                     └──▶ cancelled (something else changed the region, or its leader does nothing), timed out, replaced (by a person's)
 //! ```
 
 use super::influence::Influence;
@@ -222,6 +222,13 @@ impl Controller {
                 self.end(id, OperatorStatus::Cancel, "its membership was changed by somebody else", now);
                 return None;
             }
+            // What was begun with one range is not ended with another: a target that was right need not be now. A source that
+            // is frozen already has its own change of the version.
+            let was_asked = operator.sent.is_some();
+            if matches!(step, Step::Merge { .. }) && !was_asked && region.version() != operator.epoch.version {
+                self.end(id, OperatorStatus::Cancel, "its range has changed", now);
+                return None;
+            }
             match step.progress(cluster, region, operator.epoch.version) {
                 Progress::Done => {
                     self.influence.forget(step, operator.load_mib);
@@ -236,8 +243,15 @@ impl Controller {
                 Progress::Ask if operator.sent.is_some() && matches!(step, Step::Split { .. }) => return None,
                 Progress::Ask => {
                     let message = step.order(cluster, region)?;
-                    operator.sent = Some(now);
-                    return Some(Order { store: region.leader?.store_id, message });
+                    let (store, epoch) = (region.leader?.store_id, region.meta.region_epoch.unwrap_or_default());
+                    // A source that is frozen waits for its target, however long that takes.
+                    let is_frozen = matches!(step, Step::Merge { .. }) && epoch.version != operator.epoch.version;
+                    if !is_frozen && operator.is_in_vain(epoch, store, now) {
+                        self.end(id, OperatorStatus::Cancel, "its leader does not do it", now);
+                        return None;
+                    }
+                    operator.ask(epoch, store, now);
+                    return Some(Order { store, message });
                 }
             }
         }
@@ -446,6 +460,44 @@ mod tests {
         };
         assert_eq!([tick(4), tick(5), tick(6), tick(10), tick(600)], [0, 1, 0, 1, 0]);
         assert!(last(&small) == OperatorStatus::Timeout && small.controller.influence.is_empty());
+    }
+
+    #[test]
+    fn what_a_leader_does_not_do_is_given_up_early() {
+        let mut small = Small::new(3);
+        small.region(1, &[voter(1)]);
+        small.with(|controller, cluster| controller.admit(cluster, make_up(2))).expect("admitted");
+        let ask = |small: &mut Small, after: u64| {
+            small.now = NOW + Duration::from_secs(after);
+            small.stores.values_mut().for_each(|store| store.heard = small.now);
+            observe(small).is_some()
+        };
+        assert!((0..=5).all(|time| ask(&mut small, time)), "often, but for a short time");
+        // The region has changed: what was refused may be done now.
+        small.region(2, &[voter(1)]);
+        assert!((0..=5).all(|time| ask(&mut small, 20 + time)));
+        assert!(ask(&mut small, 39));
+        assert!(!ask(&mut small, 40));
+        assert_eq!(last(&small), OperatorStatus::Cancel);
+        let text = &small.controller.records().next_back().expect("a record").text;
+        assert!(text.contains("its leader does not do it"), "{text}");
+        assert!(!small.controller.is_free(1, small.now), "it rests a while");
+    }
+
+    #[test]
+    fn a_merge_that_was_not_asked_for_yet_ends_with_its_range() {
+        let mut small = Small::new(3);
+        let peers = [voter(1), voter(2), voter(3)];
+        small.report(beat(1, ("", "m"), 1, &peers));
+        small.report(beat(2, ("m", ""), 1, &peers));
+        let merge = Plan::new(1, "merge", Kind::Merge, vec![Step::Merge { target: 2 }]);
+        small.with(|controller, cluster| controller.admit(cluster, merge)).expect("admitted");
+        let mut split = beat(1, ("k", "m"), 1, &peers);
+        let epoch = proto::metapb::RegionEpoch { conf_ver: 1, version: 2 };
+        split.region.as_mut().expect("a region").region_epoch = Some(epoch);
+        small.report(split);
+        assert_eq!(observe(&mut small), None);
+        assert_eq!(last(&small), OperatorStatus::Cancel);
     }
 
     #[test]

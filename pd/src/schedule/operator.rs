@@ -11,6 +11,10 @@ const LEADER_TIME: Duration = Duration::from_secs(60);
 /// How long any other may take.
 const REGION_TIME: Duration = Duration::from_secs(600);
 
+/// A step that was asked for so often, for so long, and shows nowhere in the region, is refused or not understood.
+const ASKS_MAX: u32 = 6;
+const VAIN_TIME: Duration = Duration::from_secs(20);
+
 /// What an operator is for. Each kind has its bound of operators under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -89,6 +93,10 @@ pub struct Operator {
     pub step_deadline: Instant,
     /// When the current step was asked for last.
     pub sent: Option<Instant>,
+    /// How often it was asked for since the region last changed, and since when.
+    asks: u32,
+    asked_since: Instant,
+    asked_of: Option<(RegionEpoch, u64)>,
     current: usize,
     explained: u64,
 }
@@ -105,6 +113,9 @@ impl Operator {
             deadline: now + time,
             step_deadline: now,
             sent: None,
+            asks: 0,
+            asked_since: now,
+            asked_of: None,
             current: 0,
             explained: 0,
         };
@@ -131,6 +142,7 @@ impl Operator {
 
     fn begin_step(&mut self, now: Instant) {
         self.sent = None;
+        self.asked_of = None;
         self.step_deadline = now + self.step().map_or(Duration::ZERO, Step::time);
     }
 
@@ -138,6 +150,22 @@ impl Operator {
     pub fn is_stale(&self, conf_ver: u64) -> bool {
         let explained = self.explained + self.step().map_or(0, Step::conf_changes);
         conf_ver > self.epoch.conf_ver + explained
+    }
+
+    /// The current step is asked for, of the leader on `store` with the region at `epoch`.
+    pub fn ask(&mut self, epoch: RegionEpoch, store: u64, now: Instant) {
+        if self.asked_of != Some((epoch, store)) {
+            (self.asked_of, self.asks, self.asked_since) = (Some((epoch, store)), 0, now);
+        }
+        self.asks += 1;
+        self.sent = Some(now);
+    }
+
+    /// Whether the current step was asked for often enough, and the same leader has reported the same region ever since.
+    /// Of what a leader does, all but handing over shows in the epoch, and handing over shows in the leader.
+    pub fn is_in_vain(&self, epoch: RegionEpoch, store: u64, now: Instant) -> bool {
+        let same = self.asked_of == Some((epoch, store));
+        same && self.asks >= ASKS_MAX && now.since(self.asked_since) >= VAIN_TIME
     }
 
     /// Whether it, or its step, takes too long.
