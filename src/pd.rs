@@ -17,9 +17,14 @@ pub(crate) struct PdArgs {
     #[arg(long, default_value = "")]
     advertise_url: String,
     /// All members of a new group of 1, 3 or 5, this one among them: name=http://host:port, separated by commas. Default:
-    /// this member alone. The members of a group stay those that it began with; their URLs may change.
+    /// this member alone. A folder that is not empty knows its members; URLs given here are taken for newer than those that
+    /// it knows.
     #[arg(long, value_delimiter = ',', value_parser = member)]
     initial_cluster: Vec<(String, String)>,
+    /// URLs of members of a running group, separated by commas: with an empty folder this member is added to it. A folder
+    /// that is not empty knows its group.
+    #[arg(long, value_delimiter = ',', conflicts_with = "initial_cluster")]
+    join: Vec<String>,
     /// Folder that holds everything of this member.
     #[arg(long, env = "BASALT_DATA_DIR")]
     data_dir: PathBuf,
@@ -63,6 +68,7 @@ pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
         name: args.name,
         server: net::ServerConfig { tls: args.security.config().load()?, ..Default::default() },
         initial_cluster: args.initial_cluster,
+        join: args.join,
         // Our nodes do not carry merges out yet, and orders for them would be repeated without end.
         schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
         ..Default::default()

@@ -1,9 +1,12 @@
 //! One member of the placement driver: its journal, its port, its tasks.
 
 use crate::config::PdConfig;
-use crate::member::{Front, Group, GroupError, Member, RunError, full, new_cluster_id, scheme};
+use crate::member::{
+    Front, GroupError, Initial, Known, Member, RunError, full, join, names, new_cluster_id, number_alone,
+    number_of_old, scheme,
+};
 use crate::metrics::PdMetrics;
-use crate::raft::{Node, NodeConfig, NodeError, Stored, StoredError};
+use crate::raft::{MemberRecord, MemberRole, Node, NodeConfig, NodeError, Roster, Stored, StoredError};
 use crate::state::{LoadError, State};
 use crate::storage::{FileJournal, JournalError, Opened};
 use base::ClusterId;
@@ -52,6 +55,12 @@ pub enum PdError {
     /// There is no such group, or the folder is of another one.
     #[error(transparent)]
     Group(#[from] GroupError),
+    /// The group that was to be joined does not take this member, or cannot be asked.
+    #[error("cannot join the group: {0}")]
+    Join(proto::rpc::Status),
+    /// The member was removed while it ran.
+    #[error("this member was removed from its group, and serves no more")]
+    Removed,
     /// The port is not to be had.
     #[error("cannot listen on {addr}")]
     Listen {
@@ -106,18 +115,22 @@ impl PdServer {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         let url = advertised(&config, addr)?;
-        let (group, stored) = load(&config, &opened, &url)?;
+        let (known, stored) = load(&config, &opened, &url).await?;
         let node_config = NodeConfig {
             tick: config.raft_tick,
-            raft: raftstore::RaftConfig::default(),
+            raft: raftstore::RaftConfig {
+                election_ticks: config.raft_election_ticks,
+                election_margin_ticks: 2,
+                ..Default::default()
+            },
             keep_bytes: KEEP_BYTES,
             seed: executor::with_rng(base::Prng::next_u64),
             faults: config.faults,
         };
         let node = Node::new(node_config, stored)?;
-        let is_alone = node.is_alone();
+        let is_alone = node.is_sole_voter();
         let server_config = config.server.clone();
-        let member = Rc::new(Member::new(config, group, node, journal));
+        let member = Rc::new(Member::new(config, known, node, journal));
 
         let health = Health::new();
         let router = member.routes(Router::new().add(health.service()));
@@ -126,7 +139,10 @@ impl PdServer {
         let server = Server::new(Rc::new(router), Some(front), server_config, Rc::clone(&metrics));
         let accept = executor::spawn_local(Class::Foreground, accept(listener, server.clone()));
         let run = executor::spawn_local(Class::Foreground, Rc::clone(&member).run());
-        let inner = Inner { member, server, health, metrics, run: Some(run), tasks: vec![accept], _lock: lock };
+        let announcing = Rc::clone(&member);
+        let announce = executor::spawn_local(Class::Background, async move { announcing.announce().await });
+        let tasks = vec![accept, announce];
+        let inner = Inner { member, server, health, metrics, run: Some(run), tasks, _lock: lock };
         let mut server = PdServer { addr, url, inner };
         if is_alone {
             server.inner.member.until_serving().await;
@@ -277,46 +293,69 @@ impl From<RunError> for PdError {
         match error {
             RunError::Journal(error) => PdError::Journal(error),
             RunError::Node(error) => PdError::Node(error),
+            RunError::Removed => PdError::Removed,
         }
     }
 }
 
-/// The member's group, and what the folder keeps of it or a new group begins with.
-fn load(config: &PdConfig, opened: &Opened, url: &str) -> Result<(Group, Stored), PdError> {
+/// What the folder keeps, or a new member begins with, and what the configuration says beside.
+async fn load(config: &PdConfig, opened: &Opened, url: &str) -> Result<(Known, Stored), PdError> {
     if let Some((path, offset)) = &opened.cut {
         tracing::warn!(path = %path.display(), offset, "the journal's last record was torn; nobody was told of it");
     }
+    let initial = (config.initial_cluster.len() > 1).then(|| Initial::named(config)).transpose()?;
     let is_new = opened.image.is_none() && opened.records.is_empty();
-    let runs = || opened.image.iter().chain(&opened.records);
-    let named = config.initial_cluster.len() > 1;
-    if is_new || opened.is_first_version {
-        if named {
-            let group = Group::named(config, url)?;
-            if !is_new {
-                let state = State::load(runs())?;
-                group.check(0, &[(state.cluster_id().0, config.name.clone())])?;
-            }
-            let stored = Stored::first(State::blank(), group.own_id, names(&group));
-            return Ok((group, stored));
-        }
-        let state = if is_new { State::create(new_cluster_id()) } else { State::load(runs())? };
-        let group = Group::alone(config, state.cluster_id(), url.to_owned());
-        let stored = Stored::first(state, group.own_id, names(&group));
-        return Ok((group, stored));
-    }
-    let mut stored = Stored::read(opened.image.as_ref(), &opened.records)?;
-    let group = if named {
-        Group::named(config, url)?
+    let stored = if is_new && !config.join.is_empty() {
+        join(config, url).await.map_err(PdError::Join)?
+    } else if is_new || opened.is_first_version {
+        begin(config, opened, url, initial.as_ref())?
     } else {
-        Group::alone(config, stored.state.cluster_id(), url.to_owned())
+        resume(opened, initial.as_ref())?
     };
-    group.check(stored.own_id, &stored.members)?;
-    stored.members = names(&group);
-    Ok((group, stored))
+    let at_start = |id: u64| stored.roster.find(id).map(|member| member.url.clone()).unwrap_or_default();
+    let told = initial.iter().flat_map(|initial| &initial.members);
+    let hints = told.map(|(id, _, url)| (*id, (url.clone(), at_start(*id)))).collect();
+    let known = Known { own_id: stored.own_id, name: config.name.clone(), url: url.to_owned(), hints };
+    Ok((known, stored))
 }
 
-fn names(group: &Group) -> Vec<(u64, String)> {
-    group.members.iter().map(|member| (member.id, member.name.clone())).collect()
+/// A new group, or that of a folder of the first version, which had no group.
+fn begin(config: &PdConfig, opened: &Opened, url: &str, initial: Option<&Initial>) -> Result<Stored, PdError> {
+    let is_new = opened.image.is_none() && opened.records.is_empty();
+    let load = || State::load(opened.image.iter().chain(&opened.records));
+    let alone = |cluster_id: ClusterId| {
+        let id = number_alone(cluster_id);
+        let (name, url) = (config.name.clone(), url.to_owned());
+        Roster::new(id, vec![MemberRecord { id, role: MemberRole::Voter, name, url }], Vec::new())
+    };
+    if let Some(initial) = initial {
+        if !is_new {
+            initial.check(0, &alone(load()?.cluster_id()))?;
+        }
+        return Ok(Stored::first(State::blank(), initial.own_id, initial.roster()));
+    }
+    let state = if is_new { State::create(new_cluster_id()) } else { load()? };
+    let roster = alone(state.cluster_id());
+    Ok(Stored::first(state, roster.group, roster))
+}
+
+/// What a folder keeps. The flags of a first start say the same at every later one, whoever the members are by then.
+fn resume(opened: &Opened, initial: Option<&Initial>) -> Result<Stored, PdError> {
+    let mut stored = Stored::read(opened.image.as_ref(), &opened.records)?;
+    if stored.roster.group == 0 {
+        stored.roster.group = number_of_old(&stored.roster, stored.state.cluster_id());
+    }
+    if let Some(initial) = initial {
+        initial.check(stored.own_id, &stored.roster)?;
+    }
+    if stored.is_out {
+        return Err(GroupError::Removed.into());
+    }
+    let is_known = |member: &MemberRecord| member.id == stored.own_id || !member.url.is_empty();
+    if initial.is_none() && !stored.roster.members().iter().all(is_known) {
+        return Err(GroupError::NoUrls(names(&stored.roster)).into());
+    }
+    Ok(stored)
 }
 
 fn advertised(config: &PdConfig, addr: SocketAddr) -> Result<String, PdError> {

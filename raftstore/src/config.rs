@@ -10,6 +10,10 @@ pub struct RaftConfig {
     /// Fewest ticks without a leader before a peer campaigns; the most are one less than twice as many. Six
     /// heartbeats, so that a lost one starts no election and a dead leader is replaced within a second.
     pub election_ticks: u32,
+    /// Ticks by which a candidate is more patient than that, at least. The others hear no candidate within `election_ticks` of
+    /// their leader's last message, and who was not heard waits for a whole time-out more; their ticks may be one behind. Two
+    /// spare a group that wait.
+    pub election_margin_ticks: u32,
     /// Entries of one append message, in bytes. TiKV's value.
     pub message_bytes_max: u64,
     /// Append messages that may be on their way to one follower. TiKV's value.
@@ -37,6 +41,7 @@ impl Default for RaftConfig {
         RaftConfig {
             heartbeat_ticks: 1,
             election_ticks: 6,
+            election_margin_ticks: 0,
             message_bytes_max: 1 << 20,
             messages_inflight_max: 256,
             apply_bytes_max: 16 << 20,
@@ -57,6 +62,7 @@ impl RaftConfig {
         RaftConfig {
             heartbeat_ticks,
             election_ticks: heartbeat_ticks * prng.range(3, 12) as u32,
+            election_margin_ticks: 0,
             message_bytes_max: prng.range(0, 4 << 10),
             messages_inflight_max: prng.range(1, 300) as u32,
             apply_bytes_max: prng.range(0, 64 << 10),
@@ -67,6 +73,12 @@ impl RaftConfig {
             cache_bytes: prng.range(0, 16 << 10) as usize,
             halts_on_loss: false,
         }
+    }
+
+    /// Ticks without a leader after which a peer campaigns: at least, and below.
+    pub(crate) fn patience_ticks(&self) -> (usize, usize) {
+        let (low, high) = (self.election_ticks as usize, 2 * self.election_ticks as usize);
+        (low + (self.election_margin_ticks as usize).min((high - low) / 2), high)
     }
 
     pub(crate) fn to_raft(&self, id: u64, applied: u64) -> raft::Config {

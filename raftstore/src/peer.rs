@@ -151,7 +151,7 @@ impl Peer {
     /// campaigns, two ticks apart, so that none takes the other's votes, and the first does so a tick after all others
     /// have become free to vote. Who has campaigned in vain, or knows of no leader, draws.
     fn election_timeout(&self) -> usize {
-        let (low, high) = (self.config.election_ticks as usize, 2 * self.config.election_ticks as usize);
+        let (low, high) = self.config.patience_ticks();
         let raft = &self.node.raft;
         if raft.leader_id == raft::INVALID_ID {
             let draw = hash::fold(hash::fold(self.seed, self.peer.id), raft.term);

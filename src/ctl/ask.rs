@@ -51,6 +51,14 @@ config [show]                            everything
 config show schedule|replication         one section
 config set KEY VALUE                     such as max-replicas 3";
 
+pub(super) const MEMBER_HELP: &str = "\
+member [list]                            the members of the placement driver
+member add URL                           let a member in that will start at URL with --join
+member delete name NAME                  take a member out
+member delete id ID
+member leader resign                     let another one lead
+member leader transfer NAME";
+
 fn get(path: impl Into<String>, form: Form) -> Ask {
     Ask { method: "GET", path: path.into(), body: None, form }
 }
@@ -83,11 +91,20 @@ fn usage(words: &[&str], help: &str) -> String {
     format!("`{}` is not understood. What there is:\n{help}", words.join(" "))
 }
 
-impl Ask {
-    /// `member`.
-    pub(super) fn member() -> Ask {
-        get("/members", Form::Members)
-    }
+/// `member …`.
+///
+/// # Errors
+/// What is not understood, and what would be.
+pub(super) fn member(words: &[&str]) -> Result<Ask, String> {
+    Ok(match words {
+        [] | ["list"] => get("/members", Form::Members),
+        ["add", url] => Ask { form: Form::Fields, ..post("/members", json!({ "url": url })) },
+        ["delete", "name", name] => delete(format!("/members/name/{name}")),
+        ["delete", "id", number] => delete(format!("/members/id/{}", id(number, "member")?)),
+        ["leader", "resign"] => post("/leader/resign", json!({})),
+        ["leader", "transfer", name] => post(format!("/leader/transfer/{name}"), json!({})),
+        _ => return Err(usage(words, MEMBER_HELP)),
+    })
 }
 
 /// `store …`.
@@ -255,6 +272,14 @@ mod tests {
             ),
         ];
         operators.iter().for_each(|(text, expected)| assert_eq!(asked(operator(&words(text))), *expected));
+        let members = [
+            ("", "GET /members null"),
+            ("add http://h:1", r#"POST /members {"url":"http://h:1"}"#),
+            ("delete name pd-2", "DELETE /members/name/pd-2 null"),
+            ("delete id 17", "DELETE /members/id/17 null"),
+            ("leader transfer pd-1", "POST /leader/transfer/pd-1 {}"),
+        ];
+        members.iter().for_each(|(text, expected)| assert_eq!(asked(member(&words(text))), *expected));
         let schedulers = [
             ("add evict-leader-scheduler 3", r#"POST /schedulers {"name":"evict-leader-scheduler","store_id":3}"#),
             ("remove evict-leader-scheduler-3", "DELETE /schedulers/evict-leader-scheduler-3 null"),
@@ -278,6 +303,7 @@ mod tests {
             assert!(operator(&words(text)).is_err(), "{text}");
         }
         assert!(scheduler(&words("pause all soon")).is_err());
+        assert!(member(&words("delete pd-1")).is_err() && member(&words("delete id pd-1")).is_err());
         let told = config(&words("set max-replicas")).expect_err("no value");
         assert!(told.contains("config set KEY VALUE"), "{told}");
     }

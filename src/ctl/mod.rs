@@ -13,7 +13,6 @@ use clap::Subcommand;
 
 use crate::config::Error;
 use crate::security::SecurityArgs;
-use ask::Ask;
 use cluster::Cluster;
 
 #[derive(clap::Args)]
@@ -91,8 +90,11 @@ enum CtlCommand {
         /// See below.
         words: Vec<String>,
     },
-    /// List the members of the placement driver.
-    Member,
+    #[command(about = "Members of the placement driver: who they are, and who leads", after_help = ask::MEMBER_HELP)]
+    Member {
+        /// See below.
+        words: Vec<String>,
+    },
     /// Have all replicas of a region hash their data at the same entry, and compare. Ends with an error if they differ.
     Consistency(ConsistencyArgs),
     /// Look for damaged raft logs in the folder of a node that does not run.
@@ -118,7 +120,7 @@ pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
             CtlCommand::Operator { words } => Some(ask::operator(&strs(words))?),
             CtlCommand::Scheduler { words } => Some(ask::scheduler(&strs(words))?),
             CtlCommand::Config { words } => Some(ask::config(&strs(words))?),
-            CtlCommand::Member => Some(Ask::member()),
+            CtlCommand::Member { words } => Some(ask::member(&strs(words))?),
             _ => None,
         };
         let connect = async || Cluster::connect(&args.pd, args.security.config().load()?).await;
@@ -144,7 +146,7 @@ pub(crate) fn run(args: CtlArgs) -> Result<(), Error> {
             | CtlCommand::Operator { .. }
             | CtlCommand::Scheduler { .. }
             | CtlCommand::Config { .. }
-            | CtlCommand::Member => unreachable!("asked above"),
+            | CtlCommand::Member { .. } => unreachable!("asked above"),
         }
     })
 }

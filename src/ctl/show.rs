@@ -46,7 +46,11 @@ pub(super) fn text(form: Form, answer: &Value) -> String {
                 &["member", "id", "addresses", "role"],
                 items(&answer["members"]).map(|member| {
                     let urls: Vec<String> = items(&member["client_urls"]).map(plain).collect();
-                    let role = if &member["member_id"] == leader { "leads" } else { "follows" };
+                    let role = match &member["is_learner"] {
+                        Value::Bool(true) => "learns",
+                        _ if &member["member_id"] == leader => "leads",
+                        _ => "follows",
+                    };
                     vec![plain(&member["name"]), plain(&member["member_id"]), urls.join(","), role.to_string()]
                 }),
             )
@@ -138,12 +142,13 @@ mod tests {
         assert_eq!(lines, [["name", "pd"], ["schedule.limit", "4"]]);
         let members = json!({
             "members": [{ "name": "a", "member_id": 1, "client_urls": ["http://h:1"] },
-                        { "name": "b", "member_id": 2, "client_urls": ["http://h:2"] }],
+                        { "name": "b", "member_id": 2, "client_urls": ["http://h:2"] },
+                        { "name": "", "member_id": 3, "client_urls": [], "is_learner": true }],
             "leader": { "member_id": 2 },
         });
         assert_eq!(
             text(Form::Members, &members),
-            "member  id  addresses   role\na       1   http://h:1  follows\nb       2   http://h:2  leads\n"
+            "member  id  addresses   role\na       1   http://h:1  follows\nb       2   http://h:2  leads\n        3               learns\n"
         );
     }
 }

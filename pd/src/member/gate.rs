@@ -52,7 +52,8 @@ struct Elsewhere {
 /// Where a call goes that names a host: `None` for one that stays.
 fn elsewhere(member: &Member, name: &'static str, method: &str, cx: &CallContext) -> Result<Option<Elsewhere>, Status> {
     let Some(host) = cx.metadata.get_str(FORWARDED_HOST).filter(|host| !host.is_empty()) else { return Ok(None) };
-    let target = member.group.at(host);
+    let group = member.group();
+    let target = group.at(host);
     let target =
         target.ok_or_else(|| Status::unavailable(format!("not leader: {host} is no member of this cluster")))?;
     let Some(channel) = member.lines.channel(target.id) else { return Ok(None) };
@@ -93,7 +94,7 @@ impl Service for Gate {
             Ok(None) => {}
         }
         if let Some(answer) = self.member.answer(self.name, method) {
-            return Box::pin(std::future::ready(answer));
+            return answer;
         }
         let Some(term) = self.member.serving() else { return rpc::refuse(not_leader()) };
         let Some(service) = term.service(self.name) else { return rpc::refuse(Status::no_method(self.name, method)) };

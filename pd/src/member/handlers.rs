@@ -1,11 +1,15 @@
 //! What the other members call: `memberpb.Members`.
 
 use super::Member;
-use crate::raft::Snapshot;
+use super::change::from_wire;
+use super::lines::REMOVED;
+use crate::raft::{Roster, Snapshot};
 use bytes::BytesMut;
 use net::HttpRequest;
 use prost::Message as _;
-use proto::memberpb::{HttpAnswer, HttpCall, Members, RaftBatch, RaftDone, SnapshotChunk, SnapshotDone};
+use proto::memberpb::{
+    HttpAnswer, HttpCall, MemberAnswer, MemberCall, Members, RaftBatch, RaftDone, SnapshotChunk, SnapshotDone,
+};
 use proto::rpc::{CallContext, Inbound, Status};
 use raftstore::LogPosition;
 use raftstore::eraftpb::Message;
@@ -18,10 +22,14 @@ const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 pub(super) struct MembersHandler(pub(super) Rc<Member>);
 
 impl MembersHandler {
+    /// Who is of the group is asked of nobody but the group's number: a member may hear of a new one from itself first.
     fn check(&self, group: u64, from: u64, to: u64) -> Result<(), Status> {
-        let own = &self.0.group;
-        if group != own.number || to != own.own_id || from == to || own.find(from).is_none() {
+        let own = self.0.group();
+        if group != own.number || to != own.own_id || from == to {
             return Err(Status::failed_precondition("not of this group"));
+        }
+        if self.0.node.borrow().has_removed(from) {
+            return Err(Status::failed_precondition(REMOVED));
         }
         Ok(())
     }
@@ -53,6 +61,9 @@ impl Members for MembersHandler {
         if head.length > SNAPSHOT_BYTES_MAX {
             return Err(Status::resource_exhausted("the snapshot is too large"));
         }
+        let members = head.members.iter().map(from_wire).collect::<Option<Vec<_>>>();
+        let members = members.ok_or_else(|| Status::invalid_argument("a member's role is not known"))?;
+        let roster = Roster::new(head.group, members, head.removed);
         let mut data = BytesMut::from(&first.data[..]);
         while let Some(chunk) = request.next().await? {
             if (data.len() + chunk.data.len()) as u64 > head.length {
@@ -65,12 +76,16 @@ impl Members for MembersHandler {
             return Err(Status::invalid_argument("the snapshot is not what its head says"));
         }
         let position = LogPosition { index: head.index, term: head.log_term };
-        self.0.snapshot_arrived(Snapshot { from: head.from, term: head.term, position, data });
+        self.0.snapshot_arrived(Snapshot { from: head.from, term: head.term, position, roster, data });
         Ok(SnapshotDone {})
     }
 
+    async fn change(&self, _cx: CallContext, call: MemberCall) -> Result<MemberAnswer, Status> {
+        self.0.change_members(call).await
+    }
+
     async fn http(&self, cx: CallContext, call: HttpCall) -> Result<HttpAnswer, Status> {
-        if call.group != self.0.group.number {
+        if call.group != self.0.group().number {
             return Err(Status::failed_precondition("not of this group"));
         }
         let request = HttpRequest {

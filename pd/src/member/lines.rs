@@ -2,6 +2,7 @@
 //!
 //! Raft bears loss: what does not fit, or was under way when a stream broke, is lost.
 
+use super::change::to_wire;
 use super::group::{Group, MemberInfo};
 use crate::raft::Snapshot;
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use futures_util::FutureExt as _;
 use net::{Channel, ChannelConfig};
 use prost::Message as _;
 use proto::memberpb::{MembersClient, RaftBatch, SnapshotChunk, SnapshotHead};
-use proto::rpc::{CallContext, Status};
+use proto::rpc::{CallContext, Code, Status};
 use raftstore::eraftpb::Message;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -32,20 +33,36 @@ const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The lines of one member. Dropping them ends their streams.
 pub(crate) struct Lines {
-    lines: BTreeMap<u64, Rc<Line>>,
-    tasks: RefCell<Vec<Task<()>>>,
+    lines: RefCell<BTreeMap<u64, Rc<Line>>>,
+    snapshots: RefCell<Vec<Task<()>>>,
+    tls: Option<net::Tls>,
     group: u64,
     own_id: u64,
+    told: Rc<Told>,
 }
+
+/// What the lines were told by the others.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// This member was removed.
+    pub(crate) removed: Cell<bool>,
+    /// Something was told.
+    pub(crate) wake: Rc<Notify>,
+}
+
+/// What a member answers to one that was removed.
+pub(super) const REMOVED: &str = "this member was removed from the group";
 
 struct Line {
     to: u64,
+    url: String,
     channel: Channel,
     queue: RefCell<VecDeque<Bytes>>,
     bytes: Cell<usize>,
     wake: Notify,
     /// A snapshot is on its way.
     snapshot: Cell<bool>,
+    task: RefCell<Option<Task<()>>>,
 }
 
 /// A channel to a member. A broken connection is found within two seconds, though nobody says that it broke.
@@ -63,34 +80,67 @@ fn channel_to(member: &MemberInfo, tls: Option<&net::Tls>) -> Channel {
 }
 
 impl Lines {
-    /// Lines to all others of `group`, with the certificates of this member's port. Nothing is sent before the first message.
-    pub(crate) fn new(group: &Group, tls: Option<&net::Tls>) -> Lines {
-        let mut lines = BTreeMap::new();
-        let mut tasks = Vec::new();
-        for member in group.others() {
-            let line = Rc::new(Line {
-                to: member.id,
-                channel: channel_to(member, tls),
-                queue: RefCell::default(),
-                bytes: Cell::new(0),
-                wake: Notify::new(),
-                snapshot: Cell::new(false),
-            });
-            lines.insert(member.id, Rc::clone(&line));
-            let run = run(line, group.number, group.own_id);
-            tasks.push(executor::spawn_local(Class::Foreground, run));
+    /// No lines yet. They will have the certificates of this member's port.
+    pub(crate) fn new(group: &Group, tls: Option<&net::Tls>, wake: Rc<Notify>) -> Lines {
+        Lines {
+            lines: RefCell::default(),
+            snapshots: RefCell::default(),
+            tls: tls.cloned(),
+            group: group.number,
+            own_id: group.own_id,
+            told: Rc::new(Told { removed: Cell::new(false), wake }),
         }
-        Lines { lines, tasks: RefCell::new(tasks), group: group.number, own_id: group.own_id }
+    }
+
+    /// Lines to all others of `group`, and to nobody else. Nothing is sent before the first message.
+    pub(crate) fn update(&self, group: &Group) {
+        let mut lines = self.lines.borrow_mut();
+        lines.retain(|id, line| {
+            let stays = group.find(*id).is_some_and(|member| member.url == line.url);
+            if !stays {
+                line.end();
+            }
+            stays
+        });
+        for member in group.others().filter(|member| !member.url.is_empty()) {
+            lines.entry(member.id).or_insert_with(|| {
+                let line = Rc::new(Line {
+                    to: member.id,
+                    url: member.url.clone(),
+                    channel: channel_to(member, self.tls.as_ref()),
+                    queue: RefCell::default(),
+                    bytes: Cell::new(0),
+                    wake: Notify::new(),
+                    snapshot: Cell::new(false),
+                    task: RefCell::new(None),
+                });
+                let run = run(Rc::clone(&line), self.group, self.own_id, Rc::clone(&self.told));
+                *line.task.borrow_mut() = Some(executor::spawn_local(Class::Foreground, run));
+                line
+            });
+        }
+    }
+
+    /// Whether another member said that this one was removed.
+    pub(crate) fn told_removed(&self) -> bool {
+        self.told.removed.get()
+    }
+
+    /// Another member says that this one was removed.
+    pub(crate) fn tell_removed(&self) {
+        self.told.removed.set(true);
+        self.told.wake.notify();
     }
 
     /// The channel to a member; `None` to itself and to strangers.
     pub(crate) fn channel(&self, member: u64) -> Option<Channel> {
-        self.lines.get(&member).map(|line| line.channel.clone())
+        self.lines.borrow().get(&member).map(|line| line.channel.clone())
     }
 
     /// Sends a message, or loses it.
     pub(crate) fn send(&self, message: &Message) {
-        let Some(line) = self.lines.get(&message.to) else { return };
+        let lines = self.lines.borrow();
+        let Some(line) = lines.get(&message.to) else { return };
         let message = Bytes::from(message.encode_to_vec());
         if line.bytes.get() + message.len() <= QUEUE_BYTES_MAX {
             line.bytes.set(line.bytes.get() + message.len());
@@ -101,8 +151,9 @@ impl Lines {
 
     /// Sends a snapshot in the background, unless one is on its way. `take` makes it.
     pub(crate) fn send_snapshot(&self, to: u64, take: impl FnOnce() -> Snapshot) {
-        let Some(line) = self.lines.get(&to).filter(|line| !line.snapshot.replace(true)) else { return };
-        let (line, snapshot) = (Rc::clone(line), take());
+        let line = self.lines.borrow().get(&to).cloned();
+        let Some(line) = line.filter(|line| !line.snapshot.replace(true)) else { return };
+        let snapshot = take();
         let (group, own_id) = (self.group, self.own_id);
         let task = executor::spawn_local(Class::Background, async move {
             let index = snapshot.position.index;
@@ -115,7 +166,7 @@ impl Lines {
             executor::sleep(SNAPSHOT_PAUSE).await;
             line.snapshot.set(false);
         });
-        let mut tasks = self.tasks.borrow_mut();
+        let mut tasks = self.snapshots.borrow_mut();
         tasks.retain(|task| !task.is_done());
         tasks.push(task);
     }
@@ -123,11 +174,16 @@ impl Lines {
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        self.tasks.borrow_mut().drain(..).for_each(Task::cancel);
+        self.snapshots.borrow_mut().drain(..).for_each(Task::cancel);
+        self.lines.borrow().values().for_each(|line| line.end());
     }
 }
 
 impl Line {
+    fn end(&self) {
+        self.task.borrow_mut().take().into_iter().for_each(Task::cancel);
+    }
+
     fn take(&self) -> Vec<Bytes> {
         let mut queue = self.queue.borrow_mut();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -143,7 +199,7 @@ impl Line {
 }
 
 /// Keeps a stream to the member while there is something to send.
-async fn run(line: Rc<Line>, group: u64, own_id: u64) {
+async fn run(line: Rc<Line>, group: u64, own_id: u64, told: Rc<Told>) {
     loop {
         if line.queue.borrow().is_empty() {
             line.wake.notified().await;
@@ -151,6 +207,10 @@ async fn run(line: Rc<Line>, group: u64, own_id: u64) {
         }
         if let Err(status) = stream(&line, group, own_id).await {
             tracing::debug!(to = line.to, %status, "raft messages are lost");
+            if status.code == Code::FailedPrecondition && status.message == REMOVED {
+                told.removed.set(true);
+                told.wake.notify();
+            }
         }
         line.queue.borrow_mut().clear();
         line.bytes.set(0);
@@ -187,6 +247,8 @@ async fn send_snapshot(line: &Line, group: u64, own_id: u64, snapshot: Snapshot)
         log_term: snapshot.position.term,
         length: snapshot.data.len() as u64,
         crc32c: crc32c::crc32c(&snapshot.data),
+        members: snapshot.roster.members().iter().map(to_wire).collect(),
+        removed: snapshot.roster.removed().to_vec(),
     };
     let (out, answers) = MembersClient::new(line.channel.clone()).snapshot(CallContext::default()).await?;
     let mut chunk = SnapshotChunk { head: Some(head), data: Bytes::new() };

@@ -8,20 +8,24 @@
 //!    run            the loop: what comes in goes to the node, what the node wants is carried out
 //!      ├── journal  one write under way at a time
 //!      └── lines, handlers    messages to and from the other members
+//!   change, join    who the members are
 //! ```
 
 mod answers;
+mod change;
 mod front;
 mod gate;
 mod group;
 mod handlers;
+mod join;
 mod lines;
 mod run;
 mod term;
 
 pub(crate) use front::Front;
 pub use group::GroupError;
-pub(crate) use group::{Group, full, scheme};
+pub(crate) use group::{Group, Initial, Known, full, names, number_alone, number_of_old, scheme};
+pub(crate) use join::join;
 pub(crate) use run::RunError;
 pub(crate) use term::new_cluster_id;
 
@@ -32,6 +36,7 @@ use crate::raft::{Node, Right, Snapshot};
 use crate::signal::Signal;
 use crate::storage::FileJournal;
 use base::{ClusterId, UnixTime};
+use change::Changes;
 use executor::Notify;
 use lines::Lines;
 use net::Router;
@@ -52,7 +57,11 @@ const TRANSFER_WAIT: Duration = Duration::from_secs(2);
 /// See the module.
 pub(crate) struct Member {
     pub(crate) config: PdConfig,
-    pub(crate) group: Group,
+    /// What it knows beside the roster.
+    known: Known,
+    /// The members, and of which version of the roster that is.
+    group: RefCell<(u64, Rc<Group>)>,
+    changes: RefCell<Changes>,
     pub(crate) metrics: Rc<PdMetrics>,
     pub(crate) started: UnixTime,
     node: RefCell<Node>,
@@ -73,13 +82,19 @@ pub(crate) struct Member {
 
 impl Member {
     /// A member over what its folder holds. Nothing happens before [`Member::run`].
-    pub(crate) fn new(config: PdConfig, group: Group, node: Node, journal: FileJournal) -> Member {
+    pub(crate) fn new(config: PdConfig, known: Known, node: Node, journal: FileJournal) -> Member {
+        let wake = Rc::new(Notify::new());
+        let group = known.group(node.roster());
+        let lines = Lines::new(&group, config.server.tls.as_ref(), Rc::clone(&wake));
+        lines.update(&group);
         Member {
             metrics: Rc::new(PdMetrics::default()),
             started: executor::unix_time(),
-            lines: Lines::new(&group, config.server.tls.as_ref()),
+            lines,
             config,
-            group,
+            known,
+            group: RefCell::new((node.roster_version(), Rc::new(group))),
+            changes: RefCell::default(),
             node: RefCell::new(node),
             journal,
             inbox: RefCell::default(),
@@ -87,7 +102,7 @@ impl Member {
             snapshot: RefCell::new(None),
             term: RefCell::new(None),
             right: Rc::new(Cell::new(Right::Never)),
-            wake: Rc::new(Notify::new()),
+            wake,
             stopping: Cell::new(false),
             over: Cell::new(false),
             changed: Signal::default(),
@@ -103,6 +118,29 @@ impl Member {
             .add(Rc::new(ClusterService::new(Rc::clone(&etcd))))
             .add(Rc::new(MaintenanceService::new(etcd)))
             .add(Rc::new(MembersService::new(members)))
+    }
+
+    /// This member's number.
+    pub(crate) fn own_id(&self) -> u64 {
+        self.known.own_id
+    }
+
+    /// Who the members are.
+    pub(crate) fn group(&self) -> Rc<Group> {
+        Rc::clone(&self.group.borrow().1)
+    }
+
+    /// The roster may have changed.
+    fn follow_roster(&self) {
+        let node = self.node.borrow();
+        if node.roster_version() == self.group.borrow().0 {
+            return;
+        }
+        let group = Rc::new(self.known.group(node.roster()));
+        self.lines.update(&group);
+        *self.group.borrow_mut() = (node.roster_version(), group);
+        drop(node);
+        self.changed.raise();
     }
 
     /// The cluster's id; 0 while the group has not agreed on one.
@@ -154,7 +192,7 @@ impl Member {
             self.right.set(Right::Never);
             self.end_term();
             self.wake.notify();
-            let own = self.group.own_id;
+            let own = self.own_id();
             let other = || self.node.borrow().leader().is_some_and(|leader| leader != own).then_some(());
             // Whoever does not come to lead is heard of by the group's next leader.
             let _ = executor::timeout(TRANSFER_WAIT, self.changed.wait(other)).await;

@@ -25,6 +25,8 @@ pub(crate) enum RunError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Node(#[from] NodeError),
+    #[error("this member was removed from its group")]
+    Removed,
 }
 
 /// What the journal does.
@@ -36,7 +38,7 @@ struct Writing {
 
 /// When something is to be done though nothing has happened.
 struct Pace {
-    /// The next tick; never for a member that is alone.
+    /// The next tick; none for a member that is alone.
     tick: Option<Instant>,
     /// When the journal is to be sealed.
     rest: Option<Instant>,
@@ -53,24 +55,31 @@ impl Member {
     }
 
     async fn drive(self: &Rc<Self>) -> Result<(), RunError> {
-        let is_alone = self.node.borrow().is_alone();
-        if is_alone {
+        if self.node.borrow().is_sole_voter() {
             // Its vote is in the first image then.
             self.node.borrow_mut().campaign();
         }
-        let mut pace = Pace { tick: (!is_alone).then(executor::now), rest: None };
+        let mut pace = Pace { tick: None, rest: None };
         let mut writing: Option<Writing> = None;
         loop {
             self.take_in(&mut pace, writing.is_none());
             let leader = self.node.borrow().leader();
             let outputs = self.node.borrow_mut().poll()?;
             self.carry_out(outputs);
+            self.follow_roster();
             self.follow_term();
             if self.node.borrow().leader() != leader {
                 self.changed.raise();
             }
             if writing.is_none() {
                 writing = self.begin_write(&mut pace);
+            }
+            let is_out = {
+                let node = self.node.borrow();
+                node.is_out() && !node.has_write()
+            };
+            if is_out && writing.is_none() {
+                return Err(RunError::Removed);
             }
             if self.stopping.get() && writing.is_none() && self.has_settled() {
                 return Ok(self.journal.rest().await?);
@@ -90,10 +99,18 @@ impl Member {
     fn take_in(&self, pace: &mut Pace, is_idle: bool) {
         let now = lease_now();
         let mut node = self.node.borrow_mut();
-        if pace.tick.is_some_and(|due| executor::now() >= due) {
+        if node.is_alone() {
+            pace.tick = None;
+        } else if pace.tick.is_none_or(|due| executor::now() >= due) {
             node.tick(now);
             // Ticks that were missed are lost: patience is not to run out while the member slept.
             pace.tick = Some(executor::now() + self.config.raft_tick);
+            drop(node);
+            self.promote_who_has_caught_up();
+            node = self.node.borrow_mut();
+        }
+        if self.lines.told_removed() && !node.is_out() {
+            node.was_removed();
         }
         self.inbox_bytes.set(0);
         self.inbox.borrow_mut().drain(..).for_each(|message| node.step(now, message));
@@ -114,7 +131,7 @@ impl Member {
                     break;
                 }
             }
-        } else if node.is_alone() && !node.has_write() && node.leads().is_none() {
+        } else if node.is_sole_voter() && !node.has_write() && node.leads().is_none() {
             node.campaign();
         }
     }
@@ -132,6 +149,14 @@ impl Member {
                 Output::Rejected(_) => {
                     self.end_term();
                     self.node.borrow_mut().step_back();
+                }
+                Output::Changed(number, outcome) => {
+                    self.changes.borrow_mut().done(number, outcome);
+                    self.changed.raise();
+                }
+                Output::NotChanged(number) => {
+                    self.changes.borrow_mut().not_begun(number);
+                    self.changed.raise();
                 }
                 Output::SnapshotWanted(to) => self.lines.send_snapshot(to, || self.node.borrow().snapshot()),
             }

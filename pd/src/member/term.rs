@@ -37,7 +37,8 @@ impl Member {
         if state.cluster_id() == ClusterId(0) {
             state = State::create(new_cluster_id());
         }
-        let own = self.group.own();
+        let group = self.group();
+        let own = group.own();
         let identity = Identity {
             cluster_id: state.cluster_id(),
             member_id: own.id,

@@ -9,6 +9,7 @@
 //!
 //! - [`Node`] holds the raft peer (crate `raftstore`), the log's tail in memory, and the state as of the applied index.
 //! - [`Lease`] says how long a leader may answer without asking the others again.
+//! - [`Roster`] is who the members are: changed by entries of the log, one member at a time.
 //! - [`Stored`] is what all of that looks like on disk: see there for the bytes.
 //!
 //! A group of one is its own quorum: what it has written is committed, and it needs no lease.
@@ -16,10 +17,13 @@
 mod lease;
 mod log;
 mod node;
+mod roster;
 mod stored;
 
 pub use lease::{Lease, Right};
 pub use node::{Node, NodeConfig, NodeError, Output, Snapshot, Write};
+pub(crate) use roster::bare;
+pub use roster::{ChangeError, MEMBERS_MAX, MemberChange, MemberRecord, MemberRole, Roster};
 pub use stored::{Stored, StoredError};
 
 /// Mistakes that a member makes on demand: tests show that they are found.

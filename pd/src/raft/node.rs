@@ -3,6 +3,10 @@
 //! Of what is to be written only one piece is under way at a time, record or image. Whatever raft wants written meanwhile
 //! gathers for the next one, and messages that promise something wait for the piece that contains it.
 //!
+//! Members change by entries ([`MemberChange`]). Raft counts the new members from when the entry is applied. Who reads of
+//! its own removal serves no more, but votes on: the others may forget that it was committed, and need that vote then. It
+//! is out when one of them says so that has it on its disk ([`Node::has_removed`]).
+//!
 //! A peer begins anew ([`raftstore::Peer::new`], as after a restart) in two cases, each with nothing being written: when a
 //! snapshot takes the place of its log, and when leadership was to be handed over and was not. In the second case a call
 //! to campaign may still be on its way, which the lease does not hold off; so the leader steps back, and the next term
@@ -11,18 +15,23 @@
 use super::Faults;
 use super::lease::{Lease, Right};
 use super::log::Log;
+use super::roster::{ChangeError, MemberChange, MemberRole, Roster};
 use super::stored::{self, Stored};
 use crate::state::{LoadError, State};
 use base::{Instant, PeerId};
 use bytes::{Bytes, BytesMut};
 use proto::metapb;
-use raftstore::eraftpb::{Entry, HardState, Message, MessageType};
+use raftstore::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
 use raftstore::{Committed, Effect, InitError, Input, LogPosition, Peer, PeerInit, RaftConfig};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Marks the numbers of questions, which share a space with those of proposals.
 const QUESTION: u64 = 1 << 63;
+/// Marks the numbers of changes of members, which do so too.
+const CHANGE: u64 = 1 << 62;
+/// Entries by which a learner may be behind when it is made a voter.
+const BEHIND_MAX: u64 = 64;
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
@@ -48,6 +57,8 @@ pub struct Snapshot {
     pub term: u64,
     /// The last entry whose effects it holds.
     pub position: LogPosition,
+    /// The members as of that entry.
+    pub roster: Roster,
     /// The state, as a run of changes.
     pub data: Bytes,
 }
@@ -64,6 +75,10 @@ pub enum Output {
     Rejected(u64),
     /// This member needs a snapshot.
     SnapshotWanted(u64),
+    /// The change of members of this number is committed: it is carried out, or, by all alike, is not.
+    Changed(u64, Result<(), ChangeError>),
+    /// The change of members of this number was not begun, or has given way to something else.
+    NotChanged(u64),
 }
 
 /// What is to be made durable; tell [`Node::written`] when it is.
@@ -84,6 +99,9 @@ pub enum NodeError {
     /// A committed entry or a snapshot cannot be read: this member would differ from the others.
     #[error("a committed change cannot be applied")]
     State(#[from] LoadError),
+    /// A committed change of members cannot be read: it is of a later version.
+    #[error("a committed change of members cannot be read")]
+    Members,
 }
 
 /// What raft wants written and is not under way yet.
@@ -105,7 +123,16 @@ impl Pending {
 pub struct Node {
     config: NodeConfig,
     id: u64,
-    members: Vec<(u64, String)>,
+    roster: Roster,
+    /// Rises with each change of the roster.
+    roster_version: u64,
+    /// This member has applied its own removal.
+    leaving: bool,
+    /// Another one has that on its disk: this one is of no use any more.
+    out: bool,
+    /// Who was removed, as the image on disk says, and as the one under way does.
+    removed: Vec<u64>,
+    imaged: Option<Vec<u64>>,
     peer: Peer,
     hard_state: HardState,
     log: Log,
@@ -127,22 +154,31 @@ pub struct Node {
     begin_anew: bool,
     questions: u64,
     heard: BTreeMap<u64, Instant>,
+    /// The latest moment that it was told.
+    now: Instant,
 }
 
 impl Node {
     /// A node with what its disk holds. The first piece to be written is an image.
     ///
+    /// What is known to be committed is applied at once: nobody may vote, or lead alone, by a roster of before.
+    ///
     /// # Errors
     /// [`NodeError::Init`] if that is nothing that a correct run leaves behind.
     pub fn new(config: NodeConfig, stored: Stored) -> Result<Node, NodeError> {
-        let Stored { hard_state, members, own_id, log, applied, state } = stored;
+        let Stored { hard_state, roster, own_id, log, applied, state, is_out: _ } = stored;
         let quiet = if config.faults.vote_after_restart { 0 } else { config.raft.election_ticks };
-        let init = init(&config, own_id, &members, hard_state, &log, applied, quiet);
+        let init = init(&config, own_id, &roster, hard_state, &log, applied, quiet);
         let lease = Lease::new(Lease::longest(config.tick, config.raft.election_ticks));
-        Ok(Node {
+        let mut node = Node {
             peer: Peer::new(init, &config.raft)?,
             id: own_id,
-            members,
+            roster_version: 0,
+            leaving: roster.find(own_id).is_none(),
+            out: false,
+            removed: Vec::new(),
+            imaged: None,
+            roster,
             hard_state,
             log,
             applied,
@@ -160,8 +196,11 @@ impl Node {
             begin_anew: false,
             questions: 0,
             heard: BTreeMap::new(),
+            now: Instant(0),
             config,
-        })
+        };
+        node.collect()?;
+        Ok(node)
     }
 
     /// This member.
@@ -171,7 +210,42 @@ impl Node {
 
     /// Whether the member is the whole group.
     pub fn is_alone(&self) -> bool {
-        self.members.len() == 1
+        self.roster.members().len() == 1 && self.is_sole_voter()
+    }
+
+    /// Whether this member is the only one that votes.
+    pub fn is_sole_voter(&self) -> bool {
+        self.roster.is_sole_voter(self.id)
+    }
+
+    /// The members as of the applied index.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Rises with each change of the roster.
+    pub fn roster_version(&self) -> u64 {
+        self.roster_version
+    }
+
+    /// Whether this member was removed, as far as it knows by itself.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Whether this member was removed, and has nothing left to do but to end.
+    pub fn is_out(&self) -> bool {
+        self.out
+    }
+
+    /// Whether `id` was removed, and this member will not forget it.
+    pub fn has_removed(&self, id: u64) -> bool {
+        self.removed.contains(&id)
+    }
+
+    /// Who was removed, as far as this member will not forget it.
+    pub fn removed(&self) -> &[u64] {
+        &self.removed
     }
 
     /// The state as of the applied index: what is committed, and nothing else.
@@ -196,7 +270,8 @@ impl Node {
 
     /// The term that this member leads, once its state holds all that was ever acknowledged.
     pub fn leads(&self) -> Option<u64> {
-        let leads = self.peer.is_leader_up_to_date() && self.handing_over.is_none() && !self.begin_anew;
+        let stays = self.handing_over.is_none() && !self.begin_anew && !self.leaving;
+        let leads = self.peer.is_leader_up_to_date() && stays;
         leads.then(|| self.peer.term())
     }
 
@@ -204,7 +279,7 @@ impl Node {
     pub fn right(&self) -> Right {
         match (self.leads(), self.lease.until()) {
             (None, _) => Right::Never,
-            (Some(_), _) if self.is_alone() || self.config.faults.lease_unchecked => Right::Always,
+            (Some(_), _) if self.is_sole_voter() || self.config.faults.lease_unchecked => Right::Always,
             (Some(_), None) => Right::Never,
             (Some(_), Some(until)) => Right::Until(until),
         }
@@ -217,7 +292,9 @@ impl Node {
 
     /// A tick has passed. Ticks that were missed are not made up for: a member's patience is in ticks that it lived.
     pub fn tick(&mut self, now: Instant) {
-        if self.installing.is_some() {
+        self.now = self.now.max(now);
+        // Who leaves disturbs nobody by standing for election.
+        if self.installing.is_some() || self.leaving && !self.peer.is_leader() {
             return;
         }
         self.peer.handle(Input::Tick);
@@ -225,16 +302,22 @@ impl Node {
             self.handing_over = None;
         } else if self.handing_over.is_some_and(|until| now >= until) {
             self.begin_anew = true;
-        } else if !self.is_alone() && self.handing_over.is_none() {
-            self.questions += 1;
-            self.lease.asked(self.questions, now);
-            self.peer.handle(Input::ReadIndex { id: QUESTION | self.questions });
+        } else if !self.is_sole_voter() && self.handing_over.is_none() {
+            self.ask(now);
         }
     }
 
-    /// A member's message.
+    /// Asks the members whether this one still leads.
+    fn ask(&mut self, now: Instant) {
+        self.questions += 1;
+        self.lease.asked(self.questions, now);
+        self.peer.handle(Input::ReadIndex { id: QUESTION | self.questions });
+    }
+
+    /// A message of a member, who may be one of whom this one has not heard yet.
     pub fn step(&mut self, now: Instant, message: Message) {
-        if self.installing.is_none() && self.members.iter().any(|(id, _)| *id == message.from) {
+        self.now = self.now.max(now);
+        if self.installing.is_none() && !self.roster.was_removed(message.from) {
             self.heard.insert(message.from, now);
             self.peer.handle(Input::Step(message));
         }
@@ -246,7 +329,43 @@ impl Node {
         self.peer.handle(Input::Propose { id: number, data, context: Bytes::new() });
     }
 
-    /// Try to lead now, without waiting for a time-out: for a member that is alone.
+    /// Changes the members. Answered by [`Output::Changed`] or [`Output::NotChanged`], or by [`Node::leads`] being no
+    /// longer what it was. The numbers are apart from those of [`Node::propose`].
+    ///
+    /// Only a leader whose lease the members as they are have confirmed begins a change: see [`Lease`].
+    pub fn propose_change(&mut self, number: u64, change: &MemberChange) {
+        let is_settled = self.is_sole_voter() || self.lease.is_confirmed();
+        if self.leads().is_none() || !is_settled {
+            return self.outputs.push(Output::NotChanged(number));
+        }
+        let id = CHANGE | number;
+        let input = match change.to_conf_change() {
+            Some(change) => Input::ProposeConfChange { id, change, context: Bytes::new() },
+            None => Input::Propose { id, data: Bytes::new(), context: change.encode() },
+        };
+        self.peer.handle(input);
+    }
+
+    /// The learner that is to become a voter, if there is one and it has caught up.
+    pub fn ready_to_vote(&self) -> Option<u64> {
+        let joining = self.roster.members().iter().filter(|member| member.role == MemberRole::Joining);
+        joining.map(|member| member.id).find(|id| self.has_caught_up(*id))
+    }
+
+    /// Whether a member has nearly all of the log of this leader, and answers.
+    pub fn has_caught_up(&self, member: u64) -> bool {
+        let patience = self.config.tick * self.config.raft.election_ticks;
+        let is_heard = self.heard(member).is_some_and(|heard| self.now.since(heard) < patience);
+        let of = |(id, matched): &(PeerId, u64)| id.0 == member && *matched + BEHIND_MAX >= self.peer.last_index();
+        is_heard && self.leads().is_some() && self.peer.followers().iter().any(of)
+    }
+
+    /// Another member, which will not forget it, says that this one was removed.
+    pub fn was_removed(&mut self) {
+        (self.leaving, self.out, self.image_wanted) = (true, true, true);
+    }
+
+    /// Try to lead now, without waiting for a time-out: for a member that votes alone.
     pub fn campaign(&mut self) {
         self.peer.handle(Input::Campaign);
     }
@@ -257,7 +376,8 @@ impl Node {
         if self.leads().is_none() {
             return false;
         }
-        let others = self.peer.followers();
+        let mut others = self.peer.followers();
+        others.retain(|(member, _)| self.roster.voters().any(|voter| voter == member.0));
         let best = others.iter().max_by_key(|(member, matched)| (*matched, self.heard(member.0)));
         let Some(to) = to.map(PeerId).or(best.map(|(member, _)| *member)) else { return false };
         if !others.iter().any(|(member, _)| *member == to) {
@@ -281,7 +401,13 @@ impl Node {
 
     /// The state as of the applied index, for a member that needs it.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { from: self.id, term: self.peer.term(), position: self.applied, data: self.state.image() }
+        Snapshot {
+            from: self.id,
+            term: self.peer.term(),
+            position: self.applied,
+            roster: self.roster.clone(),
+            data: self.state.image(),
+        }
     }
 
     /// A snapshot has come. One that tells nothing new is forgotten.
@@ -292,10 +418,15 @@ impl Node {
         }
     }
 
-    /// If the log holds the snapshot's last entry, what follows it may have been acknowledged, and must stay.
+    /// If the log holds the snapshot's last entry, what follows it may have been acknowledged, and must stay. One that does
+    /// not know this member is of before it was added, or of after its removal.
     fn is_news(&self, snapshot: &Snapshot) -> bool {
         let position = snapshot.position;
-        position.index > self.peer.committed() && self.log.term(position.index) != Some(position.term)
+        let is_known = snapshot.roster.find(self.id).is_some();
+        is_known
+            && !self.leaving
+            && position.index > self.peer.committed()
+            && self.log.term(position.index) != Some(position.term)
     }
 
     /// What is to be done by now. To be asked after each round of inputs.
@@ -304,6 +435,12 @@ impl Node {
     /// [`NodeError`]: the member must stop.
     pub fn poll(&mut self) -> Result<Vec<Output>, NodeError> {
         self.collect()?;
+        if self.leads().is_some() && !self.is_sole_voter() && self.lease.until().is_none() && !self.lease.is_asked() {
+            // A new leader does not wait for its next tick. The moment it was told last is before this one: the lease is
+            // the shorter for it.
+            self.ask(self.now);
+            self.collect()?;
+        }
         if self.writing.is_none() {
             if let Some(snapshot) = self.incoming.take().filter(|snapshot| self.is_news(snapshot)) {
                 self.take_over(snapshot)?;
@@ -325,14 +462,16 @@ impl Node {
                 Effect::Persist { number, hard_state, entries } => self.persist(number, hard_state, entries),
                 Effect::Send { messages, after_persist } => self.send(messages, after_persist),
                 Effect::Apply(committed) => self.apply(committed)?,
-                Effect::Rejected { id, .. } if id & QUESTION == 0 => self.outputs.push(Output::Rejected(id)),
+                Effect::Rejected { id, .. } if id & QUESTION != 0 => {}
+                Effect::Rejected { id, .. } if id & CHANGE != 0 => self.outputs.push(Output::NotChanged(id & !CHANGE)),
+                Effect::Rejected { id, .. } => self.outputs.push(Output::Rejected(id)),
                 Effect::FetchEntries { low, high, max_bytes } => {
                     let entries = self.log.range(low, high, max_bytes);
                     self.peer.handle(Input::Fetched { low, entries });
                 }
                 Effect::ReadReady { id, .. } if self.handing_over.is_none() => self.lease.answered(id & !QUESTION),
                 Effect::SnapshotWanted { to } => self.outputs.push(Output::SnapshotWanted(to.0)),
-                Effect::Rejected { .. } | Effect::ReadReady { .. } | Effect::Role(_) => {}
+                Effect::ReadReady { .. } | Effect::Role(_) => {}
             }
         }
         Ok(())
@@ -359,11 +498,54 @@ impl Node {
 
     fn apply(&mut self, committed: Vec<Committed>) -> Result<(), NodeError> {
         for Committed { entry, proposal } in committed {
-            self.state.replay(&entry.data)?;
             self.applied = LogPosition { index: entry.index, term: entry.term };
-            self.outputs.extend(proposal.map(Output::Committed));
+            let conf_change = match entry.entry_type() {
+                EntryType::EntryNormal => None,
+                EntryType::EntryConfChange => return Err(NodeError::Members),
+                EntryType::EntryConfChangeV2 => {
+                    Some(<ConfChangeV2 as prost::Message>::decode(entry.data.clone()).map_err(|_| NodeError::Members)?)
+                }
+            };
+            if conf_change.is_none() && entry.context.is_empty() {
+                self.state.replay(&entry.data)?;
+                self.outputs.extend(proposal.map(Output::Committed));
+                continue;
+            }
+            let bytes = conf_change.as_ref().map_or(&entry.context, |change| &change.context);
+            let change = MemberChange::decode(bytes).ok_or(NodeError::Members)?;
+            let outcome = self.change_members(&change, conf_change);
+            self.outputs.extend(proposal.map(|number| Output::Changed(number & !CHANGE, outcome)));
         }
         self.peer.handle(Input::Applied { index: self.applied.index });
+        Ok(())
+    }
+
+    /// Carries out a change of members that is committed. One that makes no sense any more is refused here, and raft is
+    /// told nothing of it.
+    fn change_members(&mut self, change: &MemberChange, conf_change: Option<ConfChangeV2>) -> Result<(), ChangeError> {
+        let mut next = self.roster.clone();
+        next.apply(change)?;
+        let (alone_before, voters_before) = (self.is_sole_voter(), self.roster.voters().count());
+        self.leaving |= next.find(self.id).is_none();
+        if let Some(change) = conf_change
+            && !self.leaving
+        {
+            self.peer.handle(Input::ConfChanged { change, region: next.region() });
+        }
+        self.roster = next;
+        self.roster_version += 1;
+        if let MemberChange::Remove { id } = change {
+            self.heard.remove(id);
+            // Who was removed is told so when this is on disk: until then its vote may be needed once more.
+            self.image_wanted = true;
+        }
+        if self.roster.voters().count() != voters_before {
+            self.lease.members_changed();
+            if alone_before && self.peer.is_leader() {
+                self.lease.no_longer_alone(self.now);
+                self.ask(self.now);
+            }
+        }
         Ok(())
     }
 
@@ -393,6 +575,7 @@ impl Node {
             }
         }
         self.image_wanted = false;
+        self.imaged = Some(self.roster.removed().to_vec());
         Some(Write::Image(self.image()))
     }
 
@@ -403,12 +586,15 @@ impl Node {
         self.peer.handle(Input::Compacted { index: to.index });
         let commit = self.peer.committed().min(self.log.last_index());
         let hard_state = HardState { commit, ..self.hard_state };
-        Stored::image(hard_state, &self.members, self.id, &self.log, self.applied, &self.state)
+        Stored::image(hard_state, &self.roster, self.id, &self.log, self.applied, &self.state, self.out)
     }
 
     /// The piece that [`Node::begin_write`] began is durable.
     pub fn written(&mut self) {
         let number = self.writing.take().expect("a piece was begun");
+        if let Some(removed) = self.imaged.take() {
+            self.removed = removed;
+        }
         if number > 0 {
             self.durable = number;
             self.peer.handle(Input::Persisted { number });
@@ -423,6 +609,8 @@ impl Node {
     /// A snapshot takes the place of the log and of the state.
     fn take_over(&mut self, snapshot: Snapshot) -> Result<(), NodeError> {
         self.state = stored::from_image(&snapshot.data)?;
+        self.roster = snapshot.roster;
+        self.roster_version += 1;
         self.applied = snapshot.position;
         self.log = Log::new(snapshot.position);
         let voted = if snapshot.term > self.hard_state.term { 0 } else { self.hard_state.vote };
@@ -446,7 +634,7 @@ impl Node {
         let commit = self.peer.committed().min(self.log.last_index()).max(self.applied.index);
         let hard_state = HardState { commit, ..self.hard_state };
         let quiet = self.config.raft.election_ticks;
-        let init = init(&self.config, self.id, &self.members, hard_state, &self.log, self.applied, quiet);
+        let init = init(&self.config, self.id, &self.roster, hard_state, &self.log, self.applied, quiet);
         self.peer = Peer::new(init, &self.config.raft)?;
         self.pending = Pending::default();
         self.held.clear();
@@ -460,17 +648,21 @@ impl Node {
 fn init(
     config: &NodeConfig,
     id: u64,
-    members: &[(u64, String)],
+    roster: &Roster,
     hard_state: HardState,
     log: &Log,
     applied: LogPosition,
     quiet_ticks: u32,
 ) -> PeerInit {
-    let peer = |id: u64| metapb::Peer { id, store_id: id, ..metapb::Peer::default() };
-    let peers = members.iter().map(|(id, _)| peer(*id)).collect();
+    let own = metapb::Peer { id, store_id: id, ..metapb::Peer::default() };
+    let mut region = roster.region();
+    if roster.find(id).is_none() {
+        // It was removed: it stands for nothing, and votes for others as long as they ask.
+        region.peers.push(metapb::Peer { role: metapb::PeerRole::Learner.into(), ..own });
+    }
     PeerInit {
-        region: metapb::Region { peers, ..metapb::Region::default() },
-        peer: peer(id),
+        region,
+        peer: own,
         hard_state,
         truncated: log.truncated(),
         applied,

@@ -5,15 +5,22 @@
 //! ```text
 //! 1 hard state   term:u64 vote:u64 commit:u64                       the newest one counts
 //! 2 entry        length:u32 eraftpb.Entry                           voids what stood at its index and behind
-//! 3 member       id:u64 length:u32 name                             (images only) one for each member of the group
+//! 3 member       id:u64 length:u32 name                             (read only) as images had it before members changed
 //! 4 place        own id:u64 truncated index:u64 term:u64 applied index:u64 term:u64    (images only)
 //! 5 state        changes up to the applied index, to the payload's end                 (images only)
+//! 6 group        number:u64                                         (images only) the same over the group's whole life
+//! 7 member       id:u64 role:u8 length:u32 name length:u32 URL      (images only) one for each member of the group
+//! 8 removed      id:u64                                             (images only) one for each that was a member
+//! 9 out                                                             (images only) this member itself was removed for good
 //! ```
+//!
+//! 6 to 8 are the roster as of the applied index. A folder with 9 is of no use any more.
 //!
 //! In folders of the first version records and images are runs of changes, without raft around them. Such a folder
 //! becomes that of a group of one, whose log begins behind that state.
 
 use super::log::Log;
+use super::roster::{MemberRecord, MemberRole, Roster};
 use crate::state::{LoadError, State};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -24,14 +31,16 @@ use raftstore::{LogPosition, RAFT_INIT_LOG_INDEX, RAFT_INIT_LOG_TERM, first_hard
 #[derive(Debug)]
 pub struct Stored {
     pub(super) hard_state: HardState,
-    /// The members' ids and names.
-    pub members: Vec<(u64, String)>,
+    /// The members. Its group is 0 in a folder of before members could change.
+    pub roster: Roster,
     /// The member whose folder it is.
     pub own_id: u64,
     pub(super) log: Log,
     pub(super) applied: LogPosition,
     /// The state as of the applied index.
     pub state: State,
+    /// The member was removed, and the others know it for good.
+    pub is_out: bool,
 }
 
 /// Why a folder's content cannot be used.
@@ -58,16 +67,42 @@ pub enum StoredError {
 enum Item {
     HardState(HardState),
     Entry(Entry),
-    Member(u64, String),
+    Member(MemberRecord),
+    Group(u64),
+    Removed(u64),
+    Out,
     Place { own_id: u64, truncated: LogPosition, applied: LogPosition },
     State(Bytes),
 }
 
 impl Stored {
     /// A group that begins with `state`, on the disk of its member `own_id`.
-    pub fn first(state: State, own_id: u64, members: Vec<(u64, String)>) -> Stored {
+    pub fn first(state: State, own_id: u64, roster: Roster) -> Stored {
         let start = LogPosition { index: RAFT_INIT_LOG_INDEX, term: RAFT_INIT_LOG_TERM };
-        Stored { hard_state: first_hard_state(), members, own_id, log: Log::new(start), applied: start, state }
+        Stored {
+            hard_state: first_hard_state(),
+            roster,
+            own_id,
+            log: Log::new(start),
+            applied: start,
+            state,
+            is_out: false,
+        }
+    }
+
+    /// What a member begins with that was added to a running group. It has nothing, not even what a first member's log is
+    /// said to have had, so that its leader sends it a snapshot.
+    pub fn joining(own_id: u64, roster: Roster) -> Stored {
+        let nowhere = LogPosition { index: 0, term: 0 };
+        Stored {
+            hard_state: HardState::default(),
+            roster,
+            own_id,
+            log: Log::new(nowhere),
+            applied: nowhere,
+            state: State::blank(),
+            is_out: false,
+        }
     }
 
     /// What an image and the records behind it say.
@@ -75,7 +110,8 @@ impl Stored {
     /// # Errors
     /// [`StoredError`] for what no member writes.
     pub fn read(image: Option<&Bytes>, records: &[Bytes]) -> Result<Stored, StoredError> {
-        let mut stored = Stored::first(State::blank(), 0, Vec::new());
+        let mut stored = Stored::first(State::blank(), 0, Roster::new(0, Vec::new(), Vec::new()));
+        let (mut group, mut members, mut removed) = (0, Vec::new(), Vec::new());
         let mut has_place = false;
         for payload in image.into_iter().chain(records) {
             let mut rest = payload.clone();
@@ -89,7 +125,10 @@ impl Stored {
                             return Err(StoredError::Hole(index));
                         }
                     }
-                    Item::Member(id, name) => stored.members.push((id, name)),
+                    Item::Member(member) => members.push(member),
+                    Item::Group(number) => group = number,
+                    Item::Removed(id) => removed.push(id),
+                    Item::Out => stored.is_out = true,
                     Item::Place { own_id, truncated, applied } => {
                         has_place = true;
                         stored.own_id = own_id;
@@ -103,25 +142,35 @@ impl Stored {
                 return Err(StoredError::NoImage);
             }
         }
+        stored.roster = Roster::new(group, members, removed);
         Ok(stored)
     }
 
     /// The image.
     pub(super) fn image(
         hard_state: HardState,
-        members: &[(u64, String)],
+        roster: &Roster,
         own_id: u64,
         log: &Log,
         applied: LogPosition,
         state: &State,
+        is_out: bool,
     ) -> Bytes {
         let state = state.image();
         let mut out = BytesMut::with_capacity(state.len() + 4096);
         put_hard_state(&mut out, hard_state);
-        for (id, name) in members {
-            out.put_u8(3);
+        out.put_u8(6);
+        out.put_u64_le(roster.group);
+        for member in roster.members() {
+            out.put_u8(7);
+            member.encode(&mut out);
+        }
+        for id in roster.removed() {
+            out.put_u8(8);
             out.put_u64_le(*id);
-            put_bytes(&mut out, name.as_bytes());
+        }
+        if is_out {
+            out.put_u8(9);
         }
         out.put_u8(4);
         out.put_u64_le(own_id);
@@ -157,11 +206,6 @@ pub(super) fn put_entry(out: &mut BytesMut, entry: &Entry) {
     entry.encode(out).expect("the buffer grows");
 }
 
-fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
-    out.put_u32_le(u32::try_from(bytes.len()).expect("names are short"));
-    out.extend_from_slice(bytes);
-}
-
 fn take(tag: u8, rest: &mut Bytes) -> Option<Item> {
     Some(match tag {
         1 => {
@@ -169,13 +213,20 @@ fn take(tag: u8, rest: &mut Bytes) -> Option<Item> {
             Item::HardState(HardState { term, vote, commit })
         }
         2 => Item::Entry(Entry::decode(take_bytes(rest)?).ok()?),
-        3 => Item::Member(take_u64(rest)?, String::from_utf8(take_bytes(rest)?.to_vec()).ok()?),
+        3 => {
+            let (id, name) = (take_u64(rest)?, String::from_utf8(take_bytes(rest)?.to_vec()).ok()?);
+            Item::Member(MemberRecord { id, role: MemberRole::Voter, name, url: String::new() })
+        }
         4 => Item::Place {
             own_id: take_u64(rest)?,
             truncated: LogPosition { index: take_u64(rest)?, term: take_u64(rest)? },
             applied: LogPosition { index: take_u64(rest)?, term: take_u64(rest)? },
         },
         5 => Item::State(rest.split_to(rest.len())),
+        6 => Item::Group(take_u64(rest)?),
+        7 => Item::Member(MemberRecord::decode(rest)?),
+        8 => Item::Removed(take_u64(rest)?),
+        9 => Item::Out,
         _ => return None,
     })
 }
@@ -198,13 +249,19 @@ mod tests {
         Entry { index, term, data: format!("entry {index}").into(), ..Entry::default() }
     }
 
+    fn roster() -> Roster {
+        let member =
+            |id, role, name: &str| MemberRecord { id, role, name: name.into(), url: format!("http://{name}:1") };
+        let members = vec![member(3, MemberRole::Voter, "a"), member(4, MemberRole::Joining, "b")];
+        Roster::new(77, members, vec![1, 2])
+    }
+
     fn image() -> Bytes {
         let mut log = Log::new(LogPosition { index: 5, term: 5 });
         assert!(log.append(entry(6, 7)) && log.append(entry(7, 7)));
         let hard_state = HardState { term: 7, vote: 3, commit: 6 };
-        let members = [(3, "a".to_owned()), (4, "b".to_owned())];
         let applied = LogPosition { index: 6, term: 7 };
-        Stored::image(hard_state, &members, 4, &log, applied, &State::create(ClusterId(9)))
+        Stored::image(hard_state, &roster(), 4, &log, applied, &State::create(ClusterId(9)), true)
     }
 
     #[test]
@@ -215,9 +272,26 @@ mod tests {
         let stored = Stored::read(Some(&image()), &[record.freeze()]).expect("whole");
         assert_eq!(stored.hard_state, HardState { term: 8, vote: 4, commit: 6 });
         assert_eq!((stored.own_id, stored.applied), (4, LogPosition { index: 6, term: 7 }));
-        assert_eq!(stored.members, [(3, "a".to_owned()), (4, "b".to_owned())]);
+        assert!(stored.is_out && stored.roster == roster());
         assert_eq!((stored.log.last_index(), stored.log.term(6), stored.log.term(7)), (7, Some(7), Some(8)));
         assert_eq!(stored.state.cluster_id(), ClusterId(9));
+    }
+
+    #[test]
+    fn members_of_a_folder_from_before_they_could_change_are_voters() {
+        let mut image = BytesMut::new();
+        for (id, name) in [(4u64, "b"), (3, "a")] {
+            image.put_u8(3);
+            image.put_u64_le(id);
+            image.put_u32_le(1);
+            image.extend_from_slice(name.as_bytes());
+        }
+        image.put_u8(4);
+        [4u64, 5, 5, 5, 5].iter().for_each(|number| image.put_u64_le(*number));
+        let stored = Stored::read(Some(&image.freeze()), &[]).expect("whole");
+        assert_eq!((stored.own_id, stored.roster.group), (4, 0));
+        assert_eq!(stored.roster.voters().collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(stored.roster.members()[1].name, "b");
     }
 
     #[test]

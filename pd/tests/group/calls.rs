@@ -1,6 +1,6 @@
 //! Calls that are no part of the node's client.
 
-use crate::world::{MEMBERS, address};
+use crate::world::{PLACES, address};
 use executor::io::{AsyncReadExt, AsyncWriteExt};
 use net::{Channel, ChannelConfig};
 use proto::etcdserverpb::{KvClient, PutRequest, RangeRequest};
@@ -23,7 +23,7 @@ pub(crate) struct Kv {
 impl Kv {
     pub(crate) fn new() -> Kv {
         let stub = |at| KvClient::new(Channel::new(address(at), ChannelConfig::default()));
-        Kv { stubs: (0..MEMBERS).map(stub).collect(), at: std::cell::Cell::new(0) }
+        Kv { stubs: (0..PLACES).map(stub).collect(), at: std::cell::Cell::new(0) }
     }
 
     /// Puts once: what an error leaves behind is unknown, unless it says that nobody leads there.
@@ -52,7 +52,7 @@ impl Kv {
     }
 
     fn next(&self) {
-        self.at.set((self.at.get() + 1) % MEMBERS);
+        self.at.set((self.at.get() + 1) % PLACES);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::calls::{Kv, ask};
 use crate::pd_client::PdClient;
-use crate::world::{MEMBERS, addresses};
+use crate::world::{PLACES, addresses};
 use proto::metapb;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,8 @@ use std::time::Duration;
 pub(crate) struct Told {
     pub(crate) timestamps: Cell<u64>,
     pub(crate) writes: Cell<u64>,
+    /// Members that were removed.
+    pub(crate) removed: Cell<u64>,
     /// The highest timestamp that anybody was told.
     highest: Cell<u64>,
     /// Batches by their first timestamp: the last one.
@@ -147,7 +149,7 @@ pub(crate) async fn change_settings(told: Rc<Told>) {
     for value in 1.. {
         let (acknowledged, _) = told.setting.get();
         told.setting.set((acknowledged, value));
-        let at = executor::with_rng(|prng| prng.below(MEMBERS as u64) as usize);
+        let at = executor::with_rng(|prng| prng.below(PLACES as u64) as usize);
         let body = format!("{{\"leader-schedule-limit\": {value}}}");
         let answer = ask(at, "POST", "/pd/api/v1/config", &body).await;
         if answer.is_some_and(|(status, _)| status == 200) {
@@ -161,7 +163,7 @@ pub(crate) async fn change_settings(told: Rc<Told>) {
 }
 
 /// Reads everything back, from whichever member leads.
-pub(crate) async fn check_all(told: Rc<Told>) {
+pub(crate) async fn check_all(told: Rc<Told>, members: Vec<usize>) {
     let kv = Kv::new();
     let keys = told.keys.borrow().clone();
     for (key, (least, tried)) in keys {
@@ -183,12 +185,12 @@ pub(crate) async fn check_all(told: Rc<Told>) {
     assert!(lost.is_empty(), "stores {lost:?} were acknowledged and are not there");
     let id = client.alloc_id().await.expect("an id");
     assert!(!told.ids.borrow().contains(&id), "id {id} was given out before");
-    check_setting(&told).await;
+    check_setting(&told, &members).await;
 }
 
-async fn check_setting(told: &Told) {
+async fn check_setting(told: &Told, members: &[usize]) {
     let (acknowledged, tried) = told.setting.get();
-    for at in 0..MEMBERS {
+    for at in members.iter().copied() {
         let found = loop {
             if let Some((200, body)) = ask(at, "GET", "/pd/api/v1/config/schedule", "").await {
                 let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");

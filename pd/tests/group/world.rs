@@ -4,14 +4,17 @@ use crate::calls::ask;
 use crate::clients::{self, Told};
 use base::Prng;
 use executor::sim::{Sim, SimConfig, SimNode};
+use futures_util::FutureExt as _;
 use pd::raft::Faults;
-use pd::{PdConfig, PdServer};
+use pd::{GroupError, PdConfig, PdError, PdServer};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-pub(crate) const MEMBERS: usize = 3;
+/// Members that the group begins with, and places for those that come later.
+const MEMBERS: usize = 3;
+pub(crate) const PLACES: usize = 5;
 
 /// Where each member listens.
 pub(crate) fn address(at: usize) -> String {
@@ -19,17 +22,28 @@ pub(crate) fn address(at: usize) -> String {
 }
 
 pub(crate) fn addresses() -> Vec<String> {
-    (0..MEMBERS).map(address).collect()
+    (0..PLACES).map(address).collect()
 }
 
-pub(crate) fn name(at: usize) -> String {
-    format!("pd-{at}")
+/// The name of the member that is the `life`th at a place.
+fn name(at: usize, life: u32) -> String {
+    format!("pd-{at}-{life}")
+}
+
+/// What became of a place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// Members that there have been, this one included. Each has a folder of its own.
+    life: u32,
+    /// It is a member, or was when it was heard last.
+    taken: bool,
 }
 
 pub(crate) struct World {
     pub(crate) sim: Sim,
     pub(crate) told: Rc<Told>,
     members: Vec<SimNode>,
+    places: Rc<RefCell<[Place; PLACES]>>,
     clients: Vec<SimNode>,
     faults: Faults,
     /// The member that said last that it leads.
@@ -48,7 +62,8 @@ impl World {
             let ip = format!("10.0.0.{ip}").parse().expect("an address");
             sim.add_node(&format!("{kind}-{at}"), ip)
         };
-        let members = (0..MEMBERS).map(|at| node("pd", at, at + 1)).collect();
+        let members = (0..PLACES).map(|at| node("pd", at, at + 1)).collect();
+        let place = |at| Place { life: 0, taken: at < MEMBERS };
         let clients = (0..2).map(|at| node("client", at, at + 11)).collect();
         // Small journals: images, truncated logs and snapshots come up.
         let journal_bytes = if prng.one_in(2) { 256 << 10 } else { 4 << 20 };
@@ -56,6 +71,7 @@ impl World {
             sim,
             told: Rc::default(),
             members,
+            places: Rc::new(RefCell::new(std::array::from_fn(place))),
             clients,
             faults,
             leader: Rc::default(),
@@ -66,36 +82,59 @@ impl World {
     }
 
     pub(crate) fn start_all(&self) {
-        (0..MEMBERS).for_each(|at| self.start(at));
+        self.taken().into_iter().for_each(|at| self.start(at));
+    }
+
+    /// The places of members.
+    pub(crate) fn taken(&self) -> Vec<usize> {
+        (0..PLACES).filter(|at| self.places.borrow()[*at].taken).collect()
     }
 
     pub(crate) fn start(&self, at: usize) {
         let (faults, leader, journal_bytes) = (self.faults, Rc::clone(&self.leader), self.journal_bytes);
+        let (places, life) = (Rc::clone(&self.places), self.places.borrow()[at].life);
         self.sim.start(self.members[at], 1, move |_| {
-            let leader = Rc::clone(&leader);
+            let (leader, places) = (Rc::clone(&leader), Rc::clone(&places));
+            let first = |at: usize| (name(at, 0), format!("http://{}", address(at)));
+            let is_first = at < MEMBERS && life == 0;
+            let initial_cluster = if is_first { (0..MEMBERS).map(first).collect() } else { Vec::new() };
+            let join = if is_first { Vec::new() } else { addresses() };
             Box::pin(async move {
                 let mut config = PdConfig {
                     listen: address(at).parse().expect("an address"),
-                    data_dir: PathBuf::from("/pd"),
-                    name: name(at),
-                    initial_cluster: (0..MEMBERS).map(|at| (name(at), format!("http://{}", address(at)))).collect(),
+                    data_dir: PathBuf::from(format!("/pd-{life}")),
+                    name: name(at, life),
+                    initial_cluster,
+                    join,
                     faults,
                     ..PdConfig::default()
                 };
                 config.journal.file_bytes = journal_bytes;
-                let server = PdServer::start(config).await.expect("the member starts");
+                let ends = || places.borrow_mut()[at].taken = false;
+                let mut server = loop {
+                    match PdServer::start(config.clone()).await {
+                        Ok(server) => break server,
+                        // It is not a member yet, and nobody has time for it; or it was one.
+                        Err(PdError::Join(_)) => executor::sleep(Duration::from_millis(100)).await,
+                        Err(PdError::Group(GroupError::Removed)) => return ends(),
+                        Err(error) => panic!("member {at} does not start: {error}"),
+                    }
+                };
                 {
-                    let watch = async {
-                        loop {
-                            if server.is_leader() {
-                                leader.set(at);
-                            }
-                            executor::sleep(Duration::from_millis(20)).await;
+                    let mut stop = std::pin::pin!(executor::shutdown_signal().fuse());
+                    loop {
+                        if server.is_leader() {
+                            leader.set(at);
                         }
-                    };
-                    let stop = std::pin::pin!(executor::shutdown_signal());
-                    let watch = std::pin::pin!(watch);
-                    futures_util::future::select(stop, watch).await;
+                        futures_util::select_biased! {
+                            () = stop => break,
+                            error = server.failed().fuse() => {
+                                assert!(matches!(error, PdError::Removed), "member {at} fails: {error}");
+                                return ends();
+                            }
+                            () = executor::sleep(Duration::from_millis(20)).fuse() => {}
+                        }
+                    }
                 }
                 server.stop().await.expect("the member stops");
             })
@@ -116,13 +155,14 @@ impl World {
     /// One fault, sometimes with its end.
     pub(crate) fn disturb(&self, prng: &mut Prng) {
         let sim = &self.sim;
-        let any = prng.below(MEMBERS as u64) as usize;
-        let leader = self.leader.get();
-        let (first, second) = ((leader + 1) % MEMBERS, (leader + 2) % MEMBERS);
         for at in self.down.take() {
             self.start(at);
         }
-        match prng.below(12) {
+        let taken = self.taken();
+        let any = taken[prng.below(taken.len() as u64) as usize];
+        let leader = Some(self.leader.get()).filter(|at| taken.contains(at)).unwrap_or(any);
+        let others: Vec<usize> = taken.iter().copied().filter(|at| *at != leader).collect();
+        match prng.below(16) {
             0 => {
                 sim.kill(self.members[leader]);
                 self.down.borrow_mut().push(leader);
@@ -137,7 +177,7 @@ impl World {
                 self.start(any);
             }
             3 => {
-                self.members.iter().for_each(|member| sim.kill(*member));
+                taken.iter().for_each(|at| sim.kill(self.members[*at]));
                 sim.run_for(Duration::from_millis(prng.below(500)));
                 self.start_all();
             }
@@ -146,8 +186,7 @@ impl World {
             }),
             5 | 6 => {
                 // The leader is cut off from the others, but not from its clients, or not from all of them.
-                sim.partition(self.members[leader], self.members[first]);
-                sim.partition(self.members[leader], self.members[second]);
+                others.iter().for_each(|at| sim.partition(self.members[leader], self.members[*at]));
                 if prng.one_in(2) {
                     sim.partition(self.members[leader], self.clients[1]);
                 }
@@ -155,8 +194,7 @@ impl World {
                 sim.heal_all();
             }
             7 => {
-                sim.partition_one_way(self.members[first], self.members[leader]);
-                sim.partition_one_way(self.members[second], self.members[leader]);
+                others.iter().for_each(|at| sim.partition_one_way(self.members[*at], self.members[leader]));
                 sim.run_for(Duration::from_millis(prng.below(4_000)));
                 sim.heal_all();
             }
@@ -172,13 +210,36 @@ impl World {
                 sim.kill(self.members[leader]);
                 self.down.borrow_mut().push(leader);
             }
-            _ => {
+            11 => {
+                let life = self.places.borrow()[any].life;
                 let path = if prng.one_in(2) {
                     "/pd/api/v1/leader/resign".to_owned()
                 } else {
-                    format!("/pd/api/v1/leader/transfer/{}", name(any))
+                    format!("/pd/api/v1/leader/transfer/{}", name(any, life))
                 };
                 sim.spawn_on(self.clients[0], async move { drop(ask(any, "POST", &path, "").await) });
+            }
+            _ => self.change_members(prng, any, taken.len()),
+        }
+    }
+
+    /// A member comes, or goes, whatever else is going on.
+    fn change_members(&self, prng: &mut Prng, any: usize, taken: usize) {
+        let free = (0..PLACES).find(|at| !self.places.borrow()[*at].taken && !self.sim.running(self.members[*at]));
+        match free {
+            Some(at) if prng.below(PLACES as u64) >= taken as u64 - 1 => {
+                let mut places = self.places.borrow_mut();
+                places[at] = Place { life: places[at].life + 1, taken: true };
+                drop(places);
+                self.start(at);
+            }
+            _ => {
+                let path = format!("/pd/api/v1/members/name/{}", name(any, self.places.borrow()[any].life));
+                let told = Rc::clone(&self.told);
+                self.sim.spawn_on(self.clients[0], async move {
+                    let answer = ask(any, "DELETE", &path, "").await;
+                    told.removed.set(told.removed.get() + u64::from(answer.is_some_and(|(status, _)| status == 200)));
+                });
             }
         }
     }
@@ -186,7 +247,7 @@ impl World {
     /// Everybody runs, and all is connected.
     pub(crate) fn end_of_disturbance(&self) {
         self.sim.heal_all();
-        for at in 0..MEMBERS {
+        for at in self.taken() {
             if !self.sim.running(self.members[at]) {
                 self.start(at);
             }
@@ -197,10 +258,12 @@ impl World {
     /// Everything that was acknowledged is there, also after a power failure of all.
     pub(crate) fn check(&self) {
         self.clients.iter().for_each(|client| self.sim.kill(*client));
-        self.members.iter().for_each(|member| self.sim.kill(*member));
+        self.taken().iter().for_each(|at| self.sim.kill(self.members[*at]));
         self.start_all();
-        let told = Rc::clone(&self.told);
-        let done = self.sim.block_on(self.clients[0], clients::check_all(told), Duration::from_secs(60));
+        // Whoever was removed and has not heard of it does now.
+        self.sim.run_for(Duration::from_secs(5));
+        let (told, members) = (Rc::clone(&self.told), self.taken());
+        let done = self.sim.block_on(self.clients[0], clients::check_all(told, members), Duration::from_secs(60));
         assert!(done.is_some(), "seed {}: the group cannot be asked", self.seed);
     }
 }

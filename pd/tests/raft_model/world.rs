@@ -3,15 +3,22 @@
 use base::{Instant, Prng};
 use bytes::{Bytes, BytesMut};
 use pd::kv::{Change, Record};
-use pd::raft::{Faults, Node, NodeConfig, Output, Snapshot, Stored, Write};
+use pd::raft::{
+    Faults, MemberChange, MemberRecord, MemberRole, Node, NodeConfig, Output, Roster, Snapshot, Stored, Write,
+};
 use pd::state::State;
 use raftstore::RaftConfig;
 use raftstore::eraftpb::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// Members that the group begins with.
 const MEMBERS: usize = 3;
-const TICK: Duration = Duration::from_millis(100);
+/// All that there ever are at a time. A place whose member was removed may get a new one.
+const PLACES: usize = 5;
+/// The group's number.
+const GROUP: u64 = 77;
+const TICK: Duration = Duration::from_millis(50);
 /// How long the group may take to be whole again when nothing disturbs it.
 const REST_MS: u64 = 8_000;
 
@@ -24,6 +31,8 @@ struct Disk {
 
 /// One member: its disk, and its node while it runs.
 struct Place {
+    /// The member's number; 0 while there is none.
+    id: u64,
     disk: Disk,
     node: Option<Node>,
     /// The write under way, and when it ends.
@@ -53,7 +62,13 @@ pub(crate) struct World {
     seed: u64,
     faults: Faults,
     places: Vec<Place>,
-    members: Vec<(u64, String)>,
+    /// Numbers of members that were given out.
+    ids: u64,
+    /// Changes of members by the place that proposed them.
+    changes: BTreeMap<(usize, u64), MemberChange>,
+    changed: u64,
+    /// The place whose folder is to be a new member's, and the place and number of the proposal.
+    joiner: Option<(usize, usize, u64)>,
     now_ms: u64,
     /// What is on its way, by the time of its arrival.
     letters: BTreeMap<(u64, u64), (usize, usize, Letter)>,
@@ -92,16 +107,25 @@ fn change(number: u64) -> Bytes {
 impl World {
     pub(crate) fn new(seed: u64, faults: Faults) -> World {
         let mut prng = Prng::new(seed ^ 0x9D_1E57);
-        let members: Vec<_> = (1..=MEMBERS as u64).map(|id| (id, format!("m{id}"))).collect();
-        let place =
-            |_| Place { disk: Disk::default(), node: None, writing: None, asleep_until: 0, tick_at: 0, led: None };
+        let place = |at| Place {
+            id: if at < MEMBERS { at as u64 + 1 } else { 0 },
+            disk: Disk::default(),
+            node: None,
+            writing: None,
+            asleep_until: 0,
+            tick_at: 0,
+            led: None,
+        };
         World {
-            places: (0..MEMBERS).map(place).collect(),
+            places: (0..PLACES).map(place).collect(),
             slow_disks: prng.one_in(3),
             prng,
             seed,
             faults,
-            members,
+            ids: MEMBERS as u64,
+            changes: BTreeMap::new(),
+            changed: 0,
+            joiner: None,
             now_ms: 1_000,
             letters: BTreeMap::new(),
             sent: 0,
@@ -116,8 +140,17 @@ impl World {
         }
     }
 
-    pub(crate) fn counts(&self) -> (u64, u64) {
-        (self.answered.len() as u64, self.snapshots)
+    pub(crate) fn counts(&self) -> Counts {
+        Counts { answered: self.answered.len() as u64, snapshots: self.snapshots, changed: self.changed }
+    }
+
+    /// The places that have a member.
+    fn taken(&self) -> Vec<usize> {
+        (0..PLACES).filter(|at| self.places[*at].id != 0).collect()
+    }
+
+    fn place_of(&self, id: u64) -> Option<usize> {
+        (0..PLACES).find(|at| self.places[*at].id == id)
     }
 
     fn now(&self) -> Instant {
@@ -134,7 +167,10 @@ impl World {
             self.blocked.clear();
         }
         self.arrivals(disturbed);
-        for at in 0..MEMBERS {
+        if disturbed && self.prng.one_in(700) {
+            self.change_members();
+        }
+        for at in self.taken() {
             self.live(at, disturbed);
         }
         self.check_rights();
@@ -145,18 +181,19 @@ impl World {
         if !self.prng.one_in(300) {
             return;
         }
-        let victim = self.prng.below(MEMBERS as u64) as usize;
-        let leader = (0..MEMBERS).find(|at| self.places[*at].led.is_some()).unwrap_or(victim);
-        let other = (victim + 1) % MEMBERS;
+        let taken = self.taken();
+        let victim = taken[self.prng.below(taken.len() as u64) as usize];
+        let leader = taken.iter().copied().find(|at| self.places[*at].led.is_some()).unwrap_or(victim);
+        let others: Vec<usize> = taken.iter().copied().filter(|at| *at != leader).collect();
+        let other = others.get(victim % others.len().max(1)).copied().unwrap_or(victim);
         match self.prng.below(10) {
             0 => self.crash(victim),
             1 => self.crash(leader),
             2 => {
                 // The leader is cut off, and another starts anew in the same moment.
-                let others = (0..MEMBERS).filter(|at| *at != leader).collect::<Vec<_>>();
                 others.iter().for_each(|at| self.block(leader, *at));
-                let fallen = others[self.prng.below(2) as usize];
-                self.crash(fallen);
+                let fallen = self.prng.below(others.len().max(1) as u64) as usize;
+                others.get(fallen).into_iter().for_each(|at| self.crash(*at));
             }
             3 => {
                 self.block(victim, other);
@@ -165,23 +202,74 @@ impl World {
                 self.blocked.insert((leader, victim));
                 self.heal_at = self.now_ms + self.prng.range(100, 3_000);
             }
-            5 => (0..MEMBERS).filter(|at| *at != leader).for_each(|at| self.block(leader, at)),
+            5 => others.iter().for_each(|at| self.block(leader, *at)),
             6 => self.places[leader].asleep_until = self.now_ms + self.prng.range(50, 2_500),
-            7 => (0..MEMBERS).for_each(|at| self.crash(at)),
-            8 => {
+            7 => taken.iter().for_each(|at| self.crash(*at)),
+            8 if others.len() == 2 => {
                 // One follower hears nothing of the leader for longer than its patience; then the other one, which has
                 // held it off, forgets that it has.
-                let (first, second) = ((leader + 1) % MEMBERS, (leader + 2) % MEMBERS);
+                let (first, second) = (others[0], others[1]);
                 let fall = self.now_ms + self.prng.range(1_200, 2_000);
                 self.plan = vec![(fall, Step::Fall(second, leader)), (self.now_ms + 300, Step::Cut(leader, first))];
                 self.quiet_until = fall + 600;
             }
             _ => {
-                let (now, to) = (self.now(), self.members[victim].0);
+                let (now, to) = (self.now(), self.places[victim].id);
                 if let Some(node) = self.places[leader].node.as_mut() {
                     node.transfer(now, (victim != leader).then_some(to));
                 }
             }
+        }
+    }
+
+    /// Adds a member, removes one, or makes a learner a voter, at whoever leads.
+    fn change_members(&mut self) {
+        let Some(leader) = self.taken().into_iter().find(|at| self.places[*at].led.is_some()) else { return };
+        let node = self.places[leader].node.as_ref().expect("it leads");
+        if self.joiner.is_some_and(|(_, at, _)| at != leader) {
+            // Nobody will be told what became of it.
+            self.joiner = None;
+        }
+        let roster = node.roster().clone();
+        let voters = roster.voters().count() as u64;
+        let others: Vec<u64> =
+            roster.members().iter().map(|member| member.id).filter(|id| *id != self.places[leader].id).collect();
+        let change = if let Some(id) = node.ready_to_vote() {
+            MemberChange::Promote { id }
+        } else if self.prng.below(6) >= voters && self.joiner.is_none() {
+            let Some(free) = (0..PLACES).find(|at| self.places[*at].id == 0) else { return };
+            self.ids += 1;
+            self.joiner = Some((free, leader, self.proposed + 1));
+            let id = self.ids;
+            MemberChange::Add { id, name: format!("m{id}"), url: format!("http://m{id}"), joining: true }
+        } else if others.is_empty() {
+            return;
+        } else {
+            MemberChange::Remove { id: others[self.prng.below(others.len() as u64) as usize] }
+        };
+        self.proposed += 1;
+        self.changes.insert((leader, self.proposed), change.clone());
+        self.places[leader].node.as_mut().expect("it leads").propose_change(self.proposed, &change);
+    }
+
+    /// What became of a change that a place proposed.
+    fn note_change(&mut self, at: usize, number: u64, is_done: bool) {
+        // What a member proposed before it fell is answered by nobody.
+        let Some(change) = self.changes.remove(&(at, number)) else { return };
+        let roster = self.places[at].node.as_ref().expect("it lives").roster().clone();
+        self.changed += u64::from(is_done);
+        if let MemberChange::Add { id, .. } = change
+            && let Some((free, _, _)) = self.joiner.take_if(|joiner| (joiner.1, joiner.2) == (at, number))
+            && is_done
+        {
+            // Nobody else has heard of it yet; it has nothing.
+            let stored = Stored::joining(id, roster);
+            let place = &mut self.places[free];
+            place.id = id;
+            place.disk = Disk::default();
+            place.asleep_until = self.now_ms + 10;
+            place.node = Some(Node::new(config(self.seed, self.faults), stored).expect("a beginning"));
+            place.tick_at = self.now_ms + 50;
         }
     }
 
@@ -217,24 +305,31 @@ impl World {
         place.writing = None;
         place.led = None;
         place.asleep_until = self.now_ms + wait;
+        self.changes.retain(|(proposer, _), _| *proposer != at);
+        self.joiner.take_if(|joiner| joiner.1 == at);
     }
 
     fn start(&mut self, at: usize) {
         let place = &mut self.places[at];
-        let id = self.members[at].0;
+        let id = place.id;
         let stored = match &place.disk.image {
-            None => Stored::first(State::blank(), id, self.members.clone()),
+            // Whoever joined and wrote nothing asks to join again, as somebody else; here it is just gone.
+            None if id > MEMBERS as u64 => return self.leave(at),
+            None => Stored::first(State::blank(), id, first_roster()),
             Some(image) => Stored::read(Some(image), &place.disk.records).expect("what was written is whole"),
         };
-        let config = NodeConfig {
-            tick: TICK,
-            raft: RaftConfig::default(),
-            keep_bytes: 300,
-            seed: self.seed,
-            faults: self.faults,
-        };
-        place.node = Some(Node::new(config, stored).expect("what was written makes sense"));
-        place.tick_at = self.now_ms + self.prng.range(1, 100);
+        if stored.is_out {
+            return self.leave(at);
+        }
+        place.node = Some(Node::new(config(self.seed, self.faults), stored).expect("what was written makes sense"));
+        place.tick_at = self.now_ms + self.prng.range(1, 50);
+    }
+
+    /// The place is free again.
+    fn leave(&mut self, at: usize) {
+        let place = &mut self.places[at];
+        (place.id, place.node, place.writing, place.led) = (0, None, None, None);
+        place.disk = Disk::default();
     }
 
     fn arrivals(&mut self, disturbed: bool) {
@@ -244,6 +339,15 @@ impl World {
                 continue;
             }
             let now = Instant(self.now_ms * 1_000_000);
+            let from_id = self.places[from].id;
+            let is_notice = self.places[to].node.as_ref().is_some_and(|node| node.has_removed(from_id));
+            if is_notice && self.now_ms >= self.places[to].asleep_until {
+                // The receiver's refusal says why.
+                if let Some(node) = self.places[from].node.as_mut().filter(|node| !node.is_out()) {
+                    node.was_removed();
+                }
+                continue;
+            }
             let place = &mut self.places[to];
             if self.now_ms < place.asleep_until {
                 if place.node.is_some() {
@@ -276,16 +380,27 @@ impl World {
         if self.places[at].node.is_none() {
             self.start(at);
         }
+        if self.places[at].id == 0 {
+            return;
+        }
         let now = self.now();
         if self.places[at].writing.as_ref().is_some_and(|(until, _)| *until <= self.now_ms) {
             self.finish_write(at);
         }
         let place = &mut self.places[at];
         let node = place.node.as_mut().expect("just started");
+        if node.is_sole_voter() && node.leads().is_none() && !node.has_write() {
+            node.campaign();
+        }
         if place.tick_at <= self.now_ms {
             node.tick(now);
-            place.tick_at = self.now_ms + 100;
+            if !disturbed && let Some(id) = node.ready_to_vote() {
+                node.propose_change(0, &MemberChange::Promote { id });
+            }
+            place.tick_at = self.now_ms + 50;
+            self.ask_around(at);
         }
+        let node = self.places[at].node.as_mut().expect("just started");
         if node.leads().is_some() && self.now_ms >= self.quiet_until && self.prng.one_in(25) {
             self.proposed += 1;
             self.proposals.insert((at, self.proposed));
@@ -294,6 +409,27 @@ impl World {
         self.carry_out(at, disturbed);
         self.note_leader(at);
         self.begin_write(at);
+        let place = &self.places[at];
+        let node = place.node.as_ref().expect("it lives");
+        if node.is_out() && place.writing.is_none() && !node.has_write() {
+            self.leave(at);
+        }
+    }
+
+    /// Who has not heard of a leader for a while asks another member whether it is one.
+    fn ask_around(&mut self, at: usize) {
+        let now = self.now();
+        let node = self.places[at].node.as_ref().expect("it lives");
+        let is_heard = |id| node.heard(id).is_some_and(|heard| now.since(heard) < Duration::from_secs(2));
+        if !node.is_leaving() && (node.leads().is_some() || node.leader().is_some_and(is_heard)) {
+            return;
+        }
+        let (id, other) = (self.places[at].id, self.prng.below(PLACES as u64) as usize);
+        let is_cut = self.blocked.contains(&(at, other)) || self.blocked.contains(&(other, at));
+        let knows = self.places[other].node.as_ref().is_some_and(|node| node.has_removed(id));
+        if knows && !is_cut {
+            self.places[at].node.as_mut().expect("it lives").was_removed();
+        }
     }
 
     fn carry_out(&mut self, at: usize, disturbed: bool) {
@@ -304,7 +440,7 @@ impl World {
         for output in outputs {
             match output {
                 Output::Send(message) => {
-                    let to = usize::try_from(message.to).expect("small") - 1;
+                    let Some(to) = self.place_of(message.to) else { continue };
                     let loss = if disturbed { 40 } else { 0 };
                     if !self.prng.one_in(loss) {
                         let delay =
@@ -317,11 +453,15 @@ impl World {
                     self.answered.insert(number);
                 }
                 Output::Rejected(_) => self.places[at].node.as_mut().expect("it lives").step_back(),
+                Output::Changed(0, _) | Output::NotChanged(0) => {}
+                Output::Changed(number, outcome) => self.note_change(at, number, outcome.is_ok()),
+                Output::NotChanged(number) => self.note_change(at, number, false),
                 Output::SnapshotWanted(to) => {
+                    let Some(to) = self.place_of(to) else { continue };
                     if self.prng.one_in(3) {
                         let snapshot = self.places[at].node.as_ref().expect("it lives").snapshot();
                         let delay = self.prng.range(10, 200);
-                        self.post(at, usize::try_from(to).expect("small") - 1, delay, Letter::Snapshot(snapshot));
+                        self.post(at, to, delay, Letter::Snapshot(snapshot));
                     }
                 }
             }
@@ -378,8 +518,26 @@ impl World {
             let place = &self.places[*at];
             self.now_ms >= place.asleep_until && place.node.as_ref().is_some_and(|node| node.right().holds(now))
         };
-        let leaders: Vec<usize> = (0..MEMBERS).filter(may).collect();
+        let leaders: Vec<usize> = (0..PLACES).filter(may).collect();
         assert!(leaders.len() < 2, "members {leaders:?} may answer at the same time");
+    }
+
+    /// What each member thinks.
+    fn describe(&self) -> String {
+        let line = |place: &Place| match &place.node {
+            None => format!("member {} does not run\n", place.id),
+            Some(node) => {
+                let voters: Vec<u64> = node.roster().voters().collect();
+                let (term, leader, applied) = (node.term(), node.leader(), node.applied().index);
+                let (right, out) = (node.right(), node.is_out());
+                format!(
+                    "member {} term {term} leader {leader:?} applied {applied} voters {voters:?} of {} right {right:?} out {out}\n",
+                    place.id,
+                    node.roster().members().len(),
+                )
+            }
+        };
+        self.places.iter().filter(|place| place.id != 0).map(line).collect()
     }
 
     /// The adversary rests: a leader comes, and all come to one state.
@@ -391,14 +549,47 @@ impl World {
         }
         let now = self.now();
         let serves = |place: &Place| place.node.as_ref().is_some_and(|node| node.right().holds(now));
-        assert!(self.places.iter().any(serves), "nobody leads {REST_MS} ms after the last disturbance");
-        let applied = |place: &Place| place.node.as_ref().map(|node| node.applied().index).unwrap_or(0);
-        let last = self.places.iter().map(applied).max().unwrap_or(0);
-        for place in &self.places {
+        assert!(
+            self.places.iter().any(serves),
+            "nobody leads {REST_MS} ms after the last disturbance:\n{}",
+            self.describe()
+        );
+        let leader = self.places.iter().find(|place| serves(place)).and_then(|place| place.node.as_ref());
+        let roster = leader.expect("just seen").roster().clone();
+        let members = self.taken();
+        let applied = |at: &usize| self.places[*at].node.as_ref().map(|node| node.applied().index).unwrap_or(0);
+        let last = members.iter().map(applied).max().unwrap_or(0);
+        for at in &members {
+            let place = &self.places[*at];
             let node = place.node.as_ref().expect("all run");
-            assert!(node.applied().index + 20 >= last, "a member is left behind");
+            assert!(roster.find(place.id).is_some(), "member {} was removed, and goes on", place.id);
+            assert_eq!(node.roster().voters().collect::<Vec<_>>(), roster.voters().collect::<Vec<_>>());
+            assert!(node.applied().index + 20 >= last, "member {} is left behind", place.id);
             let lost = self.answered.iter().rev().skip(20).find(|n| node.state().space().get(&key(**n)).is_none());
             assert_eq!(lost, None, "a member lacks what was answered");
         }
     }
+}
+
+/// What came of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Proposals that were answered.
+    pub(crate) answered: u64,
+    /// Snapshots that were taken over.
+    pub(crate) snapshots: u64,
+    /// Changes of members that were carried out and told.
+    pub(crate) changed: u64,
+}
+
+fn config(seed: u64, faults: Faults) -> NodeConfig {
+    // As the server has it: see there.
+    let raft = RaftConfig { election_ticks: 8, election_margin_ticks: 2, ..RaftConfig::default() };
+    NodeConfig { tick: TICK, raft, keep_bytes: 300, seed, faults }
+}
+
+/// Those that the group begins with.
+fn first_roster() -> Roster {
+    let member = |id| MemberRecord { id, role: MemberRole::Voter, name: format!("m{id}"), url: String::new() };
+    Roster::new(GROUP, (1..=MEMBERS as u64).map(member).collect(), Vec::new())
 }

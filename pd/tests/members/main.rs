@@ -1,107 +1,17 @@
-//! Members of a group as clients see them, and folders of former versions.
+//! Members of a group as clients see them, changes of who they are, and folders of former versions.
 
+mod changes;
+#[path = "../common/mod.rs"]
 mod common;
+mod group;
 
 use common::{cx, on_core};
-use net::{Channel, ChannelConfig};
-use pd::{PdConfig, PdServer};
+use group::{Group, PATIENCE};
+use pd::PdServer;
 use proto::rpc::{CallContext, Code, Metadata};
 use proto::{etcdserverpb, pdpb};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-
-/// Longest wait for a leader: an election takes about a second, on a machine that others use as well.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-struct Group {
-    servers: Vec<Option<PdServer>>,
-    cluster: Vec<(String, String)>,
-    folder: PathBuf,
-}
-
-impl Group {
-    async fn start(folder: &Path) -> Group {
-        let mut held = Vec::new();
-        for _ in 0..3 {
-            let any = "127.0.0.1:0".parse().expect("an address");
-            held.push(executor::net::TcpListener::bind(any).await.expect("a port"));
-        }
-        let url = |listener: &executor::net::TcpListener| format!("http://{}", listener.local_addr().expect("bound"));
-        let cluster = held.iter().enumerate().map(|(at, listener)| (format!("pd-{at}"), url(listener))).collect();
-        drop(held);
-        let mut group = Group { servers: vec![None, None, None], cluster, folder: folder.to_owned() };
-        for at in 0..3 {
-            group.begin(at).await;
-        }
-        group
-    }
-
-    fn config(&self, at: usize) -> PdConfig {
-        let (name, url) = &self.cluster[at];
-        PdConfig {
-            listen: url["http://".len()..].parse().expect("an address"),
-            data_dir: self.folder.join(name),
-            name: name.clone(),
-            initial_cluster: self.cluster.clone(),
-            ..PdConfig::default()
-        }
-    }
-
-    async fn begin(&mut self, at: usize) {
-        self.servers[at] = Some(PdServer::start(self.config(at)).await.expect("the member starts"));
-    }
-
-    fn server(&self, at: usize) -> &PdServer {
-        self.servers[at].as_ref().expect("it runs")
-    }
-
-    /// Waits until one of the running members serves.
-    async fn leader(&self) -> usize {
-        let found = async {
-            loop {
-                let is_leader = |at: &usize| self.servers[*at].as_ref().is_some_and(PdServer::is_leader);
-                if let Some(leader) = (0..3).find(is_leader) {
-                    return leader;
-                }
-                executor::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        executor::timeout(PATIENCE, found).await.expect("a leader")
-    }
-
-    /// Waits until a member knows that `leader` leads.
-    async fn knows(&self, at: usize, leader: usize) -> pdpb::GetMembersResponse {
-        let found = async {
-            loop {
-                let answer = self.pd(at).get_members(cx(), &pdpb::GetMembersRequest::default()).await;
-                if let Ok(answer) = answer
-                    && answer.leader.as_ref().is_some_and(|member| member.name == self.cluster[leader].0)
-                {
-                    return answer;
-                }
-                executor::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        executor::timeout(PATIENCE, found).await.expect("it hears of the leader")
-    }
-
-    fn channel(&self, at: usize) -> Channel {
-        Channel::new(self.cluster[at].1.clone(), ChannelConfig::default())
-    }
-
-    fn pd(&self, at: usize) -> pdpb::PdClient<Channel> {
-        pdpb::PdClient::new(self.channel(at))
-    }
-
-    fn header(&self, at: usize) -> Option<pdpb::RequestHeader> {
-        Some(pdpb::RequestHeader { cluster_id: self.server(at).cluster_id().0, sender_id: 0 })
-    }
-
-    async fn http(&self, at: usize, method: &str, path: &str) -> (u16, serde_json::Value) {
-        let (status, body) = common::http(self.server(at).addr(), method, path, "").await;
-        (status, serde_json::from_str(&body).unwrap_or(serde_json::Value::Null))
-    }
-}
 
 fn forwarded_to(url: &str) -> CallContext {
     let mut metadata = Metadata::new();
@@ -229,10 +139,6 @@ fn a_folder_belongs_to_its_group() {
         let mut group = Group::start(&path).await;
         let leader = group.leader().await;
         group.servers[leader].take().expect("it runs").stop().await.expect("it stops");
-        let mut alone = group.config(leader);
-        alone.initial_cluster = Vec::new();
-        let error = PdServer::start(alone).await.expect_err("a member of three is not alone").to_string();
-        assert!(error.contains("belongs to a group of pd-0, pd-1, pd-2"), "{error}");
         let mut other = group.config(leader);
         other.name = group.cluster[(leader + 1) % 3].0.clone();
         assert!(PdServer::start(other).await.is_err(), "it is another member's folder");
@@ -290,5 +196,35 @@ fn a_folder_of_the_first_version_is_no_member_of_three() {
         executor::fs::write_atomic(&config.data_dir.join("image"), &bytes).await.expect("copied");
         let error = PdServer::start(config).await.expect_err("it is of a group of one").to_string();
         assert!(error.contains("belongs to a group of"), "{error}");
+    });
+}
+
+/// `folder_v2` was written by the version whose members could not change: a group of one, with a setting.
+#[test]
+fn a_folder_of_before_members_could_change_is_taken_over() {
+    on_core(|path| async move {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/folder_v2");
+        for name in ["image", "journal-0000000000000001"] {
+            let bytes = executor::fs::read(&from.join(name)).await.expect("it is there");
+            executor::fs::write_atomic(&path.join(name), &bytes).await.expect("copied");
+        }
+        // The second start reads what the first one made of it.
+        let mut numbers = Vec::new();
+        for _ in 0..2 {
+            let pd = common::start(&path).await;
+            assert_eq!(pd.server.cluster_id().0, 7_711_167_288_574_090_862);
+            assert_eq!(pd.get_json("/pd/api/v1/config/schedule").await["leader-schedule-limit"], 17);
+            let members = pd.get_json("/pd/api/v1/members").await["members"].clone();
+            numbers.push(members[0]["member_id"].as_u64().expect("a number"));
+            // Others may join it now.
+            let learner = r#"{"url": "http://127.0.0.1:1", "learner": true}"#;
+            let (status, added) = pd.http("POST", "/pd/api/v1/members", learner).await;
+            let added: serde_json::Value = serde_json::from_str(&added).expect("JSON");
+            assert_eq!(status, 200, "{added}");
+            let path = format!("/pd/api/v1/members/id/{}", added["member_id"]);
+            assert_eq!(pd.http("DELETE", &path, "").await.0, 200);
+            pd.server.stop().await.expect("it stops");
+        }
+        assert_eq!(numbers[0], numbers[1]);
     });
 }
