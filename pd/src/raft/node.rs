@@ -356,7 +356,9 @@ impl Node {
     pub fn has_caught_up(&self, member: u64) -> bool {
         let patience = self.config.tick * self.config.raft.election_ticks;
         let is_heard = self.heard(member).is_some_and(|heard| self.now.since(heard) < patience);
-        let of = |(id, matched): &(PeerId, u64)| id.0 == member && *matched + BEHIND_MAX >= self.peer.last_index();
+        // Nothing that it has acknowledged is nothing on its disk, however short the log is.
+        let has_most = |matched: u64| matched > 0 && matched + BEHIND_MAX >= self.peer.last_index();
+        let of = |(id, matched): &(PeerId, u64)| id.0 == member && has_most(*matched);
         is_heard && self.leads().is_some() && self.peer.followers().iter().any(of)
     }
 

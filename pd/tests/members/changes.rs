@@ -92,6 +92,8 @@ async fn until_more(taken: &Cell<u64>) {
 async fn ends_as_removed(mut server: PdServer) {
     let ended = executor::timeout(PATIENCE, server.failed()).await.expect("it ends");
     assert!(matches!(ended, PdError::Removed), "{ended}");
+    // As its process would: the port is free then.
+    server.stop().await.expect("it stops");
 }
 
 #[test]

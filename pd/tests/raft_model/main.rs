@@ -33,7 +33,7 @@ fn one_leader_at_a_time_and_nothing_answered_is_lost() {
         sum.changed += counts.changed;
     }
     println!("{seeds} seeds: {sum:?}");
-    assert!(sum.snapshots > seeds && sum.changed > 3 * seeds, "{seeds} seeds: {sum:?}");
+    assert!(sum.snapshots > seeds && sum.changed > seeds, "{seeds} seeds: {sum:?}");
 }
 
 #[test]

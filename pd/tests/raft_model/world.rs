@@ -18,7 +18,6 @@ const MEMBERS: usize = 3;
 const PLACES: usize = 5;
 /// The group's number.
 const GROUP: u64 = 77;
-const TICK: Duration = Duration::from_millis(50);
 /// How long the group may take to be whole again when nothing disturbs it.
 const REST_MS: u64 = 8_000;
 
@@ -61,6 +60,10 @@ pub(crate) struct World {
     prng: Prng,
     seed: u64,
     faults: Faults,
+    /// How long a tick is.
+    tick_ms: u64,
+    /// Whether members come and go: in every other seed.
+    has_changes: bool,
     places: Vec<Place>,
     /// Numbers of members that were given out.
     ids: u64,
@@ -122,6 +125,8 @@ impl World {
             prng,
             seed,
             faults,
+            tick_ms: tick_ms(seed),
+            has_changes: !seed.is_multiple_of(2),
             ids: MEMBERS as u64,
             changes: BTreeMap::new(),
             changed: 0,
@@ -167,7 +172,7 @@ impl World {
             self.blocked.clear();
         }
         self.arrivals(disturbed);
-        if disturbed && self.prng.one_in(700) {
+        if disturbed && self.has_changes && self.prng.one_in(500) {
             self.change_members();
         }
         for at in self.taken() {
@@ -322,7 +327,7 @@ impl World {
             return self.leave(at);
         }
         place.node = Some(Node::new(config(self.seed, self.faults), stored).expect("what was written makes sense"));
-        place.tick_at = self.now_ms + self.prng.range(1, 50);
+        place.tick_at = self.now_ms + self.prng.range(1, self.tick_ms);
     }
 
     /// The place is free again.
@@ -397,7 +402,7 @@ impl World {
             if !disturbed && let Some(id) = node.ready_to_vote() {
                 node.propose_change(0, &MemberChange::Promote { id });
             }
-            place.tick_at = self.now_ms + 50;
+            place.tick_at = self.now_ms + self.tick_ms;
             self.ask_around(at);
         }
         let node = self.places[at].node.as_mut().expect("just started");
@@ -583,9 +588,16 @@ pub(crate) struct Counts {
 }
 
 fn config(seed: u64, faults: Faults) -> NodeConfig {
-    // As the server has it: see there.
-    let raft = RaftConfig { election_ticks: 8, election_margin_ticks: 2, ..RaftConfig::default() };
-    NodeConfig { tick: TICK, raft, keep_bytes: 300, seed, faults }
+    // In every other seed as the server has it: see there.
+    let raft = match seed % 2 {
+        0 => RaftConfig::default(),
+        _ => RaftConfig { election_ticks: 8, election_margin_ticks: 2, ..RaftConfig::default() },
+    };
+    NodeConfig { tick: Duration::from_millis(tick_ms(seed)), raft, keep_bytes: 300, seed, faults }
+}
+
+fn tick_ms(seed: u64) -> u64 {
+    if seed.is_multiple_of(2) { 100 } else { 50 }
 }
 
 /// Those that the group begins with.
