@@ -33,12 +33,11 @@ impl MembersHandler {
         }
         Ok(())
     }
-}
 
-impl Members for MembersHandler {
-    async fn raft(&self, _cx: CallContext, mut request: Inbound<RaftBatch>) -> Result<RaftDone, Status> {
+    async fn take_messages(&self, mut request: Inbound<RaftBatch>, from: &mut Option<u64>) -> Result<RaftDone, Status> {
         while let Some(batch) = request.next().await? {
             self.check(batch.group, batch.from, batch.to)?;
+            *from = Some(batch.from);
             for message in batch.messages {
                 let bytes = message.len();
                 let message = Message::decode(message)
@@ -50,6 +49,16 @@ impl Members for MembersHandler {
             }
         }
         Ok(RaftDone {})
+    }
+}
+
+impl Members for MembersHandler {
+    async fn raft(&self, _cx: CallContext, request: Inbound<RaftBatch>) -> Result<RaftDone, Status> {
+        let mut from = None;
+        let outcome = self.take_messages(request, &mut from).await;
+        // A process that dies closes its connections at once: nobody is to be sent to it.
+        from.into_iter().for_each(|from| self.0.node.borrow_mut().lost(from));
+        outcome
     }
 
     async fn snapshot(&self, _cx: CallContext, mut request: Inbound<SnapshotChunk>) -> Result<SnapshotDone, Status> {

@@ -290,6 +290,11 @@ impl Node {
         self.heard.get(&member).copied()
     }
 
+    /// The connection that a member's messages came by is closed: it counts as not heard until the next one comes.
+    pub fn lost(&mut self, member: u64) {
+        self.heard.remove(&member);
+    }
+
     /// A tick has passed. Ticks that were missed are not made up for: a member's patience is in ticks that it lived.
     pub fn tick(&mut self, now: Instant) {
         self.now = self.now.max(now);
