@@ -3,6 +3,7 @@
 mod cf;
 mod modify;
 pub mod raw;
+pub mod txn;
 mod view;
 
 pub use cf::Cf;

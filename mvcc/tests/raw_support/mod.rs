@@ -30,6 +30,11 @@ impl View {
         view
     }
 
+    /// All families, in the order of [`Cf::ALL`].
+    pub fn of_all(families: &[Rc<BTreeMap<Bytes, Bytes>>; 4]) -> View {
+        View { families: families.clone(), ..View::default() }
+    }
+
     /// The same data, where one in `one_in` reads is `NotCached`.
     pub fn cold(&self, prng: Prng, one_in: u64) -> View {
         View { faults: Some(Rc::new(Faults { prng: RefCell::new(prng), one_in })), ..self.clone() }
