@@ -97,6 +97,11 @@ impl LockScan {
         self.stepped
     }
 
+    /// How many locks were found and not taken out.
+    pub fn held(&self) -> usize {
+        self.locks.len()
+    }
+
     /// Takes out what was found so far, by client's key, in order; the limit begins again.
     pub fn drain(&mut self) -> Vec<(Bytes, Lock)> {
         std::mem::take(&mut self.locks)

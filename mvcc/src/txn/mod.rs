@@ -13,6 +13,7 @@
 
 mod codec;
 pub mod command;
+mod deadlock;
 mod error;
 pub mod key;
 mod lock;
@@ -24,9 +25,11 @@ mod reader;
 mod rollback;
 mod scan;
 mod ts;
+mod waits;
 mod write;
 
 pub use codec::{LastChange, SHORT_VALUE_BYTES_MAX};
+pub use deadlock::{Wait, WaitGraph};
 pub use error::{Conflict, FailedAssertion, TxnError};
 pub use lock::{Lock, LockKind};
 pub use lock_scan::{LockScan, Whose};
@@ -36,4 +39,5 @@ pub use read::{Isolation, ReadOptions, get};
 pub use reader::{Reader, Stats, TxnRecord, Versions};
 pub use scan::{Scan, ScanRequest};
 pub use ts::TimeStamp;
+pub use waits::{LockWaits, WAKE_UP_DELAY, Waiter, WaiterId, WaitsFull, Woken};
 pub use write::{WriteKind, WriteRecord};
