@@ -9,7 +9,7 @@ use base::Prng;
 use bytes::Bytes;
 use mvcc::raw::Step;
 use mvcc::txn::{LastChange, Lock, LockKind, ReadOptions, Reader, Scan, ScanRequest, TimeStamp, TxnError};
-use mvcc::txn::{WriteKind, WriteRecord, get, key};
+use mvcc::txn::{TxnRecord, WriteKind, WriteRecord, get, key};
 use mvcc::{Cf, Modify, ReadError};
 use txn_support::Region;
 
@@ -47,6 +47,18 @@ fn a_read_does_not_step_over_versions() {
         let stats = reader.stats();
         assert!(stats.stepped <= 1 && stats.seeks <= 2, "at {ts}: {stats:?}");
     }
+}
+
+#[test]
+fn a_limited_reader_leaves_long_work_to_others() {
+    let region = many_versions();
+    let view = region.view();
+    let encoded = key::encode(b"k");
+    let look = |reader: &Reader<'_, _>| reader.txn_record(&encoded, TimeStamp(2));
+    assert_eq!(look(&Reader::limited(&view, 500)), Err(ReadError::NotCached));
+    assert_eq!(look(&Reader::new(&view)), Ok(TxnRecord::Committed { commit_ts: TimeStamp(3) }));
+    let quick = Reader::limited(&view, 500);
+    assert_eq!(get(&quick, &Bytes::from_static(b"k"), &at(1000)), Ok(value("499")));
 }
 
 #[test]

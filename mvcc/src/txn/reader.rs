@@ -27,6 +27,7 @@ pub struct Reader<'v, V> {
     view: &'v V,
     seeks: Cell<u64>,
     stepped: Cell<u64>,
+    limit: u64,
 }
 
 /// What became of a transaction on a key.
@@ -57,7 +58,13 @@ pub struct Versions<'r, 'v, V: ReadView> {
 impl<'v, V: ReadView> Reader<'v, V> {
     /// A reader of `view`.
     pub fn new(view: &'v V) -> Reader<'v, V> {
-        Reader { view, seeks: Cell::new(0), stepped: Cell::new(0) }
+        Reader::limited(view, u64::MAX)
+    }
+
+    /// A reader of `view` that says [`ReadError::NotCached`] after `limit` steps: for a place where long work must not
+    /// be done though all of it is in memory.
+    pub fn limited(view: &'v V, limit: u64) -> Reader<'v, V> {
+        Reader { view, seeks: Cell::new(0), stepped: Cell::new(0), limit }
     }
 
     /// What reading took so far. Bytes are for the caller to count.
@@ -73,8 +80,11 @@ impl<'v, V: ReadView> Reader<'v, V> {
         self.seeks.set(self.seeks.get() + 1);
     }
 
-    pub(super) fn count_step(&self) {
-        self.stepped.set(self.stepped.get() + 1);
+    /// Counts an entry that is about to be looked at.
+    pub(super) fn step(&self) -> Result<(), ReadError> {
+        let stepped = self.stepped.get() + 1;
+        self.stepped.set(stepped);
+        if stepped > self.limit { Err(ReadError::NotCached) } else { Ok(()) }
     }
 
     /// The lock of a key. Cost: one point read.
@@ -171,8 +181,8 @@ impl<V: ReadView> Versions<'_, '_, V> {
 
     /// The next older record, with the timestamp of its place.
     pub(super) fn next(&mut self) -> Result<Option<(TimeStamp, WriteRecord)>, ReadError> {
+        self.reader.step()?;
         let Some((place, stored)) = self.cursor.next_entry()? else { return Ok(None) };
-        self.reader.count_step();
         let (_, ts) = key::split(&place)?;
         Ok(Some((ts, WriteRecord::decode(&stored)?)))
     }

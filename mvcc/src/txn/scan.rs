@@ -145,7 +145,7 @@ impl Scan {
                 Some((place, _)) => Some(place.slice_ref(key::split(&place)?.0)),
                 None => None,
             };
-            reader.count_step();
+            reader.step()?;
             let lock_key = locks.as_ref().and_then(|locks| locks.entry.as_ref()).map(|(key, _)| key.clone());
             let encoded = match (&lock_key, &write_key) {
                 (None, None) => return Ok(true),
@@ -337,13 +337,13 @@ impl<C: Cursor> Peeked<C> {
     }
 
     pub(super) fn advance<V: ReadView>(&mut self, reader: &Reader<'_, V>) -> Result<(), ReadError> {
-        reader.count_step();
+        reader.step()?;
         self.entry = self.cursor.next_entry()?;
         Ok(())
     }
 
     fn back<V: ReadView>(&mut self, reader: &Reader<'_, V>) -> Result<(), ReadError> {
-        reader.count_step();
+        reader.step()?;
         self.entry = self.cursor.prev_entry()?;
         Ok(())
     }

@@ -25,7 +25,7 @@ pub fn mvcc_by_key<V: ReadView>(reader: &Reader<'_, V>, user_key: &Bytes) -> Res
     let mut cursor = reader.view().cursor(Cf::Default, &encoded, &key::after(&encoded))?;
     reader.count_seek();
     while let Some((place, value)) = cursor.next_entry()? {
-        reader.count_step();
+        reader.step()?;
         info.values.push(kv::MvccValue { start_ts: key::split(&place)?.1.0, value });
     }
     Ok(info)
