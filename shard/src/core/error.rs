@@ -105,6 +105,13 @@ pub enum RegionError {
     /// The peer's data differ from its leader's: it neither votes nor serves.
     #[error("replica of region {0} differs from its leader's")]
     Diverged(RegionId),
+    /// A transaction wants to pick its commit timestamp, and it is not known yet at which timestamps the region was read
+    /// before it was served here.
+    #[error("max timestamp of region {0} is not synced")]
+    MaxTimestampNotSynced(RegionId),
+    /// A client's timestamp is far ahead of the placement driver's. Clients look for the text.
+    #[error("invalid max_ts update: {0}")]
+    InvalidMaxTs(u64),
     /// The shard is closing, after a failure or at the end of the process.
     #[error("TiKV is Closing")]
     Closing,

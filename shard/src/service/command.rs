@@ -15,8 +15,13 @@ pub(crate) const SPLIT_REGION: u32 = OWN + 3;
 /// `ReadIndex`.
 pub(crate) const READ_INDEX: u32 = OWN + 4;
 
+/// `MvccGetByKey`.
+pub(crate) const MVCC_GET_BY_KEY: u32 = OWN + 5;
+/// `MvccGetByStartTs`.
+pub(crate) const MVCC_GET_BY_START_TS: u32 = OWN + 6;
+
 /// Names and numbers of the unary commands that go to a region.
-const COMMANDS: [(&str, u32); 15] = [
+const COMMANDS: [(&str, u32); 32] = [
     ("RawGet", tag::RAW_GET),
     ("RawBatchGet", tag::RAW_BATCH_GET),
     ("RawPut", tag::RAW_PUT),
@@ -32,6 +37,23 @@ const COMMANDS: [(&str, u32); 15] = [
     ("RawChecksum", RAW_CHECKSUM),
     ("SplitRegion", SPLIT_REGION),
     ("ReadIndex", READ_INDEX),
+    ("KvGet", tag::GET),
+    ("KvBatchGet", tag::BATCH_GET),
+    ("KvScan", tag::SCAN),
+    ("KvScanLock", tag::SCAN_LOCK),
+    ("KvPrewrite", tag::PREWRITE),
+    ("KvCommit", tag::COMMIT),
+    ("KvCleanup", tag::CLEANUP),
+    ("KvBatchRollback", tag::BATCH_ROLLBACK),
+    ("KvResolveLock", tag::RESOLVE_LOCK),
+    ("KvCheckTxnStatus", tag::CHECK_TXN_STATUS),
+    ("KvTxnHeartBeat", tag::TXN_HEART_BEAT),
+    ("KvCheckSecondaryLocks", tag::CHECK_SECONDARY_LOCKS),
+    ("KvPessimisticLock", tag::PESSIMISTIC_LOCK),
+    ("KVPessimisticRollback", tag::PESSIMISTIC_ROLLBACK),
+    ("KvDeleteRange", tag::DELETE_RANGE),
+    ("MvccGetByKey", MVCC_GET_BY_KEY),
+    ("MvccGetByStartTs", MVCC_GET_BY_START_TS),
 ];
 
 /// How many kinds of command there are, for tables with a row each.

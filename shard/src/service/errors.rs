@@ -61,7 +61,10 @@ pub(crate) fn region_error(error: RegionError) -> errorpb::Error {
             // Release 8.5 has no word for it; clients take this one as "perhaps done".
             out.stale_command = Some(errorpb::StaleCommand {});
         }
-        RegionError::Damaged(_) | RegionError::Diverged(_) | RegionError::Closing => {}
+        RegionError::MaxTimestampNotSynced(_) => {
+            out.max_timestamp_not_synced = Some(errorpb::MaxTimestampNotSynced {});
+        }
+        RegionError::Damaged(_) | RegionError::Diverged(_) | RegionError::InvalidMaxTs(_) | RegionError::Closing => {}
     }
     out
 }

@@ -122,8 +122,8 @@ impl ServiceMetrics {
         }
     }
 
-    /// The counters as lines of the Prometheus text format, and the bytes of answers that wait, under TiKV's names where its dashboards read them.
-    pub(crate) fn write_text(&self, core: u16, answer_bytes: u64, out: &mut String) {
+    /// The counters as lines of the Prometheus text format, the bytes of answers that wait and the locks in memory, under TiKV's names where its dashboards read them.
+    pub(crate) fn write_text(&self, core: u16, answer_bytes: u64, memory_locks: u64, out: &mut String) {
         for (name, metrics) in command::names().zip(&self.commands) {
             let total = metrics.count.get();
             if total == 0 {
@@ -150,6 +150,7 @@ impl ServiceMetrics {
         line(out, "basalt_service_batches_total", &label, self.batches.get());
         line(out, "basalt_service_batch_answers_total", &label, self.batch_answers.get());
         line(out, "basalt_service_answer_bytes", &label, answer_bytes);
+        line(out, "basalt_service_memory_locks", &label, memory_locks);
     }
 }
 
@@ -188,7 +189,7 @@ mod tests {
         let ledger = Ledger { arrived: Instant(0), ..Default::default() };
         metrics.done(command::by_name("RawGet").expect("known"), &ledger, Instant(150_000));
         let mut out = String::new();
-        metrics.write_text(3, 0, &mut out);
+        metrics.write_text(3, 0, 0, &mut out);
         assert!(
             out.contains("tikv_grpc_msg_duration_seconds_bucket{core=\"3\",type=\"raw_get\",le=\"0.0001\"} 0\n"),
             "{out}"

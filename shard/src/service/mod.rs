@@ -14,9 +14,12 @@ mod command;
 mod errors;
 mod latches;
 mod ledger;
+mod memory;
 mod raft;
 mod raw;
 mod room;
+mod txn;
+mod walk;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,6 +35,7 @@ use crate::engine::Engine;
 use clock::CausalClock;
 use latches::Latches;
 use ledger::{Ledger, ServiceMetrics, count};
+use memory::TxnMemory;
 use room::AnswerRoom;
 
 /// How long a request waits for its region to arrive somewhere, or for room in a mailbox.
@@ -45,6 +49,7 @@ pub struct TikvService<E: Engine> {
     pub(crate) host: Rc<CoreHost<E>>,
     metrics: ServiceMetrics,
     latches: Latches,
+    memory: TxnMemory,
     clock: CausalClock,
     room: AnswerRoom,
 }
@@ -56,6 +61,7 @@ impl<E: Engine> TikvService<E> {
             host,
             metrics: ServiceMetrics::default(),
             latches: Latches::default(),
+            memory: TxnMemory::default(),
             clock: CausalClock::default(),
             room: AnswerRoom::default(),
         })
@@ -63,13 +69,13 @@ impl<E: Engine> TikvService<E> {
 
     /// The counters as lines of the Prometheus text format.
     pub fn metrics_text(&self, core: u16, out: &mut String) {
-        self.metrics.write_text(core, self.room.held(), out);
+        self.metrics.write_text(core, self.room.held(), self.memory.len() as u64, out);
     }
 
     /// Serves a request on this core.
     async fn execute(self: &Rc<Self>, tag: u32, body: Bytes, arrived: Instant, deadline: Option<Instant>) -> Answered {
         let ledger = Ledger { arrived, started: arrived, ..Default::default() };
-        raw::execute(raw::Request::new(self.clone(), deadline, ledger), tag, body).await
+        txn::execute(raw::Request::new(self.clone(), deadline, ledger), tag, body).await
     }
 
     /// Sends a request to the core of its region until it is answered.

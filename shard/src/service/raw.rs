@@ -14,6 +14,7 @@ use proto::shallow::tag;
 use super::errors::region_error;
 use super::ledger::Ledger;
 use super::room::{ANSWER_BYTES_MAX, Share};
+use super::walk::Walk;
 use super::{TikvService, command};
 use crate::core::{
     Answered, ApiMode, PlantedFault, RegionError, RegionRead, Shard, SplitError, check_store, cuts_inside, split_at,
@@ -41,6 +42,8 @@ pub(super) enum Refusal {
     Region(RegionError),
     /// The request itself; the text for its `error` field.
     Request(String),
+    /// A key, for a transaction.
+    Key(Box<kv::KeyError>),
 }
 
 impl From<RegionError> for Refusal {
@@ -61,6 +64,10 @@ pub(super) trait Refuse: Default + prost::Message {
     fn region(error: proto::errorpb::Error) -> Self;
     /// An answer with only an error text.
     fn request(error: String) -> Self;
+    /// An answer with only a key error, which no raw command meets.
+    fn key(error: kv::KeyError) -> Self {
+        Self::request(format!("{error:?}"))
+    }
 }
 
 macro_rules! refuse {
@@ -105,7 +112,7 @@ fn message(text: String) -> proto::errorpb::Error {
     proto::errorpb::Error { message: text, ..Default::default() }
 }
 
-type Outcome<T> = Result<T, Refusal>;
+pub(super) type Outcome<T> = Result<T, Refusal>;
 
 /// One request at the core of its region.
 pub(super) struct Request<E: Engine> {
@@ -145,7 +152,7 @@ impl<E: Engine> Request<E> {
         Request { service, deadline, ledger, share: Share::default() }
     }
 
-    async fn serve<M, A>(
+    pub(super) async fn serve<M, A>(
         &mut self,
         number: u32,
         body: Bytes,
@@ -174,12 +181,13 @@ impl<E: Engine> Request<E> {
                 A::region(region_error(error))
             }
             Err(Refusal::Request(error)) => A::request(error),
+            Err(Refusal::Key(error)) => A::key(*error),
         };
         self.service.metrics.done(number, &self.ledger, executor::now());
         Answered::Bytes(self.service.room.answer(answer.encode_to_vec()))
     }
 
-    fn shard(&self, context: &Context) -> Result<Rc<Shard<E>>, RegionError> {
+    pub(super) fn shard(&self, context: &Context) -> Result<Rc<Shard<E>>, RegionError> {
         let longest = context.max_execution_duration_ms;
         let now = executor::now();
         let own = (longest > 0).then(|| self.ledger.arrived + std::time::Duration::from_millis(longest));
@@ -230,7 +238,7 @@ impl<E: Engine> Request<E> {
         Ok(RawReader { mode, cf, now: executor::unix_time().seconds() })
     }
 
-    fn storage_version(&self) -> &'static str {
+    pub(super) fn storage_version(&self) -> &'static str {
         match self.service.host.node.api {
             ApiMode::V1 => "V1",
             ApiMode::V1Ttl => "V1ttl",
@@ -295,7 +303,10 @@ impl<E: Engine> Request<E> {
     }
 
     /// A view for what only a leader does.
-    async fn view_of_leader(&mut self, context: &Context) -> Result<(Rc<Shard<E>>, RegionRead<E>), RegionError> {
+    pub(super) async fn view_of_leader(
+        &mut self,
+        context: &Context,
+    ) -> Result<(Rc<Shard<E>>, RegionRead<E>), RegionError> {
         let shard = self.shard(context)?;
         shard.lease(RegionId(context.region_id)).await?;
         let read = shard.read(context)?;
@@ -305,7 +316,7 @@ impl<E: Engine> Request<E> {
 
     /// Reads on the core, from memory; if that does not suffice, once more on a helper, on the same snapshot. What is
     /// found without there being room for it (`bytes` tells its size) is given up and read again later.
-    async fn look<T: Send + 'static>(
+    pub(super) async fn look<T: Send + 'static>(
         &mut self,
         read: &RegionRead<E>,
         bytes: fn(&T) -> usize,
@@ -400,7 +411,7 @@ impl<E: Engine> Request<E> {
     /// Walks over a range in slices: on the core while it is short and in memory, else on a helper.
     ///
     /// `before` are the bytes of the answer that were gathered by earlier scans of the same request.
-    async fn walk(&mut self, read: &RegionRead<E>, mut scan: ScanState, before: u64) -> Outcome<ScanState> {
+    pub(super) async fn walk<W: Walk>(&mut self, read: &RegionRead<E>, mut scan: W, before: u64) -> Outcome<W> {
         // Whoever must wait does so with empty hands.
         self.room().await?;
         let view = region_view::<E>(read, Tier::Cache);
@@ -807,7 +818,7 @@ fn get_many<S: crate::engine::EngineSnapshot>(
 }
 
 /// A batch may name a large value a thousand times.
-fn check_answer(bytes: usize) -> Result<(), ReadError> {
+pub(super) fn check_answer(bytes: usize) -> Result<(), ReadError> {
     if bytes as u64 <= ANSWER_BYTES_MAX {
         return Ok(());
     }

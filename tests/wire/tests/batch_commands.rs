@@ -94,7 +94,7 @@ fn every_command_is_answered_by_its_kind() {
             (8, empty(50)),
             (9, Some(Cmd::RawCoprocessor(coprocessor))),
             // What this release does not serve, and what nobody knows.
-            (10, Some(Cmd::Get(kv::GetRequest::default()))),
+            (10, Some(Cmd::Gc(kv::GcRequest::default()))),
             (11, None),
             // A region error does not disturb the others.
             (12, get(&Context { region_id: 999, ..parts[0].clone() }, "a")),

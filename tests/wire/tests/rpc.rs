@@ -219,8 +219,7 @@ fn statuses_of_grpc() {
     with_node(2, "", async |node| {
         let context = node.context(b"k").await;
         let get = kv::RawGetRequest { context: Some(context.clone()), key: bytes("k"), ..Default::default() };
-        for path in
-            ["/tikvpb.Tikv/KvGet", "/tikvpb.Tikv/KvPrewrite", "/tikvpb.Tikv/NoSuch", "/no.Such/Method", "/nothing"]
+        for path in ["/tikvpb.Tikv/KvGC", "/tikvpb.Tikv/KvImport", "/tikvpb.Tikv/NoSuch", "/no.Such/Method", "/nothing"]
         {
             let failed = node.tikv.call::<kv::RawGetResponse>(path, &get).await.expect_err("unknown");
             assert_eq!(failed.code, code::UNIMPLEMENTED, "{path}: {failed:?}");

@@ -4,6 +4,7 @@
 pub(crate) mod clients;
 pub(crate) mod raw;
 pub(crate) mod rpc;
+pub(crate) mod txn;
 
 use basalt_wire::process::{Cluster, Start, config_file};
 use bytes::Bytes;
