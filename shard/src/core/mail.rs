@@ -166,6 +166,15 @@ pub enum Control {
         /// The last one, or why there is none.
         reply: Reply<Result<u64, String>>,
     },
+    /// To core 0: a transaction begins to wait for another one's lock.
+    Wait {
+        /// Who for whom.
+        wait: mvcc::txn::Wait,
+        /// The waits that lead back from the one to the other, if there are any: then it must not wait.
+        reply: Reply<Option<Vec<mvcc::txn::Wait>>>,
+    },
+    /// To core 0: it waits no more.
+    WaitEnded(mvcc::txn::Wait),
     /// To every core: report all leaders to core 0.
     Report,
     /// To the core of a region: PD wants something of it.

@@ -59,6 +59,8 @@ pub(crate) struct CoreZero<E: Engine> {
     pub(super) buried: RefCell<Tombstones>,
     /// Ranges of snapshots that are under way; bounded by what other stores send.
     reserved: RefCell<BTreeMap<RegionId, (Bytes, Bytes)>>,
+    /// Which transactions of this node wait for which.
+    waits: RefCell<mvcc::txn::WaitGraph>,
     /// Regions here have members on other nodes.
     pub(super) replicates: Cell<bool>,
     /// Regions that balancing leaves where they are, and until when.
@@ -296,6 +298,7 @@ impl<E: Engine> CoreZero<E> {
             unannounced: RefCell::default(),
             buried: RefCell::default(),
             reserved: RefCell::default(),
+            waits: RefCell::new(mvcc::txn::WaitGraph::new(WAIT_LASTS)),
             replicates: Cell::new(false),
             pinned: RefCell::default(),
             refused: RefCell::default(),
@@ -433,6 +436,8 @@ impl<E: Engine> CoreZero<E> {
             Control::SplitDone { shard, leads, regions, bytes } => self.split_done(shard, leads, regions, bytes),
             Control::Arrived { ticket } => self.arrived(&ticket),
             Control::Timestamps { count, reply } => self.timestamps(count, reply),
+            Control::Wait { wait, reply } => reply.send(self.waits.borrow_mut().wait(executor::now(), wait)),
+            Control::WaitEnded(wait) => self.waits.borrow_mut().end_wait(wait.txn, wait.holder, &wait.key),
             Control::Raft(letter) => self.answer_for_absent(&letter),
             Control::StoreAddress { store, reply } => {
                 let zero = self.clone();
@@ -568,6 +573,9 @@ impl<E: Engine> CoreZero<E> {
         });
     }
 }
+
+/// No request waits longer for a lock (`pessimistic-txn.wait-for-lock-timeout`, and some for the way of the letters).
+const WAIT_LASTS: Duration = Duration::from_millis(1500);
 
 /// A move of a node whose regions have members elsewhere is put off for up to so long, by chance.
 const STAGGER_MS: u64 = 500;

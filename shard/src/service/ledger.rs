@@ -100,6 +100,17 @@ pub(crate) struct ServiceMetrics {
     pub(crate) batch_answers: Cell<u64>,
 }
 
+/// What one core's service holds at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    /// Bytes of answers that wait for their clients.
+    pub(crate) answer_bytes: u64,
+    /// Locks in memory.
+    pub(crate) memory_locks: u64,
+    /// Requests that wait for a lock.
+    pub(crate) lock_waits: u64,
+}
+
 /// Adds one.
 pub(crate) fn count(cell: &Cell<u64>) {
     cell.set(cell.get() + 1);
@@ -122,8 +133,9 @@ impl ServiceMetrics {
         }
     }
 
-    /// The counters as lines of the Prometheus text format, the bytes of answers that wait and the locks in memory, under TiKV's names where its dashboards read them.
-    pub(crate) fn write_text(&self, core: u16, answer_bytes: u64, memory_locks: u64, out: &mut String) {
+    /// The counters as lines of the Prometheus text format, and what is held, under TiKV's names where its dashboards read
+    /// them.
+    pub(crate) fn write_text(&self, core: u16, held: &Held, out: &mut String) {
         for (name, metrics) in command::names().zip(&self.commands) {
             let total = metrics.count.get();
             if total == 0 {
@@ -149,8 +161,9 @@ impl ServiceMetrics {
         line(out, "basalt_service_cache_misses_total", &label, self.cache_misses.get());
         line(out, "basalt_service_batches_total", &label, self.batches.get());
         line(out, "basalt_service_batch_answers_total", &label, self.batch_answers.get());
-        line(out, "basalt_service_answer_bytes", &label, answer_bytes);
-        line(out, "basalt_service_memory_locks", &label, memory_locks);
+        line(out, "basalt_service_answer_bytes", &label, held.answer_bytes);
+        line(out, "basalt_service_memory_locks", &label, held.memory_locks);
+        line(out, "basalt_service_lock_waits", &label, held.lock_waits);
     }
 }
 
@@ -189,7 +202,7 @@ mod tests {
         let ledger = Ledger { arrived: Instant(0), ..Default::default() };
         metrics.done(command::by_name("RawGet").expect("known"), &ledger, Instant(150_000));
         let mut out = String::new();
-        metrics.write_text(3, 0, 0, &mut out);
+        metrics.write_text(3, &Held::default(), &mut out);
         assert!(
             out.contains("tikv_grpc_msg_duration_seconds_bucket{core=\"3\",type=\"raw_get\",le=\"0.0001\"} 0\n"),
             "{out}"

@@ -19,6 +19,7 @@ mod raft;
 mod raw;
 mod room;
 mod txn;
+mod waits;
 mod walk;
 
 use std::rc::Rc;
@@ -37,6 +38,7 @@ use latches::Latches;
 use ledger::{Ledger, ServiceMetrics, count};
 use memory::TxnMemory;
 use room::AnswerRoom;
+use waits::TxnWaits;
 
 /// How long a request waits for its region to arrive somewhere, or for room in a mailbox.
 const REROUTE_LIMIT: Duration = Duration::from_secs(1);
@@ -50,6 +52,7 @@ pub struct TikvService<E: Engine> {
     metrics: ServiceMetrics,
     latches: Latches,
     memory: TxnMemory,
+    waits: Rc<TxnWaits>,
     clock: CausalClock,
     room: AnswerRoom,
 }
@@ -62,6 +65,7 @@ impl<E: Engine> TikvService<E> {
             metrics: ServiceMetrics::default(),
             latches: Latches::default(),
             memory: TxnMemory::default(),
+            waits: Rc::default(),
             clock: CausalClock::default(),
             room: AnswerRoom::default(),
         })
@@ -69,7 +73,12 @@ impl<E: Engine> TikvService<E> {
 
     /// The counters as lines of the Prometheus text format.
     pub fn metrics_text(&self, core: u16, out: &mut String) {
-        self.metrics.write_text(core, self.room.held(), self.memory.len() as u64, out);
+        let held = ledger::Held {
+            answer_bytes: self.room.held(),
+            memory_locks: self.memory.len() as u64,
+            lock_waits: self.waits.len() as u64,
+        };
+        self.metrics.write_text(core, &held, out);
     }
 
     /// Serves a request on this core.

@@ -1,14 +1,15 @@
-//! Optimistic transactions through the third-party crate `tikv-client`, against real processes.
+//! Transactions through the third-party crate `tikv-client`, against real processes.
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use basalt_wire::nodes::Nodes;
 use basalt_wire::process::Cluster;
 use common::raw::SMALL_REGIONS;
-use common::txn::{account, client, impatient, name, optimistic, pairs, run_bank};
+use common::txn::{account, client, impatient, name, optimistic, pairs, pessimistic, run_bank};
 use common::{on_a_runtime, start};
 use serde_json::json;
 use tikv_client::{TimestampExt as _, TransactionClient};
@@ -181,6 +182,116 @@ fn locks_of_a_dead_client_are_resolved() {
         assert_eq!(client.scan_locks(&now, .., 100).await.expect("a scan").len(), 0);
         let _ = txn.rollback().await;
     });
+}
+
+#[test]
+fn who_locks_a_key_makes_the_next_one_wait() {
+    with_client(2, "", async |client, _| {
+        put(client, &[("k", "old")]).await;
+        let mut first = client.begin_with_options(pessimistic()).await.expect("a transaction");
+        assert_eq!(first.get_for_update(name("k")).await.expect("a lock"), Some(b"old".to_vec()));
+        let started = Instant::now();
+        let second = async {
+            // A conflict says: look again.
+            loop {
+                let mut txn = client.begin_with_options(pessimistic()).await.expect("a transaction");
+                match txn.get_for_update(name("k")).await {
+                    Ok(found) => {
+                        txn.put(name("k"), "newer").await.expect("locked");
+                        txn.commit().await.expect("a commit");
+                        return (found, started.elapsed());
+                    }
+                    Err(error) => {
+                        let _ = txn.rollback().await;
+                        assert!(started.elapsed() < Duration::from_secs(10), "{error:?}");
+                    }
+                }
+            }
+        };
+        let commit = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            first.put(name("k"), "new").await.expect("locked");
+            first.commit().await.expect("a commit");
+        };
+        let ((found, waited), ()) = tokio::join!(second, commit);
+        assert_eq!(found, Some(b"new".to_vec()));
+        assert!(waited >= Duration::from_millis(300), "{waited:?}");
+        assert_eq!(get(client, "k").await.as_deref(), Some("newer"));
+    });
+}
+
+#[test]
+fn two_that_wait_for_each_other_are_told_so() {
+    with_client(4, "", async |client, _| {
+        put(client, &[("a", "0"), ("b", "0")]).await;
+        let mut one = client.begin_with_options(pessimistic()).await.expect("a transaction");
+        let mut two = client.begin_with_options(pessimistic()).await.expect("a transaction");
+        one.lock_keys([name("a")]).await.expect("a lock");
+        two.lock_keys([name("b")]).await.expect("a lock");
+        let started = Instant::now();
+        let first = async {
+            let locked = one.lock_keys([name("b")]).await;
+            if locked.is_err() {
+                one.rollback().await.expect("a rollback");
+            }
+            locked
+        };
+        let second = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let locked = two.lock_keys([name("a")]).await;
+            if locked.is_err() {
+                two.rollback().await.expect("a rollback");
+            }
+            locked
+        };
+        let (_, second) = tokio::join!(first, second);
+        let error = format!("{:?}", second.expect_err("it would wait for ever"));
+        assert!(error.contains("deadlock: Some"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    });
+}
+
+#[test]
+fn a_counter_under_locks_counts_all() {
+    const CLIENTS: u32 = 8;
+    const ROUNDS: u32 = 10;
+    with_client(2, "", async |_, cluster| {
+        let client = Arc::new(client(&cluster.pd).await);
+        put(&client, &[("counter", "0")]).await;
+        let mut tasks = Vec::new();
+        for _ in 0..CLIENTS {
+            let client = client.clone();
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..ROUNDS {
+                    let started = Instant::now();
+                    while let Err(error) = increment(&client).await {
+                        assert!(started.elapsed() < Duration::from_secs(60), "{error:?}");
+                    }
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.expect("a client");
+        }
+        assert_eq!(get(&client, "counter").await, Some((CLIENTS * ROUNDS).to_string()));
+        assert_eq!(cluster.metric("basalt_service_lock_waits"), 0);
+    });
+}
+
+async fn increment(client: &TransactionClient) -> tikv_client::Result<()> {
+    let mut txn = client.begin_with_options(pessimistic()).await?;
+    let done = async {
+        let value = txn.get_for_update(name("counter")).await?.expect("it is there");
+        let next = String::from_utf8(value).expect("text").parse::<u32>().expect("a number") + 1;
+        txn.put(name("counter"), next.to_string()).await?;
+        txn.commit().await
+    }
+    .await;
+    if done.is_err() {
+        // A commit whose answer is lost would be counted twice; nothing fails here that could lose one.
+        let _ = txn.rollback().await;
+    }
+    done.map(drop)
 }
 
 #[test]

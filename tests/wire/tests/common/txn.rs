@@ -22,6 +22,11 @@ pub(crate) fn optimistic() -> TransactionOptions {
     TransactionOptions::new_optimistic().drop_check(CheckLevel::None)
 }
 
+/// With locks from the start; one that is dropped says nothing.
+pub(crate) fn pessimistic() -> TransactionOptions {
+    TransactionOptions::new_pessimistic().drop_check(CheckLevel::None)
+}
+
 /// One of the ways in which a transaction commits, by number.
 fn style(number: u64) -> TransactionOptions {
     match number % 4 {
