@@ -353,7 +353,8 @@ fn resume(opened: &Opened, initial: Option<&Initial>) -> Result<Stored, PdError>
     }
     let is_known = |member: &MemberRecord| member.id == stored.own_id || !member.url.is_empty();
     if initial.is_none() && !stored.roster.members().iter().all(is_known) {
-        return Err(GroupError::NoUrls(names(&stored.roster)).into());
+        let members = names(&stored.roster);
+        tracing::warn!(members, "the folder does not say where all members are: initial-cluster may have to be set");
     }
     Ok(stored)
 }

@@ -54,9 +54,6 @@ pub enum GroupError {
     /// The member was removed, and its numbers are of no use any more.
     #[error("this member was removed from its group: to join again it needs an empty data folder")]
     Removed,
-    /// Nobody knows where the other members are.
-    #[error("the folder belongs to a group of {0}, and does not say where they are: set initial-cluster")]
-    NoUrls(String),
     /// The folder is of another group.
     #[error("the data folder belongs to a group of {stored}, not of {given}")]
     OtherGroup {

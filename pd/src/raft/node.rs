@@ -543,9 +543,10 @@ impl Node {
         self.roster_version += 1;
         if let MemberChange::Remove { id } = change {
             self.heard.remove(id);
-            // Who was removed is told so when this is on disk: until then its vote may be needed once more.
-            self.image_wanted = true;
         }
+        // Who was removed is told so when this is on disk: until then its vote may be needed once more. And a start by the
+        // folder alone needs the URLs before anybody says what is committed.
+        self.image_wanted |= matches!(change, MemberChange::Remove { .. } | MemberChange::Describe { .. });
         if self.roster.voters().count() != voters_before {
             self.lease.members_changed();
             if alone_before && self.peer.is_leader() {
