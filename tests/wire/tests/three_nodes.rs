@@ -11,7 +11,7 @@ use basalt_wire::kills::{CONFIG, kill_again_and_again};
 use base::Prng;
 use common::on_a_runtime;
 use common::raw::{KEYS, use_everything};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Orders leaders away, and replicas off a node that the placement driver then places again, until `done`. Answers how
 /// many orders it gave.
