@@ -7,8 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The release tags of PD are no versions of its module, since its path lacks their major number; this is the newest commit
-# before v8.1.0 that dependents of the module have made known to proxies. The sum is that of the go.sum database.
+# The release tags of PD are no versions of its module, whose path lacks their major number, and a proxy that resolves nothing
+# by itself has those versions only that others depend on. This one is of April 2024, between v8.0.0 and v8.1.0. The sum is
+# that of the go.sum database.
 pd_version=v1.1.0-beta.0.20240407022249-7179657d129b
 pd_sum=h1:t2XoZp4UHrkPpYPsxbRTRVExJnriWlh+ZsDIfpYyd98=
 pd_release=v8.1.0-alpha
@@ -36,7 +37,7 @@ build_pd() {
   chmod -R u+w "$work/pd"
   (
     cd "$work/pd"
-    nice "$go" build -p 2 -trimpath -buildvcs=false -tags without_dashboard \
+    nice "$go" build -p 2 -buildvcs=false -tags without_dashboard \
       -ldflags "-s -w -X $info.PDReleaseVersion=$pd_release -X $info.PDGitHash=${pd_version##*-}" \
       -o ../pd-server ./cmd/pd-server
   )

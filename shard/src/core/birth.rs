@@ -10,7 +10,7 @@ use std::time::Duration;
 use base::RegionId;
 use executor::Class;
 
-use super::peer::PeerState;
+use super::peer::{PeerState, Phase};
 use super::shard::{Input, Shard};
 use crate::engine::Engine;
 
@@ -36,5 +36,5 @@ impl<E: Engine> Shard<E> {
 }
 
 fn is_waiting(peer: &PeerState, term: u64) -> bool {
-    peer.leader.is_none() && peer.raft.term() == term
+    peer.phase == Phase::Serving && peer.leader.is_none() && peer.raft.term() == term
 }

@@ -100,8 +100,9 @@ impl<E: Engine> CoreZero<E> {
         let Space { capacity, available } = space;
         let host = self.host();
         let is_slow = host.as_ref().is_ok_and(|host| host.node.stalls.load(Ordering::Relaxed) > 0);
-        // No place for more replicas or leaders.
-        let is_busy = is_slow || host.is_ok_and(|host| host.node.disk.usage() > DiskUsage::Normal);
+        let is_full = host.is_ok_and(|host| host.node.disk.usage() > DiskUsage::Normal);
+        // No place for more replicas or leaders. That it stops, a stock PD does not look at everywhere.
+        let is_busy = is_slow || is_full || self.is_leaving.get();
         let mut stats = pdpb::StoreStats {
             store_id: store,
             capacity,

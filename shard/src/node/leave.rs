@@ -10,7 +10,7 @@ use crate::engine::Engine;
 pub(super) const LIMIT: Duration = Duration::from_secs(3);
 /// Time between two looks.
 const ROUND: Duration = Duration::from_millis(20);
-/// How long clients may still hear from here who leads instead.
+/// How long none leads here before the node goes. Clients still hear from here who leads instead.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Leaders that are asked to go at a time, per shard: each makes another node campaign.
 const LEADERS_PER_ROUND: usize = 64;
@@ -20,13 +20,16 @@ const LEADERS_PER_ROUND: usize = 64;
 pub(super) async fn hand_over<E: Engine>(host: &CoreHost<E>) {
     let until = executor::now() + LIMIT;
     let mut first = None;
+    let mut quiet_since = None;
     loop {
         let left: usize = host.shards().iter().map(|shard| shard.hand_leaders_over(LEADERS_PER_ROUND)).sum();
-        let first = *first.get_or_insert(left);
-        if left == 0 || executor::now() >= until {
+        let (first, now) = (*first.get_or_insert(left), executor::now());
+        // Some that were under way to this node may still come, and go again.
+        quiet_since = (left == 0).then(|| quiet_since.unwrap_or(now));
+        let is_done = first == 0 || quiet_since.is_some_and(|since| now.since(since) >= LAST_WORDS);
+        if is_done || now >= until {
             if first > 0 {
                 let handed_over = first.saturating_sub(left);
-                executor::sleep(LAST_WORDS).await;
                 tracing::info!(core = host.core.0, handed_over, left, "leaders were handed to other nodes");
             }
             return;

@@ -1,7 +1,7 @@
 //! The stock Go client's raw API, under our placement driver and under the stock one, while leaders move and regions split.
 //! `make interop` builds `tests/interop/client-go` and runs these tests; without it they are left out.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use basalt_wire::nodes::Nodes;
@@ -18,7 +18,10 @@ const ROUNDS: &str = "3";
 /// Runs the program, which ends by itself after four minutes at most, and moves leaders until it has ended.
 fn use_everything(nodes: &Nodes) {
     let programs = std::env::var("BASALT_CLIENT_GO").expect("BASALT_CLIENT_GO names a folder: run `make interop`");
-    let mut child: Child = Command::new(format!("{programs}/rawkv"))
+    // It ends with the test, however that ends.
+    let mut child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .arg(format!("{programs}/rawkv"))
         .arg(&nodes.pd)
         .arg(ROUNDS)
         .stdin(Stdio::null())
@@ -27,10 +30,7 @@ fn use_everything(nodes: &Nodes) {
         .expect("the program starts");
     let mut prng = Prng::new(5);
     let mut orders = 0;
-    let ended = loop {
-        if let Some(ended) = child.try_wait().expect("the program's state") {
-            break ended;
-        }
+    while child.try_wait().expect("the program's state").is_none() {
         std::thread::sleep(Duration::from_millis(50));
         let regions = nodes.regions();
         let Some(region) = regions.get(prng.below(regions.len().max(1) as u64) as usize) else { continue };
@@ -38,7 +38,8 @@ fn use_everything(nodes: &Nodes) {
         let Some(peer) = peers.get(prng.below(peers.len().max(1) as u64) as usize) else { continue };
         let order = json!({ "name": "transfer-leader", "region_id": region["id"], "to_store_id": peer["store_id"] });
         orders += u32::from(peer["store_id"] != region["leader"]["store_id"] && nodes.order(&order));
-    };
+    }
+    let ended = child.wait().expect("it has ended");
     println!("{orders} transfers, {} regions", nodes.regions().len());
     assert!(ended.success(), "the program says what is wrong: {ended}");
     assert!(orders > 5, "only {orders} transfers were taken");
