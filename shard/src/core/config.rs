@@ -46,8 +46,7 @@ pub struct ShardConfig {
     pub tick: Duration,
     /// Settings of raft itself, in ticks.
     pub raft: raftstore::RaftConfig,
-    /// Prepare merges that are ordered. Off: some seeds of the simulator end with a region that nobody leads after merges,
-    /// and an operator can order one through the placement driver whatever its limits say.
+    /// Prepare merges that are ordered.
     pub merges: bool,
     /// How long a peer hears of no leader before it asks the placement driver whether it is a member still, and between two
     /// such questions. A region without a quorum costs a question of each of its peers every so often.
@@ -86,7 +85,7 @@ impl Default for ShardConfig {
             log_stall: Duration::from_millis(500),
             tick: Duration::from_millis(100),
             raft: raftstore::RaftConfig::default(),
-            merges: false,
+            merges: true,
             leader_missing: Duration::from_secs(300),
             halts_on_divergence: false,
             line_faults: None,

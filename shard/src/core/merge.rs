@@ -59,7 +59,8 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(5);
 const LOOK_TICKS: u32 = 5;
 /// Between two requests for a snapshot.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
-/// Looks after which a leader that cannot tell whether to take a merge back lets another member lead.
+/// Looks after which a leader that cannot tell whether to take a merge back lets another member lead, and one whose target
+/// is led elsewhere asks for that leadership.
 const LOOKS_BEFORE_TRANSFER: u32 = 20;
 
 /// A peer's part in merges, beside what is durable of it.
@@ -284,6 +285,13 @@ impl<E: Engine> Shard<E> {
                 let data = command::encode_admin(&header(target), request);
                 peers.get_mut(&region).expect("it was there").merging.proposed = true;
                 self.propose_and_look_again(region, target_id, data);
+            } else if leads && !target.leads() {
+                // Where the target's leader is, the source may lag, and get no snapshot any more.
+                let source = peers.get_mut(&region).expect("it was there");
+                source.merging.looks += 1;
+                if source.merging.looks.is_multiple_of(LOOKS_BEFORE_TRANSFER) {
+                    peers.get_mut(&target_id).expect("it was there").reclaims_in = 1;
+                }
             }
         } else if leads && is_void(&target.meta, &state) {
             self.take_back(region, peers.get_mut(&region).expect("it was there"), &state);
