@@ -26,11 +26,20 @@ pub struct Plan {
     pub certificates: Option<Certificates>,
     /// The placement driver's address.
     pub host: String,
+    /// Where a placement driver answers (`host:port`) that somebody else runs; without it the fleet runs its own.
+    pub under: Option<String>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { nodes: 3, cores: 1, config: String::new(), certificates: None, host: "127.0.0.1".to_string() }
+        Plan {
+            nodes: 3,
+            cores: 1,
+            config: String::new(),
+            certificates: None,
+            host: "127.0.0.1".to_string(),
+            under: None,
+        }
     }
 }
 
@@ -58,15 +67,28 @@ pub struct Fleet {
     pub pd: String,
     /// The nodes.
     pub members: Vec<Member>,
-    pd_child: Child,
+    /// `None` if somebody else runs it.
+    pd_child: Option<Child>,
     plan: Plan,
     config: PathBuf,
     // Removed after the processes have ended.
     dir: tempfile::TempDir,
 }
 
+/// Starts the fleet's own placement driver and answers with its address.
+fn start_pd(plan: &Plan, dir: &Path) -> (String, Child) {
+    let mut command = Command::new(binary());
+    let address = format!("{}:0", plan.host);
+    command.args(["pd", "--die-with-parent", "--addr", &address, "--allow-buffered", "--data-dir"]);
+    command.arg(dir.join("pd"));
+    command.args(plan.certificates.iter().flat_map(Certificates::flags));
+    let (child, ready) = start(command, Log::File(dir.join("pd.log"))).expect("the placement driver starts");
+    (text(&ready["address"]), child)
+}
+
 impl Fleet {
-    /// Starts the placement driver and the nodes, one after the other. It does not wait for replicas.
+    /// Starts the placement driver, unless somebody else runs it, and the nodes, one after the other. It does not wait for
+    /// replicas.
     ///
     /// # Panics
     /// If a process does not start; its log says why.
@@ -74,14 +96,14 @@ impl Fleet {
         let dir = tempfile::tempdir().expect("a folder");
         let section = plan.certificates.as_ref().map_or_else(String::new, Certificates::section);
         let config = config_file(dir.path(), &format!("{}\n{section}", plan.config));
-        let mut command = Command::new(binary());
-        let address = format!("{}:0", plan.host);
-        command.args(["pd", "--die-with-parent", "--addr", &address, "--allow-buffered", "--data-dir"]);
-        command.arg(dir.path().join("pd"));
-        command.args(plan.certificates.iter().flat_map(Certificates::flags));
-        let started = start(command, Log::File(dir.path().join("pd.log")));
-        let (pd_child, ready) = started.expect("the placement driver starts");
-        let mut fleet = Fleet { pd: text(&ready["address"]), members: Vec::new(), pd_child, plan, config, dir };
+        let (pd, pd_child) = match &plan.under {
+            Some(address) => (address.clone(), None),
+            None => {
+                let (address, child) = start_pd(&plan, dir.path());
+                (address, Some(child))
+            }
+        };
+        let mut fleet = Fleet { pd, members: Vec::new(), pd_child, plan, config, dir };
         for number in 0..fleet.plan.nodes {
             fleet.add(fleet.dir.path().join(format!("node-{number}")), "127.0.0.1:0");
         }
@@ -230,7 +252,7 @@ impl Fleet {
         std::fs::read_to_string(self.log_path(number)).unwrap_or_default()
     }
 
-    /// What the placement driver has logged.
+    /// What the fleet's own placement driver has logged.
     pub fn pd_log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("pd.log")).unwrap_or_default()
     }
@@ -276,7 +298,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         let children = self.members.iter_mut().filter_map(|member| member.child.as_mut());
-        for child in children.chain([&mut self.pd_child]) {
+        for child in children.chain(&mut self.pd_child) {
             // It may have ended by itself.
             drop(child.kill());
             drop(child.wait());

@@ -13,7 +13,6 @@ pub mod fleet;
 pub mod http;
 pub mod kills;
 pub mod networks;
-pub mod nodes;
 pub mod probe;
 pub mod process;
 pub mod small_disk;

@@ -1,9 +1,11 @@
 //! The stock placement driver (tikv/pd) as a process that can be killed and started again. `make interop` builds it and says
 //! where it is, in `BASALT_STOCK_PD`.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::http;
 
 /// No limit on how many operators there are at a time; no merges, which are ordered one by one. Patient regions: an operator
 /// is never given up because the machine is busy.
@@ -75,15 +77,8 @@ impl StockPd {
     }
 
     fn leads(&self) -> bool {
-        use std::io::{Read as _, Write as _};
-        let asked = TcpStream::connect(&self.address).and_then(|mut socket| {
-            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-            socket.write_all(b"GET /pd/api/v1/leader HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            socket.read_to_string(&mut answer)?;
-            Ok(answer)
-        });
-        asked.is_ok_and(|answer| answer.contains(" 200 ") && answer.contains("client_urls"))
+        let asked = http::try_ask(&self.address, &http::get("/pd/api/v1/leader"));
+        asked.is_ok_and(|answer| answer.is_ok() && answer.body.contains("client_urls"))
     }
 
     /// Kills it (SIGKILL) and waits for its end.

@@ -6,8 +6,8 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use basalt_wire::nodes::Nodes;
-use basalt_wire::process::{binary, wait_for};
+use basalt_wire::fleet::{Fleet, Plan};
+use basalt_wire::process::wait_for;
 use basalt_wire::stock_pd::StockPd;
 use base::Prng;
 use common::on_a_runtime;
@@ -30,7 +30,7 @@ const FIRST_REGIONS: usize = 5;
 
 /// Three nodes with three replicas of everything. What is named first is ended first.
 struct Stock {
-    nodes: Nodes,
+    fleet: Fleet,
     pd: StockPd,
     /// How long a key may be out of reach. The client hands it to its caller when a node cannot be connected to.
     gap: Duration,
@@ -39,32 +39,32 @@ struct Stock {
 impl Stock {
     fn start(config: &str) -> Stock {
         let pd = StockPd::start();
-        let nodes = Nodes::start_under(&pd.address, 3, 1, config);
-        let stock = Stock { nodes, pd, gap: Duration::ZERO };
+        let plan = Plan { under: Some(pd.address.clone()), config: config.into(), ..Plan::default() };
+        let stock = Stock { fleet: Fleet::start(plan), pd, gap: Duration::ZERO };
         stock.lift_limits();
-        wait_for("the first regions", || stock.nodes.regions().len() >= FIRST_REGIONS);
-        stock.nodes.wait_for_replicas(3);
+        wait_for("the first regions", || stock.fleet.regions().len() >= FIRST_REGIONS);
+        stock.fleet.wait_for_replicas(3);
         stock
     }
 
     /// By default it adds fifteen peers a minute to a store.
     fn lift_limits(&self) {
-        self.nodes.send("POST", "/pd/api/v1/stores/limit", &json!({ "rate": 5000 })).expect("limits");
+        self.fleet.send("POST", "/pd/api/v1/stores/limit", &json!({ "rate": 5000 })).expect("limits");
     }
 
     fn region(&self, id: u64) -> Value {
-        self.nodes.get(&format!("/pd/api/v1/region/id/{id}"))
+        self.fleet.get(&format!("/pd/api/v1/region/id/{id}"))
     }
 
     /// The region of the first key.
     fn home(&self) -> u64 {
-        self.nodes.get("/pd/api/v1/region/key/key-000000")["id"].as_u64().expect("an id")
+        self.fleet.get("/pd/api/v1/region/key/key-000000")["id"].as_u64().expect("an id")
     }
 
     /// Orders an operator; again while the placement driver refuses, since it may be busy with the region.
     fn order(&self, operator: &Value) {
         let limit = Instant::now() + PATIENCE;
-        while let Err(why) = self.nodes.send("POST", "/pd/api/v1/operators", operator) {
+        while let Err(why) = self.fleet.send("POST", "/pd/api/v1/operators", operator) {
             assert!(Instant::now() < limit, "{operator}: {why}");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -81,26 +81,15 @@ impl Stock {
             std::thread::sleep(Duration::from_millis(10));
         }
         println!("{operator}: {:?}", started.elapsed());
-        let status = || self.nodes.get(&format!("/pd/api/v1/operators/{region}")).to_string();
+        let status = || self.fleet.get(&format!("/pd/api/v1/operators/{region}")).to_string();
         wait_for("the operator's success", || status().contains("status: SUCCESS"));
         status()
     }
 
     /// What has ended, in the placement driver's words.
     fn records(&self) -> Vec<String> {
-        let records = self.nodes.get("/pd/api/v1/operators/records");
+        let records = self.fleet.get("/pd/api/v1/operators/records");
         records.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect()
-    }
-
-    /// `basalt ctl` with these words.
-    fn ctl(&self, words: &[&str]) -> String {
-        let output = std::process::Command::new(binary())
-            .args(["ctl", "--pd", &self.nodes.pd])
-            .args(words)
-            .output()
-            .expect("ctl runs");
-        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
     }
 
     /// Asks until there is an answer, for as long as a key may be out of reach. Each time with a new client: it goes on asking
@@ -113,12 +102,12 @@ impl Stock {
                 Err(error) => assert!(started.elapsed() < self.gap, "after {:?}: {error:?}", started.elapsed()),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-            *raw = client(&self.nodes.pd).await;
+            *raw = client(&self.fleet.pd).await;
         }
     }
 
     fn pause_rules(&self, seconds: u64) {
-        self.nodes.send("POST", "/pd/api/v1/checker/rule", &json!({ "delay": seconds })).expect("a pause");
+        self.fleet.send("POST", "/pd/api/v1/checker/rule", &json!({ "delay": seconds })).expect("a pause");
     }
 }
 
@@ -146,7 +135,7 @@ fn stores_of(region: &Value) -> (u64, u64, u64) {
 
 fn fill(stock: &Stock, keys: u32, round: u32) {
     on_a_runtime(async {
-        let mut raw = client(&stock.nodes.pd).await;
+        let mut raw = client(&stock.fleet.pd).await;
         for i in 0..keys {
             stock.patiently(&mut raw, async |raw| raw.put(key(i), value(i, round)).await).await;
         }
@@ -155,7 +144,7 @@ fn fill(stock: &Stock, keys: u32, round: u32) {
 
 fn check(stock: &Stock, keys: u32, round: u32) {
     on_a_runtime(async {
-        let mut raw = client(&stock.nodes.pd).await;
+        let mut raw = client(&stock.fleet.pd).await;
         for i in 0..keys {
             let found = stock.patiently(&mut raw, async |raw| raw.get(key(i)).await).await;
             assert_eq!(found, Some(value(i, round)), "key {i}");
@@ -217,10 +206,10 @@ fn changes_of_members_and_leaders_are_carried_out() {
     check(&stock, 200, 2);
 
     stock.pause_rules(0);
-    stock.nodes.wait_for_replicas(3);
+    stock.fleet.wait_for_replicas(3);
     fill(&stock, 200, 3);
     check(&stock, 200, 3);
-    assert!(stock.ctl(&["consistency", "--all"]).contains(&id.to_string()));
+    assert!(stock.fleet.ctl(&["consistency", "--all"]).contains(&id.to_string()));
 }
 
 #[test]
@@ -228,7 +217,7 @@ fn changes_of_members_and_leaders_are_carried_out() {
 fn regions_are_split_scattered_and_rid_of_leaders() {
     let stock = Stock::start(QUICK);
     fill(&stock, 200, 1);
-    let count = || stock.nodes.regions().len();
+    let count = || stock.fleet.regions().len();
     for policy in ["scan", "approximate"] {
         let (before, id) = (count(), stock.home());
         let split = json!({ "name": "split-region", "region_id": id, "policy": policy });
@@ -239,7 +228,7 @@ fn regions_are_split_scattered_and_rid_of_leaders() {
     // Whatever region the halving left it in.
     let holder = |key: &[u8]| {
         let at = hex(key);
-        let regions = stock.nodes.regions();
+        let regions = stock.fleet.regions();
         let holds = |region: &&Value| {
             let (start, end) = (region["start_key"].as_str().unwrap_or(""), region["end_key"].as_str().unwrap_or(""));
             start < at.as_str() && (end.is_empty() || at.as_str() < end)
@@ -253,33 +242,33 @@ fn regions_are_split_scattered_and_rid_of_leaders() {
         let at = hex(&key(i));
         stock.order(&split);
         wait_for("a region that begins at the key", || {
-            stock.nodes.regions().iter().any(|region| region["start_key"] == at.as_str())
+            stock.fleet.regions().iter().any(|region| region["start_key"] == at.as_str())
         });
     }
     wait_for("all parts", || count() >= FIRST_REGIONS + 4);
-    stock.nodes.wait_for_replicas(3);
+    stock.fleet.wait_for_replicas(3);
     check(&stock, 200, 1);
 
     let scattered = || stock.records().iter().filter(|record| record.starts_with("scatter-region")).count();
     let mut group = 0;
     wait_for("a region that is scattered", || {
         group += 1;
-        for region in stock.nodes.regions() {
+        for region in stock.fleet.regions() {
             let order = json!({ "name": "scatter-region", "region_id": region["id"], "group": format!("g{group}") });
             // The region may be busy with another operator.
-            drop(stock.nodes.send("POST", "/pd/api/v1/operators", &order));
+            drop(stock.fleet.send("POST", "/pd/api/v1/operators", &order));
         }
         std::thread::sleep(Duration::from_millis(300));
         scattered() > 0
     });
 
     // The transfers of this scheduler name several stores to choose from.
-    let store = stock.nodes.members[0].store_id;
+    let store = stock.fleet.members[0].store_id;
     let evict = json!({ "name": "evict-leader-scheduler", "store_id": store });
-    stock.nodes.send("POST", "/pd/api/v1/schedulers", &evict).expect("a scheduler");
-    wait_for("no leader on the store", || !stock.nodes.regions().iter().any(|region| is_led_by(region, store)));
+    stock.fleet.send("POST", "/pd/api/v1/schedulers", &evict).expect("a scheduler");
+    wait_for("no leader on the store", || !stock.fleet.regions().iter().any(|region| is_led_by(region, store)));
     let remove = format!("/pd/api/v1/schedulers/evict-leader-scheduler-{store}");
-    stock.nodes.send("DELETE", &remove, &Value::Null).expect("it ends");
+    stock.fleet.send("DELETE", &remove, &Value::Null).expect("it ends");
     let id = stock.home();
     let back = json!({ "name": "transfer-leader", "region_id": id, "to_store_id": store });
     stock.ordered(id, &back, |region| is_led_by(region, store));
@@ -294,12 +283,12 @@ fn regions_are_split_scattered_and_rid_of_leaders() {
 
 /// Orders leaders away, replicas off a node that the placement driver then places again, splits and scatters, until `done`.
 /// Answers how many orders were taken.
-fn disturb(nodes: &Nodes, done: &AtomicBool) -> u64 {
+fn disturb(fleet: &Fleet, done: &AtomicBool) -> u64 {
     let mut prng = Prng::new(11);
     let mut orders = 0;
     while !done.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
-        let regions = nodes.regions();
+        let regions = fleet.regions();
         let Some(region) = regions.get(prng.below(regions.len().max(1) as u64) as usize) else { continue };
         let id = &region["id"];
         let leader = region["leader"]["store_id"].as_u64();
@@ -314,7 +303,7 @@ fn disturb(nodes: &Nodes, done: &AtomicBool) -> u64 {
             3 => json!({ "name": "scatter-region", "region_id": id }),
             _ => json!({ "name": "transfer-leader", "region_id": id, "to_store_id": store }),
         };
-        orders += u64::from(nodes.order(&order));
+        orders += u64::from(fleet.order(&order));
     }
     orders
 }
@@ -323,11 +312,11 @@ fn disturb(nodes: &Nodes, done: &AtomicBool) -> u64 {
 #[ignore = "needs the stock placement driver: make interop"]
 fn the_raw_api_works_while_its_operators_and_schedulers_run() {
     let stock = Stock::start(SMALL);
-    let (nodes, done) = (&stock.nodes, AtomicBool::new(false));
+    let (fleet, done) = (&stock.fleet, AtomicBool::new(false));
     let orders = std::thread::scope(|scope| {
-        let disturber = scope.spawn(|| disturb(nodes, &done));
+        let disturber = scope.spawn(|| disturb(fleet, &done));
         let used = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            on_a_runtime(use_everything(&nodes.pd, KEYS, || nodes.regions().len() as u64));
+            on_a_runtime(use_everything(&fleet.pd, KEYS, || fleet.regions().len() as u64));
         }));
         done.store(true, Ordering::Relaxed);
         let orders = disturber.join().expect("orders are given");
@@ -336,11 +325,11 @@ fn the_raw_api_works_while_its_operators_and_schedulers_run() {
         }
         orders
     });
-    println!("{orders} orders, {} regions", nodes.regions().len());
+    println!("{orders} orders, {} regions", fleet.regions().len());
     assert!(orders > 10, "only {orders} orders were taken");
-    nodes.wait_for_replicas(3);
-    let leaders = |store: u64| nodes.regions().iter().filter(|region| is_led_by(region, store)).count();
-    wait_for("leaders everywhere", || nodes.members.iter().all(|member| leaders(member.store_id) > 0));
+    fleet.wait_for_replicas(3);
+    let leaders = |store: u64| fleet.regions().iter().filter(|region| is_led_by(region, store)).count();
+    wait_for("leaders everywhere", || fleet.members.iter().all(|member| leaders(member.store_id) > 0));
 }
 
 #[test]
@@ -349,16 +338,16 @@ fn nodes_and_the_placement_driver_come_and_go() {
     let mut stock = Stock::start(SMALL);
     fill(&stock, 300, 1);
     stock.gap = GAP_MAX;
-    wait_for("regions", || stock.nodes.regions().len() > 10);
-    stock.nodes.wait_for_replicas(3);
+    wait_for("regions", || stock.fleet.regions().len() > 10);
+    stock.fleet.wait_for_replicas(3);
 
-    stock.nodes.stop(0);
+    stock.fleet.stop(0);
     check(&stock, 300, 1);
-    stock.nodes.launch(0);
-    stock.nodes.kill(1);
+    stock.fleet.launch(0);
+    stock.fleet.kill(1);
     fill(&stock, 300, 2);
-    stock.nodes.launch(1);
-    stock.nodes.wait_for_replicas(3);
+    stock.fleet.launch(1);
+    stock.fleet.wait_for_replicas(3);
     check(&stock, 300, 2);
 
     // Its regions are on its disk, and their leaders in its memory: it must hear of them again.
@@ -366,7 +355,7 @@ fn nodes_and_the_placement_driver_come_and_go() {
     std::thread::sleep(Duration::from_secs(1));
     stock.pd.launch();
     wait_for("leaders of all regions", || {
-        let regions = stock.nodes.regions();
+        let regions = stock.fleet.regions();
         !regions.is_empty()
             && regions.iter().all(|region| region["leader"]["store_id"].as_u64().is_some_and(|id| id > 0))
     });
@@ -374,16 +363,17 @@ fn nodes_and_the_placement_driver_come_and_go() {
     check(&stock, 300, 3);
 
     // A fourth node, and the first one leaves: all of its replicas move.
-    let leaves = stock.nodes.members[0].store_id;
-    stock.nodes.add();
+    let leaves = stock.fleet.members[0].store_id;
+    let data_dir = stock.fleet.dir().join("node-3");
+    stock.fleet.add(data_dir, "127.0.0.1:0");
     stock.lift_limits();
-    stock.nodes.send("DELETE", &format!("/pd/api/v1/store/{leaves}"), &Value::Null).expect("a drained store");
+    stock.fleet.send("DELETE", &format!("/pd/api/v1/store/{leaves}"), &Value::Null).expect("a drained store");
     wait_for("an empty store", || {
-        let listed = stock.nodes.regions();
-        let state = stock.nodes.get(&format!("/pd/api/v1/store/{leaves}"))["store"]["state_name"].clone();
+        let listed = stock.fleet.regions();
+        let state = stock.fleet.get(&format!("/pd/api/v1/store/{leaves}"))["store"]["state_name"].clone();
         state == "Tombstone" && listed.iter().all(|region| role(region, leaves).is_none())
     });
-    stock.nodes.wait_for_replicas(3);
+    stock.fleet.wait_for_replicas(3);
     check(&stock, 300, 3);
 }
 
@@ -392,12 +382,12 @@ fn nodes_and_the_placement_driver_come_and_go() {
 fn it_shows_what_nodes_report() {
     let stock = Stock::start(SMALL);
     fill(&stock, 300, 1);
-    let nodes = &stock.nodes;
-    wait_for("regions", || nodes.regions().len() > 10);
-    nodes.wait_for_replicas(3);
+    let fleet = &stock.fleet;
+    wait_for("regions", || fleet.regions().len() > 10);
+    fleet.wait_for_replicas(3);
     wait_for("what the stores report of themselves", || {
-        let regions = nodes.regions().len() as u64;
-        let list = nodes.get("/pd/api/v1/stores");
+        let regions = fleet.regions().len() as u64;
+        let list = fleet.get("/pd/api/v1/stores");
         let stores = list["stores"].as_array().map_or(&[][..], Vec::as_slice);
         let leaders: u64 = stores.iter().filter_map(|store| store["status"]["leader_count"].as_u64()).sum();
         stores.len() == 3
@@ -416,39 +406,39 @@ fn it_shows_what_nodes_report() {
     });
     let keys = |region: &Value| region["approximate_keys"].as_u64().unwrap_or(0);
     wait_for("sizes of regions", || {
-        let regions = nodes.regions();
+        let regions = fleet.regions();
         regions.iter().map(keys).sum::<u64>() >= 150
             && regions.iter().all(|region| region["approximate_size"].as_u64() > Some(0))
     });
     let written = |region: &Value| region["written_keys"].as_u64().unwrap_or(0);
     fill(&stock, 300, 2);
-    wait_for("traffic", || nodes.regions().iter().any(|region| written(region) > 0));
-    let reads = || nodes.get("/pd/api/v1/hotspot/stores")["bytes-read-rate"].clone();
+    wait_for("traffic", || fleet.regions().iter().any(|region| written(region) > 0));
+    let reads = || fleet.get("/pd/api/v1/hotspot/stores")["bytes-read-rate"].clone();
     wait_for("reads of every store", || {
         check(&stock, 300, 2);
         reads()
             .as_object()
             .is_some_and(|rates| rates.len() == 3 && rates.values().all(|rate| rate.as_f64() > Some(0.0)))
     });
-    let stats = nodes.get("/pd/api/v1/stats/region?start_key=&end_key=");
-    assert_eq!(stats["count"].as_u64(), Some(nodes.regions().len() as u64), "{stats:#}");
+    let stats = fleet.get("/pd/api/v1/stats/region?start_key=&end_key=");
+    assert_eq!(stats["count"].as_u64(), Some(fleet.regions().len() as u64), "{stats:#}");
     for check in ["miss-peer", "extra-peer", "down-peer", "pending-peer", "offline-peer", "learner-peer"] {
-        wait_for(check, || nodes.get(&format!("/pd/api/v1/regions/check/{check}"))["count"] == 0);
+        wait_for(check, || fleet.get(&format!("/pd/api/v1/regions/check/{check}"))["count"] == 0);
     }
     // It asks nodes for the sizes at which they split.
-    let status = nodes.members[0].status.trim_start_matches("http://");
-    assert!(nodes.get("/pd/api/v1/stores").to_string().contains(status));
+    let status = fleet.members[0].status.as_str();
+    assert!(fleet.get("/pd/api/v1/stores").to_string().contains(status));
 
-    let list = stock.ctl(&["store", "list"]);
-    assert!(nodes.members.iter().all(|member| list.contains(&member.address)), "{list}");
-    assert_eq!(stock.ctl(&["stores"]).lines().count(), 1 + 3);
-    assert!(stock.ctl(&["regions"]).lines().count() > 10);
-    assert!(stock.ctl(&["member"]).contains("leads"));
-    assert!(stock.ctl(&["scheduler", "list"]).contains("balance-region-scheduler"));
-    assert!(stock.ctl(&["config", "show", "replication"]).contains("max-replicas"));
-    stock.ctl(&["operator", "list"]);
-    stock.ctl(&["put", "by-ctl", "here"]);
-    assert_eq!(stock.ctl(&["get", "by-ctl"]).trim(), "here");
+    let list = stock.fleet.ctl(&["store", "list"]);
+    assert!(fleet.members.iter().all(|member| list.contains(&member.address)), "{list}");
+    assert_eq!(stock.fleet.ctl(&["stores"]).lines().count(), 1 + 3);
+    assert!(stock.fleet.ctl(&["regions"]).lines().count() > 10);
+    assert!(stock.fleet.ctl(&["member"]).contains("leads"));
+    assert!(stock.fleet.ctl(&["scheduler", "list"]).contains("balance-region-scheduler"));
+    assert!(stock.fleet.ctl(&["config", "show", "replication"]).contains("max-replicas"));
+    stock.fleet.ctl(&["operator", "list"]);
+    stock.fleet.ctl(&["put", "by-ctl", "here"]);
+    assert_eq!(stock.fleet.ctl(&["get", "by-ctl"]).trim(), "here");
 }
 
 #[test]
@@ -458,14 +448,14 @@ fn merges_are_carried_out() {
     fill(&stock, 200, 1);
     let source = stock.home();
     stock.order(&json!({ "name": "split-region", "region_id": source, "policy": "scan" }));
-    wait_for("one more region", || stock.nodes.regions().len() == FIRST_REGIONS + 1);
-    stock.nodes.wait_for_replicas(3);
+    wait_for("one more region", || stock.fleet.regions().len() == FIRST_REGIONS + 1);
+    stock.fleet.wait_for_replicas(3);
     // The halves, in either order.
     let (source, end) = (stock.home(), stock.region(stock.home())["end_key"].clone());
-    let target = stock.nodes.regions().into_iter().find(|region| region["start_key"] == end).expect("a neighbour");
+    let target = stock.fleet.regions().into_iter().find(|region| region["start_key"] == end).expect("a neighbour");
     let merge = json!({ "name": "merge-region", "source_region_id": source, "target_region_id": target["id"] });
     stock.order(&merge);
-    wait_for("one region less", || stock.nodes.regions().len() == FIRST_REGIONS);
-    stock.nodes.wait_for_replicas(3);
+    wait_for("one region less", || stock.fleet.regions().len() == FIRST_REGIONS);
+    stock.fleet.wait_for_replicas(3);
     check(&stock, 200, 1);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use basalt_wire::nodes::Nodes;
+use basalt_wire::fleet::Fleet;
 use basalt_wire::process::Cluster;
 use common::raw::SMALL_REGIONS;
 use common::txn::{account, client, impatient, name, optimistic, pairs, pessimistic, run_bank};
@@ -308,14 +308,14 @@ fn a_bank_loses_nothing_while_regions_split_and_move() {
 fn a_bank_on_three_nodes_loses_nothing_while_leaders_move() {
     let config =
         format!("{SMALL_REGIONS}pd-heartbeat-tick-interval = \"1s\"\npd-store-heartbeat-tick-interval = \"1s\"\n");
-    let nodes = Nodes::start(3, 1, &config);
+    let fleet = Fleet::replicated(3, 1, &config);
     let done = AtomicBool::new(false);
     let orders = std::thread::scope(|scope| {
         let disturber = scope.spawn(|| {
             let (mut orders, mut turn) = (0u64, 0usize);
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(200));
-                let regions = nodes.regions();
+                let regions = fleet.regions();
                 let Some(region) = regions.get(turn % regions.len().max(1)) else { continue };
                 turn += 1;
                 let leader = region["leader"]["store_id"].as_u64();
@@ -323,12 +323,12 @@ fn a_bank_on_three_nodes_loses_nothing_while_leaders_move() {
                 let other = peers.iter().filter_map(|peer| peer["store_id"].as_u64()).find(|id| Some(*id) != leader);
                 let Some(store) = other else { continue };
                 let order = json!({ "name": "transfer-leader", "region_id": region["id"], "to_store_id": store });
-                orders += u64::from(nodes.order(&order));
+                orders += u64::from(fleet.order(&order));
             }
             orders
         });
         let used = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            on_a_runtime(run_bank(&nodes.pd, Duration::from_secs(15)))
+            on_a_runtime(run_bank(&fleet.pd, Duration::from_secs(15)))
         }));
         done.store(true, Ordering::Relaxed);
         let orders = disturber.join().expect("orders are given");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Fleet;
-use crate::http::{ask, get, metric, post};
+use crate::http::{ask, get, metric, post, request};
 
 /// How long replicas may take: far more than they need on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,9 +44,18 @@ impl Fleet {
         ask(&self.pd, &post(path, body)).expect_ok(path);
     }
 
+    /// A request of any method that changes something at the placement driver; `Null` is no body.
+    ///
+    /// # Errors
+    /// Its words, if it does not answer with 200.
+    pub fn send(&self, method: &str, path: &str, body: &Value) -> Result<(), String> {
+        let answer = ask(&self.pd, &request(method, path, body));
+        if answer.is_ok() { Ok(()) } else { Err(answer.body) }
+    }
+
     /// Orders an operator, in the words of `pd-ctl`; false if the placement driver refuses.
     pub fn order(&self, operator: &Value) -> bool {
-        ask(&self.pd, &post("/pd/api/v1/operators", operator)).is_ok()
+        self.send("POST", "/pd/api/v1/operators", operator).is_ok()
     }
 
     /// Regions as the placement driver knows them.
