@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output};
 
 use serde_json::Value;
 
-use crate::certificates::Certificates;
+use crate::certificates::{self, Certificates};
 use crate::process::{Log, binary, config_file, signal, start, text};
 
 pub use view::{are_whole, settings};
@@ -22,11 +22,12 @@ pub struct Plan {
     pub cores: usize,
     /// Configuration of the nodes (TOML).
     pub config: String,
-    /// With them all ports speak TLS.
+    /// With them all ports speak TLS. By default those of `BASALT_TLS=1`.
     pub certificates: Option<Certificates>,
     /// The placement driver's address.
     pub host: String,
-    /// Where a placement driver answers (`host:port`) that somebody else runs; without it the fleet runs its own.
+    /// Where a placement driver answers (`host:port`) that somebody else runs, and that has the same
+    /// certificates; without it the fleet runs its own.
     pub under: Option<String>,
 }
 
@@ -36,7 +37,7 @@ impl Default for Plan {
             nodes: 3,
             cores: 1,
             config: String::new(),
-            certificates: None,
+            certificates: certificates::shared().cloned(),
             host: "127.0.0.1".to_string(),
             under: None,
         }

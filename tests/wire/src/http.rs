@@ -1,15 +1,17 @@
-//! One HTTP/1.1 request to a port that speaks plainly, and what stands on a page of metrics.
+//! One HTTP/1.1 request to a port, plainly or over TLS, and what stands on a page of metrics.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::certificates::Certificates;
+
 /// What a port answers.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    head: String,
+    pub(crate) head: String,
     /// What stands after the headers.
     pub body: String,
 }
@@ -47,24 +49,32 @@ pub fn request(method: &str, path: &str, body: &Value) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: basalt\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-/// Sends a request to `host:port` and waits for its answer.
+/// Sends a request to `host:port`, over TLS if there are certificates, and waits for its answer.
 ///
 /// # Panics
 /// If there is none within a minute.
-pub fn ask(address: &str, request: &str) -> Answer {
-    try_ask(address, request).unwrap_or_else(|error| panic!("{address}: {error}"))
+pub fn ask(address: &str, certificates: Option<&Certificates>, request: &str) -> Answer {
+    try_ask(address, certificates, request).unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
 /// As [`ask`], of a process that may just be ending.
 ///
 /// # Errors
 /// Of the connection, an answer that does not come within a minute, and one that is cut off before its body.
-pub fn try_ask(address: &str, request: &str) -> io::Result<Answer> {
-    let mut socket = TcpStream::connect(address)?;
+pub fn try_ask(address: &str, certificates: Option<&Certificates>, request: &str) -> io::Result<Answer> {
+    let socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(60)))?;
-    socket.write_all(request.as_bytes())?;
+    match certificates {
+        None => exchange(socket, request),
+        Some(certificates) => exchange(certificates.over(socket), request),
+    }
+}
+
+/// One request and its answer, after which the other side closes.
+pub(crate) fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<Answer> {
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    socket.read_to_end(&mut answer)?;
+    stream.read_to_end(&mut answer)?;
     parsed(&answer)
 }
 

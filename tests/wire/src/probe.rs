@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use tikv_client::{Config, RawClient};
 use tokio::task::JoinHandle;
 
+use crate::certificates::secured;
+
 /// How long a key may be unwritable before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two writes of a key.
@@ -55,7 +57,7 @@ pub struct Probes {
 /// # Panics
 /// If there is no cluster.
 pub async fn client(pd: &str) -> RawClient {
-    let config = Config::default().with_timeout(Duration::from_secs(10));
+    let config = secured(Config::default().with_timeout(Duration::from_secs(10)));
     RawClient::new_with_config(vec![pd.to_string()], config).await.expect("a client")
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::certificates::{self, Certificates};
 use crate::http;
 
 /// Where a process logs to.
@@ -114,10 +115,17 @@ pub fn binary() -> PathBuf {
     binary
 }
 
+/// The binary as a command, under `BASALT_TLS=1` with the shared certificates in its environment.
+pub fn command() -> Command {
+    let mut command = Command::new(binary());
+    command.envs(certificates::shared().into_iter().flat_map(Certificates::environment));
+    command
+}
+
 impl Start {
     /// The command that starts the cluster.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = command();
         command
             .args(["dev", "--die-with-parent", "--nodes", "1", "--pd-port", "0", "--allow-buffered"])
             .args(["--cores", &self.cores.to_string(), "--io", &self.io])
@@ -165,8 +173,8 @@ impl Cluster {
     /// # Panics
     /// If it does not answer with 200.
     pub fn page(&self, path: &str) -> String {
-        let address = self.status.strip_prefix("http://").expect("a URL");
-        http::ask(address, &http::get(path)).expect_ok(path)
+        let (_, address) = self.status.split_once("://").expect("a URL");
+        http::ask(address, certificates::shared(), &http::get(path)).expect_ok(path)
     }
 
     /// A metric of the node, summed over cores, shards and other labels.

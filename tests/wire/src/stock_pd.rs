@@ -77,7 +77,7 @@ impl StockPd {
     }
 
     fn leads(&self) -> bool {
-        let asked = http::try_ask(&self.address, &http::get("/pd/api/v1/leader"));
+        let asked = http::try_ask(&self.address, None, &http::get("/pd/api/v1/leader"));
         asked.is_ok_and(|answer| answer.is_ok() && answer.body.contains("client_urls"))
     }
 

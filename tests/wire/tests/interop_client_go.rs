@@ -56,7 +56,7 @@ fn the_go_client_works_under_our_placement_driver() {
 #[ignore = "needs Go: make interop"]
 fn the_go_client_works_under_the_stock_placement_driver() {
     let pd = StockPd::start();
-    let plan = Plan { under: Some(pd.address.clone()), config: SMALL.into(), ..Plan::default() };
+    let plan = Plan { under: Some(pd.address.clone()), certificates: None, config: SMALL.into(), ..Plan::default() };
     let fleet = Fleet::start(plan);
     fleet.wait_for_replicas(3);
     use_everything(&fleet);

@@ -39,7 +39,8 @@ struct Stock {
 impl Stock {
     fn start(config: &str) -> Stock {
         let pd = StockPd::start();
-        let plan = Plan { under: Some(pd.address.clone()), config: config.into(), ..Plan::default() };
+        let plan =
+            Plan { under: Some(pd.address.clone()), certificates: None, config: config.into(), ..Plan::default() };
         let stock = Stock { fleet: Fleet::start(plan), pd, gap: Duration::ZERO };
         stock.lift_limits();
         wait_for("the first regions", || stock.fleet.regions().len() >= FIRST_REGIONS);

@@ -4,14 +4,15 @@ mod common;
 
 use std::time::Duration;
 
-use basalt_wire::process::{Cluster, binary};
+use basalt_wire::certificates::secured;
+use basalt_wire::process::{self, Cluster};
 use common::raw::{KEYS, SMALL_REGIONS, client, key, use_everything, value};
 use common::{on_a_runtime, start};
 use tikv_client::{ColumnFamily, Config, RawClient};
 
 /// Regions as the placement driver lists them.
 fn regions(cluster: &Cluster) -> u64 {
-    let output = std::process::Command::new(binary())
+    let output = process::command()
         .args(["ctl", "--pd", &cluster.pd, "regions", "--limit", "100000"])
         .output()
         .expect("ctl runs");
@@ -100,7 +101,7 @@ fn api_version_2_overwrites_in_order_while_regions_move() {
     let config = format!("{SMALL_REGIONS}[storage]\napi-version = 2\n");
     let (cluster, _dir) = start(4, "auto", &config, &[]);
     on_a_runtime(async {
-        let config = Config::default().with_default_keyspace().with_timeout(Duration::from_secs(10));
+        let config = secured(Config::default().with_default_keyspace().with_timeout(Duration::from_secs(10)));
         let client = RawClient::new_with_config(vec![cluster.pd.clone()], config).await.expect("a client");
         let mut writers = Vec::new();
         for part in 0..8 {

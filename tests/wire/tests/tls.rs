@@ -5,119 +5,19 @@ mod common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
-use std::sync::Arc;
+use std::process::Stdio;
 use std::time::Duration;
 
-use basalt_wire::certificates::Certificates;
+use basalt_wire::certificates::{Authority, Certificates};
 use basalt_wire::fleet::{Fleet, Plan, are_whole, settings};
 use basalt_wire::http::{get, metric, post};
 use basalt_wire::process::{binary, wait_for};
 use common::on_a_runtime;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use serde_json::Value;
 use tikv_client::{Config, KvPair, RawClient};
 
 const QUICK: &str = "[raftstore]\npd-heartbeat-tick-interval = \"1s\"\npd-store-heartbeat-tick-interval = \"1s\"\n";
 /// Between two lines of one port about who was refused.
 const LINE_INTERVAL: Duration = Duration::from_millis(1100);
-
-/// Who signs.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// A certificate with its key, as PEM.
-struct Identity {
-    certificate: String,
-    key: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Authority {
-        let mut params = CertificateParams::new([]).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Authority { pem, issuer: Issuer::new(params, key) }
-    }
-
-    fn sign(&self, name: &str, is_expired: bool) -> Identity {
-        let mut params = CertificateParams::new(["127.0.0.1".to_string()]).expect("an address");
-        params.distinguished_name.push(DnType::CommonName, name);
-        if is_expired {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        }
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
-        Identity { certificate, key: key.serialize_pem() }
-    }
-
-    /// Files of `identity` in `dir`, over those that are there.
-    fn write(&self, dir: &Path, identity: &Identity, allowed: &[&str]) -> Certificates {
-        std::fs::create_dir_all(dir).expect("a folder");
-        let write = |name: &str, text: &str| {
-            std::fs::write(dir.join(name), text).expect("a file");
-            dir.join(name)
-        };
-        Certificates {
-            ca: write("ca.pem", &self.pem),
-            cert: write("cert.pem", &identity.certificate),
-            key: write("key.pem", &identity.key),
-            allowed: allowed.iter().map(|name| (*name).to_string()).collect(),
-        }
-    }
-
-    /// Connects as `identity`, or nobody. Nothing is said yet.
-    fn dial(&self, address: &str, identity: Option<&Identity>) -> StreamOwned<ClientConnection, TcpStream> {
-        let mut trusted = RootCertStore::empty();
-        trusted.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM")).expect("an authority");
-        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(trusted);
-        let config = match identity {
-            None => builder.with_no_client_auth(),
-            Some(identity) => {
-                let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).expect("PEM");
-                builder.with_client_auth_cert(vec![identity.der()], key).expect("they belong together")
-            }
-        };
-        let socket = TcpStream::connect(address).expect("the port accepts");
-        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
-        let name = ServerName::try_from("127.0.0.1").expect("a name");
-        StreamOwned::new(ClientConnection::new(Arc::new(config), name).expect("settings"), socket)
-    }
-
-    /// One HTTP/1.1 request; the body of its answer, or what went wrong.
-    fn ask(&self, address: &str, identity: &Identity, request: &str) -> Result<String, String> {
-        let mut client = self.dial(address, Some(identity));
-        client.write_all(request.as_bytes()).map_err(|error| error.to_string())?;
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).map_err(|error| error.to_string())?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
-        if head.starts_with("HTTP/1.1 200 ") { Ok(body.to_string()) } else { Err(head.to_string()) }
-    }
-
-    fn page(&self, address: &str, identity: &Identity, path: &str) -> String {
-        self.ask(address, identity, &get(path)).unwrap_or_else(|error| panic!("{address}{path}: {error}"))
-    }
-
-    fn json(&self, address: &str, identity: &Identity, path: &str) -> Value {
-        serde_json::from_str(&self.page(address, identity, path)).expect("JSON")
-    }
-}
-
-impl Identity {
-    fn der(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("PEM")
-    }
-}
 
 async fn tikv(fleet: &Fleet, files: &Certificates) -> Result<RawClient, tikv_client::Error> {
     let config = Config::default().with_timeout(Duration::from_secs(10));
@@ -277,4 +177,59 @@ fn replaced_certificates_are_taken_without_a_restart() {
     let page = authority.page(&fleet.members[0].status, &first, "/metrics");
     assert_eq!(metric(&page, "basalt_net_tls_reloads_total"), 1);
     assert_eq!(metric(&authority.page(&fleet.pd, &first, "/metrics"), "pd_net_tls_reloads_total"), 1);
+}
+
+#[test]
+fn a_stranger_does_not_join_the_placement_driver() {
+    let files = tempfile::tempdir().expect("a folder");
+    let (authority, stranger) = (Authority::new("authority"), Authority::new("stranger"));
+    let node = authority.sign("node", false);
+    let certificates = authority.write(&files.path().join("node"), &node, &["node"]);
+    let fleet = Fleet::start(Plan { nodes: 0, certificates: Some(certificates.clone()), ..Plan::default() });
+    let start = |name: &str, scheme: &str, flags: &[String]| {
+        let join = format!("{scheme}://{}", fleet.pd);
+        let data_dir = files.path().join(format!("{name}-data"));
+        let fixed = ["pd", "--die-with-parent", "--allow-buffered", "--addr", "127.0.0.1:0", "--name", name];
+        let mut command = std::process::Command::new(binary());
+        command.args(fixed).args(["--join", &join]).args(flags).arg("--data-dir").arg(data_dir);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+    };
+    // It trusts the port; it is the port that does not trust it.
+    let foreign = authority.write(&files.path().join("foreign"), &stranger.sign("node", false), &[]);
+    let expired = authority.write(&files.path().join("expired"), &authority.sign("node", true), &[]);
+    let guest = authority.write(&files.path().join("guest"), &authority.sign("guest", false), &[]);
+    let cases = [
+        ("foreign", "https", foreign.flags(), "UnknownIssuer"),
+        ("expired", "https", expired.flags(), "expired"),
+        ("guest", "https", guest.flags(), "not among the allowed"),
+        ("plain", "http", Vec::new(), "it does not speak TLS"),
+    ];
+    // One after the other: a port says once a second who was refused, and one of them.
+    for (name, scheme, flags, reason) in cases {
+        let mut child = start(name, scheme, &flags);
+        wait_for(&format!("{name}: a line with {reason:?}"), || {
+            fleet.pd_log().lines().any(|line| line.contains("WARN") && line.contains(reason))
+        });
+        if name == "plain" {
+            // It asks for half a minute before it gives up.
+            let output = child.wait_with_output().expect("it ends");
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && told.contains("cannot join the group"), "{told}");
+        } else {
+            child.kill().expect("it asks still");
+            child.wait().expect("it ends");
+        }
+        std::thread::sleep(LINE_INTERVAL);
+    }
+    let members = authority.json(&fleet.pd, &node, "/pd/api/v1/members");
+    assert_eq!(members["members"].as_array().map(Vec::len), Some(1), "{members}");
+    // Whoever is known joins, and they talk over TLS from then on.
+    let mut member = start("known", "https", &certificates.flags());
+    wait_for("the member votes", || {
+        let members = authority.json(&fleet.pd, &node, "/pd/api/v1/members");
+        let votes = |member: &&serde_json::Value| member["is_learner"] == false;
+        members["members"].as_array().is_some_and(|members| members.iter().filter(votes).count() == 2)
+    });
+    member.kill().expect("it runs");
+    member.wait().expect("it ends");
 }

@@ -1,11 +1,11 @@
-//! What a fleet says of itself over HTTP, and what its placement driver is told. For fleets without certificates.
+//! What a fleet says of itself over HTTP, and what its placement driver is told.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::Fleet;
-use crate::http::{ask, get, metric, post, request};
+use crate::http::{self, Answer, get, metric, post, request};
 
 /// How long replicas may take: far more than they need on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,12 +28,16 @@ pub fn are_whole(regions: &Value, count: usize) -> bool {
 }
 
 impl Fleet {
+    fn ask(&self, address: &str, request: &str) -> Answer {
+        http::ask(address, self.plan.certificates.as_ref(), request)
+    }
+
     /// What the placement driver answers to a GET.
     ///
     /// # Panics
     /// If it does not answer with 200.
     pub fn get(&self, path: &str) -> Value {
-        serde_json::from_str(&ask(&self.pd, &get(path)).expect_ok(path)).expect("JSON")
+        serde_json::from_str(&self.ask(&self.pd, &get(path)).expect_ok(path)).expect("JSON")
     }
 
     /// As [`Fleet::get`], a POST.
@@ -41,7 +45,7 @@ impl Fleet {
     /// # Panics
     /// If it does not answer with 200.
     pub fn post(&self, path: &str, body: &Value) {
-        ask(&self.pd, &post(path, body)).expect_ok(path);
+        self.ask(&self.pd, &post(path, body)).expect_ok(path);
     }
 
     /// A request of any method that changes something at the placement driver; `Null` is no body.
@@ -49,7 +53,7 @@ impl Fleet {
     /// # Errors
     /// Its words, if it does not answer with 200.
     pub fn send(&self, method: &str, path: &str, body: &Value) -> Result<(), String> {
-        let answer = ask(&self.pd, &request(method, path, body));
+        let answer = self.ask(&self.pd, &request(method, path, body));
         if answer.is_ok() { Ok(()) } else { Err(answer.body) }
     }
 
@@ -92,7 +96,7 @@ impl Fleet {
 
     /// What a node's status port answers with code 200; `None` if it refuses.
     pub fn status(&self, number: usize, path: &str) -> Option<Value> {
-        let answer = ask(&self.members[number].status, &get(path));
+        let answer = self.ask(&self.members[number].status, &get(path));
         answer.is_ok().then(|| serde_json::from_str(&answer.body).expect("JSON"))
     }
 
@@ -101,6 +105,6 @@ impl Fleet {
     /// # Panics
     /// If the node does not answer or has no such metric.
     pub fn metric(&self, number: usize, name: &str) -> u64 {
-        metric(&ask(&self.members[number].status, &get("/metrics")).expect_ok("/metrics"), name)
+        metric(&self.ask(&self.members[number].status, &get("/metrics")).expect_ok("/metrics"), name)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use basalt_wire::certificates::secured;
 use base::Prng;
 use tikv_client::{CheckLevel, Config, Key, KvPair, RetryOptions, Transaction, TransactionClient, TransactionOptions};
 
@@ -13,7 +14,7 @@ const OPENING_BALANCE: i64 = 1000;
 
 /// A client of the cluster whose placement driver is at `pd`.
 pub(crate) async fn client(pd: &str) -> TransactionClient {
-    let config = Config::default().with_timeout(Duration::from_secs(10));
+    let config = secured(Config::default().with_timeout(Duration::from_secs(10)));
     TransactionClient::new_with_config(vec![pd.to_string()], config).await.expect("a client")
 }
 
