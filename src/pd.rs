@@ -69,7 +69,7 @@ pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
         server: net::ServerConfig { tls: args.security.config().load()?, ..Default::default() },
         initial_cluster: args.initial_cluster,
         join: args.join,
-        // Our nodes do not carry merges out yet, and orders for them would be repeated without end.
+        // Until merges between real processes are in the tests, an operator has to ask for them.
         schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
         ..Default::default()
     };

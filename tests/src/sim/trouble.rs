@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use executor::sim::SimDisk;
 use proto::metapb;
+use shard::node::DiskConfig;
 
 use super::watch;
 use super::world::{PD_IP, PD_PORT, RECOVERY_LIMIT, World};
@@ -114,6 +115,7 @@ impl World {
     /// # Panics
     /// If it is not so.
     pub fn fill_the_only_disk(mut self) {
+        self.nodes.iter_mut().for_each(|node| node.config.disk = DiskConfig::default());
         let client = self.begin_story();
         let disk = self.disks().remove(0);
         for (left, key) in [(ALMOST_FULL, "second"), (ALREADY_FULL, "third"), (0, "fourth")] {
@@ -146,6 +148,7 @@ impl World {
     /// # Panics
     /// If it is not so.
     pub fn fill_disks_of_many(mut self) {
+        self.nodes.iter_mut().for_each(|node| node.config.disk = DiskConfig::default());
         let client = self.begin_story();
         let disks = self.disks();
         let at = self.leader_of(b"first").unwrap_or_else(|| panic!("seed {}: nobody leads", self.seed));
