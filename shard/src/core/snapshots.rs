@@ -28,6 +28,7 @@ use raftstore::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
 
 use super::chain::{claimed_at, snapshot_claim};
 use super::disk::DiskUsage;
+use super::error::RegionError;
 use super::host::CoreHost;
 use super::lifecycle::region_of;
 use super::mail::{Control, Reply, reply};
@@ -283,11 +284,10 @@ pub async fn receive<E: Engine>(
 
 async fn install<E: Engine>(host: Rc<CoreHost<E>>, mut receiving: Receiving<E>) -> Result<(), Status> {
     let (shard, leader, term) = (receiving.place.shard, receiving.leader, receiving.term);
-    let files = receiving.place.files.clone();
+    // From here on they are the shard's: if it closes now, its log may have a record that needs them at the next start.
+    let files = std::mem::take(&mut receiving.place.files);
     let record = Box::new(ApplyingRecord { home: Some(receiving.home.clone()), files });
     ask(&host, shard, |reply| Control::SnapshotInstall { shard, record, leader, term, reply }).await?;
-    // They are the peer's now, and removed.
-    receiving.place.files.clear();
     let region = receiving.home.region.clone().unwrap_or_default();
     let bytes = receiving.sums.iter().map(|sum| sum.bytes).sum();
     host.update_routes(&[(RegionId(region.id), Some(shard))]);
@@ -414,6 +414,15 @@ async fn ask<E: Engine>(
     answer.wait().await.ok_or_else(closing)?.map_err(Status::failed_precondition)
 }
 
+/// Removes files that no record names.
+async fn remove_files<E: Engine>(shard: &Shard<E>, files: Vec<String>) {
+    let (engine, folder) = (shard.engine.clone(), shard.snap_dir.clone());
+    let remove = move || files.iter().try_for_each(|name| engine.remove_table(&folder.join(name)));
+    if let Err(error) = executor::blocking(Class::Background, remove).await {
+        tracing::warn!(%error, "files of a snapshot stay until the next start");
+    }
+}
+
 /// At the core of the new peer: what the receiving core asks for.
 pub fn handle<E: Engine>(host: &Rc<CoreHost<E>>, control: Control) {
     let host = host.clone();
@@ -436,7 +445,12 @@ pub fn handle<E: Engine>(host: &Rc<CoreHost<E>>, control: Control) {
                     Err(why) => Err(why),
                     Ok(shard) => {
                         let region = record.home.as_ref().map_or(RegionId(0), region_of);
-                        let result = shard.ingest(*record).await.map_err(|error| error.to_string());
+                        let files = record.files.clone();
+                        let result = shard.ingest(*record).await;
+                        if result.as_ref().is_err_and(|error| *error != RegionError::Closing) {
+                            remove_files(&shard, files).await;
+                        }
+                        let result = result.map_err(|error| error.to_string());
                         // Also if it has come before: then the leader did not hear of it.
                         shard.announce(region, leader, term);
                         result
@@ -446,11 +460,7 @@ pub fn handle<E: Engine>(host: &Rc<CoreHost<E>>, control: Control) {
             }
             Control::SnapshotDrop { shard, files } => {
                 if let Ok(shard) = find(shard) {
-                    let (engine, folder) = (shard.engine.clone(), shard.snap_dir.clone());
-                    let remove = move || files.iter().try_for_each(|name| engine.remove_table(&folder.join(name)));
-                    if let Err(error) = executor::blocking(Class::Background, remove).await {
-                        tracing::warn!(%error, "files of a snapshot stay until the next start");
-                    }
+                    remove_files(&shard, files).await;
                 }
             }
             _ => {}
