@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base::{PeerId, RegionId, ShardId};
+use bytes::Bytes;
 use proto::metapb;
 
 /// Where a region lives and how it got there.
@@ -42,6 +43,23 @@ pub struct MoveTicket {
     pub target: ShardId,
     /// Number that the copy at the target will bear.
     pub move_number: u64,
+}
+
+/// Why a snapshot cannot come in now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Occupied {
+    /// It has a peer here that is on its way to another shard.
+    #[error("it is on its way to another shard")]
+    Moving,
+    /// Others here have keys of its range.
+    #[error("another region has keys of it")]
+    Others,
+    /// Another one is on its way into its range.
+    #[error("another snapshot of its range is under way")]
+    Snapshot,
+    /// Nothing but shards that take part in no moves.
+    #[error("no shard takes regions")]
+    NoShard,
 }
 
 /// What one shard found when it opened: a peer that it could serve.
@@ -101,6 +119,8 @@ pub fn bury(all: &mut Tombstones, more: &Tombstones) {
 pub struct Directory {
     regions: BTreeMap<RegionId, Placement>,
     moving: BTreeMap<RegionId, MoveTicket>,
+    /// Ranges of snapshots that are under way; bounded by what other stores send.
+    filling: BTreeMap<RegionId, (Bytes, Bytes)>,
     /// Regions whose peer ended at the target before their move was over.
     ended: BTreeSet<RegionId>,
     shards: BTreeSet<ShardId>,
@@ -119,6 +139,7 @@ impl Directory {
         let mut directory = Directory {
             regions: BTreeMap::new(),
             moving: BTreeMap::new(),
+            filling: BTreeMap::new(),
             ended: BTreeSet::new(),
             shards: shards.into_iter().collect(),
         };
@@ -213,10 +234,51 @@ impl Directory {
         open.min_by_key(|(shard, count)| (**count, **shard)).map(|(shard, _)| *shard)
     }
 
-    /// Reserves the move of `region` to `target`. `None` if it is unknown, already there or already moving.
+    /// Takes a snapshot of `region` in: the shard that it is for. Until it is over the region does not move, and no other
+    /// snapshot of a key of its range is taken in: of two copies on two shards both would be whole, and each would go on.
+    ///
+    /// # Errors
+    /// [`Occupied`].
+    pub fn begin_snapshot(&mut self, region: &metapb::Region) -> Result<ShardId, Occupied> {
+        let id = RegionId(region.id);
+        if self.is_moving(id) {
+            return Err(Occupied::Moving);
+        }
+        if self.overlaps(id, &region.start_key, &region.end_key) {
+            return Err(Occupied::Others);
+        }
+        let is_taken = |(other, range): (&RegionId, &(Bytes, Bytes))| {
+            *other == id || base::keys::overlaps(&range.0, &range.1, &region.start_key, &region.end_key)
+        };
+        if self.filling.iter().any(is_taken) {
+            return Err(Occupied::Snapshot);
+        }
+        let held = self.placement(id).map(|held| held.shard);
+        let shard = held.or_else(|| self.emptiest()).ok_or(Occupied::NoShard)?;
+        self.filling.insert(id, (region.start_key.clone(), region.end_key.clone()));
+        Ok(shard)
+    }
+
+    /// The snapshot of `region` has come in, or was given up.
+    pub fn end_snapshot(&mut self, region: RegionId) {
+        self.filling.remove(&region);
+    }
+
+    /// Number of snapshots on their way here.
+    pub fn snapshots_under_way(&self) -> usize {
+        self.filling.len()
+    }
+
+    /// Whether `region` stays where it is until a move or a snapshot is over.
+    fn is_bound(&self, region: RegionId) -> bool {
+        self.moving.contains_key(&region) || self.filling.contains_key(&region)
+    }
+
+    /// Reserves the move of `region` to `target`. `None` if it is unknown, already there or already moving, or if a
+    /// snapshot of it is under way.
     pub fn reserve(&mut self, region: RegionId, target: ShardId) -> Option<MoveTicket> {
         let held = self.regions.get(&region)?;
-        if held.shard == target || self.moving.contains_key(&region) || !self.shards.contains(&target) {
+        if held.shard == target || self.is_bound(region) || !self.shards.contains(&target) {
             return None;
         }
         let ticket = MoveTicket { region, source: held.shard, target, move_number: held.move_number + 1 };
@@ -279,7 +341,7 @@ impl Directory {
             .regions
             .iter()
             .filter(|(region, placement)| {
-                placement.shard == fullest && !self.moving.contains_key(region) && !is_pinned(**region)
+                placement.shard == fullest && !self.is_bound(**region) && !is_pinned(**region)
             })
             .min_by_key(|(region, placement)| (placement.bytes, **region))
             .map(|(region, _)| *region)?;
@@ -331,6 +393,19 @@ mod tests {
         assert_eq!(directory.reserve(RegionId(1), ShardId(0)), None, "the source still has to erase its copy");
         directory.release(&ticket);
         assert_eq!(directory.moves_under_way(), 0);
+    }
+
+    #[test]
+    fn a_region_does_not_move_while_a_snapshot_of_it_comes_in() {
+        let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1)], vec![claim(1, 0, 0)], &BTreeMap::new());
+        let region = |id: u64| metapb::Region { id, ..Default::default() };
+        assert_eq!(directory.begin_snapshot(&region(2)), Err(Occupied::Others));
+        assert_eq!(directory.begin_snapshot(&region(1)), Ok(ShardId(0)), "where its peer is");
+        assert_eq!(directory.begin_snapshot(&region(1)), Err(Occupied::Snapshot));
+        assert_eq!(directory.reserve(RegionId(1), ShardId(1)), None);
+        directory.end_snapshot(RegionId(1));
+        assert!(directory.reserve(RegionId(1), ShardId(1)).is_some());
+        assert_eq!(directory.begin_snapshot(&region(1)), Err(Occupied::Moving));
     }
 
     #[test]

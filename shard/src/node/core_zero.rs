@@ -20,7 +20,7 @@ use super::{
     DRAIN_GRACE, DRAIN_LIMIT, EngineSource, FromCore, Node, NodeError, NodeIdent, NodeReady, ToCore, disk, leave,
     status,
 };
-use crate::core::directory::{Claim, Directory, MoveTicket, Placement, Tombstones, bury};
+use crate::core::directory::{Claim, Directory, MoveTicket, Occupied, Placement, Tombstones, bury};
 use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent, answer_merged};
 use crate::engine::Engine;
 use crate::pd_client::{PdClient, PdClientError, StoreStart};
@@ -57,8 +57,6 @@ pub(crate) struct CoreZero<E: Engine> {
     pub(super) registered: Cell<bool>,
     /// The last peer of each region that ended on this node.
     pub(super) buried: RefCell<Tombstones>,
-    /// Ranges of snapshots that are under way; bounded by what other stores send.
-    reserved: RefCell<BTreeMap<RegionId, (Bytes, Bytes)>>,
     /// Which transactions of this node wait for which.
     waits: RefCell<mvcc::txn::WaitGraph>,
     /// Regions here have members on other nodes.
@@ -297,7 +295,6 @@ impl<E: Engine> CoreZero<E> {
             splits: RefCell::default(),
             unannounced: RefCell::default(),
             buried: RefCell::default(),
-            reserved: RefCell::default(),
             waits: RefCell::new(mvcc::txn::WaitGraph::new(WAIT_LASTS)),
             replicates: Cell::new(false),
             pinned: RefCell::default(),
@@ -445,8 +442,8 @@ impl<E: Engine> CoreZero<E> {
                     reply.send(zero.store_address(store).await.map_err(|error| error.to_string()));
                 });
             }
-            Control::Reserve { region, peer, reply } => reply.send(self.reserve(&region, peer)),
-            Control::Release { region } => drop(self.reserved.borrow_mut().remove(&region)),
+            Control::Reserve { region, peer, reply } => reply.send(self.begin_snapshot(&region, peer)),
+            Control::Release { region } => self.directory.borrow_mut().end_snapshot(region),
             Control::Born { shard, region, bytes } => self.born(shard, &region, bytes),
             Control::BringTogether { source, target, version } => self.bring_together(source, target, version),
             Control::Leaderless { shard, peer } => self.look_after_leaderless(shard, *peer),
@@ -507,38 +504,22 @@ impl<E: Engine> CoreZero<E> {
         Ok(self.pd()?.store(store.0).await.map_err(pd_error)?.address)
     }
 
-    /// Where a snapshot is to go. Until it is released, no other one for a key of its range is let in: two copies of one
-    /// region on two shards would both be whole, and only one of them would go on.
-    fn reserve(self: &Rc<Self>, region: &metapb::Region, peer: PeerId) -> Result<ShardId, String> {
+    /// Where a snapshot is to go.
+    fn begin_snapshot(&self, region: &metapb::Region, peer: PeerId) -> Result<ShardId, String> {
         let id = RegionId(region.id);
         if self.buried.borrow().get(&id).is_some_and(|last| last.peer >= peer) {
             return Err(format!("peer {peer} of region {id} has ended here"));
         }
-        let directory = self.directory.borrow();
-        if directory.is_moving(id) {
-            return Err(format!("region {id} is on its way to another shard"));
-        }
-        if directory.overlaps(id, &region.start_key, &region.end_key) {
-            drop(directory);
+        let begun = self.directory.borrow_mut().begin_snapshot(region);
+        if begun == Err(Occupied::Others) {
             self.note_refused(region);
-            return Err(format!("another region has keys of region {id}"));
         }
-        let mut reserved = self.reserved.borrow_mut();
-        let is_taken = |(other, range): (&RegionId, &(Bytes, Bytes))| {
-            *other == id || base::keys::overlaps(&range.0, &range.1, &region.start_key, &region.end_key)
-        };
-        if reserved.iter().any(is_taken) {
-            return Err(format!("another snapshot of the range of region {id} is under way"));
-        }
-        let held = directory.placement(id).map(|held| held.shard);
-        let shard = held.or_else(|| directory.emptiest()).ok_or("no shard takes regions")?;
-        reserved.insert(id, (region.start_key.clone(), region.end_key.clone()));
-        Ok(shard)
+        begun.map_err(|why| format!("no snapshot of region {id}: {why}"))
     }
 
     /// Snapshots that are on their way here.
     pub(super) fn snapshots_under_way(&self) -> u32 {
-        u32::try_from(self.reserved.borrow().len()).unwrap_or(u32::MAX)
+        u32::try_from(self.directory.borrow().snapshots_under_way()).unwrap_or(u32::MAX)
     }
 
     /// Waits for a while of this node's own, if the region may have members elsewhere; nothing if it does not move then.
