@@ -8,7 +8,8 @@
 //! stepped ([`Clocks`]). When they disagree, there is no lease.
 //!
 //! Members of the quorum do not vote while they hear of a leader (pre-vote and check-quorum of raft-rs), and not for
-//! [`quiet_ticks`] after their own start. A transfer of leadership goes around that: from its order on there is no lease.
+//! [`quiet_ticks`] after their own start. A transfer of leadership goes around that: from its order on there is no lease in
+//! that term.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,8 +37,8 @@ const RESEND_TICKS: u32 = 2;
 pub(crate) struct Lease {
     /// When the question was sent that a quorum has answered.
     begun: Option<Clocks>,
-    /// No lease begins before: leadership is being handed over.
-    void_until: Option<Instant>,
+    /// Leadership was handed over in this term, and how long the order is on its way is not known: no lease begins.
+    handed_over: bool,
     /// The question that is out.
     asked: Option<Question>,
     /// Reads that came too late for it.
@@ -83,10 +84,17 @@ impl Lease {
         self.begun = None;
     }
 
-    /// Leadership is being handed over: whoever gets it need not wait for us.
-    pub(crate) fn hand_over(&mut self, now: Instant, config: &ShardConfig) {
+    /// Leadership is being handed over: whoever gets it need not wait for us, and may get the order late. If nobody takes
+    /// it, this leader asks its quorum for every read until its term ends.
+    pub(crate) fn hand_over(&mut self) {
         self.begun = None;
-        self.void_until = Some(now + 2 * config.tick * config.raft.election_ticks);
+        self.handed_over = true;
+    }
+
+    /// Another term, or another leader.
+    pub(crate) fn begin_term(&mut self, why: &RegionError) {
+        self.end(why);
+        self.handed_over = false;
     }
 }
 
@@ -121,7 +129,7 @@ impl<E: Engine> Shard<E> {
             let peers = self.peers.borrow();
             let Some(peer) = peers.get(&region) else { return Ok(()) };
             let is_unchecked = self.config.is_planted(PlantedFault::LeaseUnchecked);
-            if is_unchecked || !peer.leads() || !peer.readable || peer.may_read(&self.config) || self.closing.get() {
+            if is_unchecked || !peer.serves() || peer.may_read(&self.config) {
                 return Ok(());
             }
         }
@@ -226,7 +234,7 @@ impl<E: Engine> Shard<E> {
         let applied = peer.meta.applied_index;
         let is_ready = |question: &Question| question.index.is_some_and(|index| index <= applied);
         if let Some(question) = peer.lease.asked.take_if(|question| is_ready(question)) {
-            if peer.leads() && peer.lease.void_until.is_none_or(|until| question.sent >= until) {
+            if peer.leads() && !peer.lease.handed_over {
                 let is_late = self.config.is_planted(PlantedFault::LeaseFromReceipt);
                 peer.lease.begun = Some(if is_late { executor::clocks() } else { question.sent_by_clocks });
             }
@@ -253,7 +261,7 @@ impl<E: Engine> Shard<E> {
             return;
         }
         if !self.config.is_planted(PlantedFault::TransferKeepsLease) {
-            peer.lease.hand_over(executor::now(), &self.config);
+            peer.lease.hand_over();
         }
         peer.raft.handle(RaftInput::TransferLeader { to });
         turn.dirty.insert(region);

@@ -20,7 +20,7 @@ use super::replication::Contacts;
 const PEER_DOWN_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// A follower that was heard of within this time is alive and not on its way to another shard: it answers every heartbeat.
-const HEARD_LATELY: std::time::Duration = std::time::Duration::from_millis(300);
+pub(crate) const HEARD_LATELY: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// What a peer may do at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,9 @@ pub(crate) struct PeerState {
     pub(crate) waiting: BTreeMap<u64, Waiter>,
     /// When it ceased to lead, while writes from then wait.
     pub(crate) deposed: Option<Instant>,
+    /// Term and last index of the log when those who waited were told that their results are not known. They hold no
+    /// latches and no locks in memory any more, so nothing is served in that term before all of it is applied.
+    unsettled: Option<(u64, u64)>,
     pub(crate) traffic: Traffic,
     /// Bytes and keys written since the size was measured.
     pub(crate) unmeasured: (u64, u64),
@@ -135,6 +138,7 @@ impl PeerState {
             marks: Marks::default(),
             hashed: None,
             deposed: None,
+            unsettled: None,
             lease: Lease::default(),
             snapshots: BTreeMap::new(),
             reported_pending: false,
@@ -168,6 +172,12 @@ impl PeerState {
         self.leader == Some(self.meta.peer.id)
     }
 
+    /// Whether it leads and knows all that was promised to clients, by others before it and by itself.
+    pub(crate) fn serves(&self) -> bool {
+        let is_settled = |(term, index): (u64, u64)| term != self.term || self.meta.applied_index >= index;
+        self.leads() && self.readable && self.unsettled.is_none_or(is_settled)
+    }
+
     /// The leader as clients are told.
     pub(crate) fn leader_peer(&self) -> Option<metapb::Peer> {
         let leader = self.leader?;
@@ -177,7 +187,7 @@ impl PeerState {
     /// The checks that every request passes that only a leader serves, in the order of `compat/4-store.md` 4.1.
     pub(crate) fn check(&self, store: StoreId, context: &kvrpcpb::Context) -> Result<(), RegionError> {
         self.check_here(store, context)?;
-        if !self.leads() || !self.readable {
+        if !self.serves() {
             let region = self.meta.region_id();
             return Err(RegionError::NotLeader { region, leader: self.leader_peer().filter(|_| !self.leads()) });
         }
@@ -301,6 +311,12 @@ impl PeerState {
         for waiter in std::mem::take(&mut self.waiting).into_values() {
             waiter.answer(Err(RegionError::Undetermined));
         }
+    }
+
+    /// Everybody who waits is told that the result is not known, although it may yet be this peer that makes it known.
+    pub(crate) fn give_waiters_up(&mut self) {
+        self.unsettled = Some((self.term, self.raft.last_index()));
+        self.fail_waiters(&RegionError::Undetermined);
     }
 
     /// Everybody who waits is told `error`.

@@ -316,6 +316,10 @@ impl<E: Engine> Shard<E> {
     /// Every [`RegionError`] that the checks of a read can meet.
     pub fn read(&self, context: &kvrpcpb::Context) -> Result<RegionRead<E>, RegionError> {
         check_store(self.store, context)?;
+        if self.finished.get() {
+            // Nobody hears here any more who leads.
+            return Err(RegionError::Closing);
+        }
         let region = RegionId(context.region_id);
         let peers = self.peers.borrow();
         let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
@@ -565,7 +569,7 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Takes a raft message into the next turn, or loses it if too many wait: raft sends it again.
-    pub(crate) fn push_raft(&self, letter: Box<raft_serverpb::RaftMessage>) {
+    pub fn push_raft(&self, letter: Box<raft_serverpb::RaftMessage>) {
         if self.inbox.borrow().len() >= RAFT_INBOX_MAX {
             add(&self.metrics.raft_dropped_total, 1);
             return;

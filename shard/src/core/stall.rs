@@ -55,13 +55,12 @@ impl<E: Engine> Shard<E> {
 
     /// Has others lead, without the turn, which has heard of them up to `since`. Answers how many leaders there were.
     pub(crate) fn give_leaders_up(&self, since: Instant) -> usize {
-        let now = executor::now();
         let mut given_up = 0;
         for (region, peer) in self.peers.borrow_mut().iter_mut().filter(|(_, peer)| peer.can_be_given_up()) {
             if !self.config.is_planted(PlantedFault::TransferKeepsLease) {
-                peer.lease.hand_over(now, &self.config);
+                peer.lease.hand_over();
             }
-            peer.fail_waiters(&RegionError::Undetermined);
+            peer.give_waiters_up();
             if let Some(heir) = peer.heir_of(since) {
                 self.appoint(peer, heir);
             }

@@ -514,7 +514,7 @@ impl<E: Engine> Shard<E> {
                     self.outlet.leads(region, peer.meta.peer_id(), role.term);
                 }
                 if changed {
-                    peer.lease.end(&RegionError::NotLeader { region, leader: peer.leader_peer() });
+                    peer.lease.begin_term(&RegionError::NotLeader { region, leader: peer.leader_peer() });
                     peer.contacts.forget();
                     peer.snapshots.clear();
                 }
@@ -768,9 +768,9 @@ impl<E: Engine> Shard<E> {
                 Some(peer) if peer.phase == Phase::Frozen => {
                     let (applied, last) = (peer.meta.applied_index, peer.raft.last_index());
                     let is_drained = last == applied || !peer.merging.parked.is_empty();
-                    if !peer.raft.is_sole_voter() {
-                        // What it proposed while it led is in other hands.
-                        peer.fail_waiters(&RegionError::Undetermined);
+                    if !peer.raft.is_sole_voter() || !peer.merging.parked.is_empty() {
+                        // What it proposed while it led is in other hands; a merge, and what is behind it, goes along.
+                        peer.give_waiters_up();
                     }
                     if (is_drained || !peer.raft.is_sole_voter()) && peer.waiting.is_empty() {
                         let home = Box::new(home_record(peer));
