@@ -71,6 +71,11 @@ impl Peer {
         self.node.raft.raft_log.last_index()
     }
 
+    /// Whether the log has this entry, or had it.
+    pub fn holds(&self, position: LogPosition) -> bool {
+        self.node.raft.raft_log.match_term(position.index, position.term)
+    }
+
     /// Last index known to be committed.
     pub fn committed(&self) -> u64 {
         self.node.raft.raft_log.committed

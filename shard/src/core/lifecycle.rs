@@ -38,7 +38,7 @@ use super::planted::PlantedFault;
 use super::records::{ApplyingRecord, EndRecord, HomeRecord, SHARD_STATE_KEY, ShardState};
 use super::recovery::decode_entries;
 use super::shard::{Input, Shard, add};
-use super::turn::{AfterFlush, ShardFailure, Turn, log_failed};
+use super::turn::{AfterFlush, ShardFailure, TAIL_BYTES_MAX, Turn, log_failed};
 use crate::engine::{Engine, WriteBatch, WriteError, WriteMode};
 use crate::log::{HardState, Lifecycle, LifecycleKind, LogEffect, LogEntry, Position, RaftLog, Record, Scope};
 
@@ -128,11 +128,7 @@ impl<E: Engine> Shard<E> {
         };
         let region = meta.region_id();
         let event = self.next_event();
-        let mut start = start_effect(&meta, home_state(&home));
-        if let LogEffect::Start { entries, .. } = &mut start {
-            entries.clone_from(&tail);
-        }
-        let starts = vec![start];
+        let starts = vec![start_effect_with(&meta, home_state(&home), &tail)];
         let record = lifecycle(event, LifecycleKind::Home, &meta, starts, &home);
         let mut batch = self.engine.batch();
         meta.put_all(&mut batch);
@@ -236,6 +232,8 @@ impl<E: Engine> Shard<E> {
             drop(reply.send(Err(RegionError::StaleCommand)));
             return;
         };
+        let is_damaged = |peer: &PeerState| peer.phase == Phase::Damaged;
+        let keeps_log = !self.peers.borrow().get(&meta.region_id()).is_some_and(is_damaged);
         let accepted = if turn.waiting_for_flush().any(|next| next.overlaps(&meta.region)) {
             Err(busy("the range is being filled"))
         } else if self.may_begin(&meta) || self.may_replace(&meta) {
@@ -244,7 +242,7 @@ impl<E: Engine> Shard<E> {
             Err(RegionError::StaleCommand)
         };
         match accepted {
-            Ok(()) => turn.after_flush.push(AfterFlush::Ingest { record, reply }),
+            Ok(()) => turn.after_flush.push(AfterFlush::Ingest { record, reply, keeps_log }),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
@@ -269,19 +267,28 @@ impl<E: Engine> Shard<E> {
         &self,
         mut record: Box<ApplyingRecord>,
         reply: EventReply,
+        keeps_log: bool,
         turn: &mut Turn,
         log: &RaftLog,
     ) -> Result<(), ShardFailure> {
         let home = record.home.as_mut().expect("checked when it was taken up");
-        if let Some(replaced) = self.peers.borrow().get(&RegionId(home.region.as_ref().map_or(0, |region| region.id))) {
+        let region = region_of(home);
+        if let Some(replaced) = self.peers.borrow().get(&region) {
             // The sender of the files knows nothing of moves between our shards.
             home.move_number = replaced.meta.move_number;
         }
         let home = home.clone();
+        let from = LogPosition { index: home.applied_index, term: home.applied_term };
+        let tail = if keeps_log { self.tail_behind(region, from, log).await } else { Some(Vec::new()) };
+        let Some(tail) = tail else {
+            self.reopen(region, log).await?;
+            // A later snapshot leaves less of the log behind it.
+            drop(reply.send(Err(busy("the log behind the snapshot is too long"))));
+            return Ok(());
+        };
         let meta = home_meta(&home, self.store).expect("checked when it was taken up");
-        let region = meta.region_id();
         let event = self.next_event();
-        let starts = vec![start_effect(&meta, home_state(&home))];
+        let starts = vec![start_effect_with(&meta, home_state(&home), &tail)];
         log.append(lifecycle(event, LifecycleKind::Applying, &meta, starts, &*record)).map_err(log_failed)?;
         self.commit(log).await?;
         let replaced = self.peers.borrow_mut().remove(&region).map(|peer| peer.meta);
@@ -299,10 +306,42 @@ impl<E: Engine> Shard<E> {
         self.write_engine(batch).await?;
         // The log knows what this peer promised before, which may be more than the record says.
         let state = log.peer(region).and_then(|peer| peer.hard_state).unwrap_or(home_state(&home));
-        let peer = self.sleeping_peer(meta, state, Vec::new())?;
+        let peer = self.sleeping_peer(meta, state, tail)?;
         self.peers.borrow_mut().insert(region, peer);
         add(&self.metrics.ingests_total, 1);
         turn.after_flush.push(AfterFlush::Ingested { record, reply });
+        Ok(())
+    }
+
+    /// What the log of `region`'s stopped peer holds behind `from`, where a snapshot ends: the peer has acknowledged it. If
+    /// the snapshot is of another history, or past the log's end, nothing of it counts. `None` if it cannot be kept.
+    async fn tail_behind(&self, region: RegionId, from: LogPosition, log: &RaftLog) -> Option<Vec<LogEntry>> {
+        let last = {
+            let peers = self.peers.borrow();
+            let held = peers.get(&region).filter(|held| held.raft.holds(from));
+            held.map_or(from.index, |held| held.raft.last_index())
+        };
+        if last <= from.index {
+            return Some(Vec::new());
+        }
+        let tail = log.entries(region, from.index + 1, last + 1, TAIL_BYTES_MAX).await.ok()?;
+        (tail.len() as u64 == last - from.index).then_some(tail)
+    }
+
+    /// Has a stopped peer go on as after a restart: from what is applied and what its log holds.
+    async fn reopen(&self, region: RegionId, log: &RaftLog) -> Result<(), ShardFailure> {
+        let (meta, last) = {
+            let peers = self.peers.borrow();
+            let peer = peers.get(&region).expect("a stopped peer stays until its end");
+            (peer.meta.clone(), peer.raft.last_index())
+        };
+        let low = meta.applied_index + 1;
+        let entries = log.entries(region, low, last + 1, usize::MAX).await;
+        let entries = entries.map_err(|error| ShardFailure::Log(error.to_string()))?;
+        let state = log.peer(region).and_then(|peer| peer.hard_state).unwrap_or(first_state());
+        let peer = self.sleeping_peer(meta, state, entries)?;
+        self.peers.borrow_mut().insert(region, peer);
+        self.push(Input::Campaign(region));
         Ok(())
     }
 
@@ -408,12 +447,17 @@ pub(crate) fn end_event(event: u64, kind: LifecycleKind, meta: &PeerMeta) -> Rec
 
 /// The log of `meta`'s peer begins after what is applied.
 pub(crate) fn start_effect(meta: &PeerMeta, hard_state: HardState) -> LogEffect {
+    start_effect_with(meta, hard_state, &[])
+}
+
+/// And goes on with `tail`.
+fn start_effect_with(meta: &PeerMeta, hard_state: HardState, tail: &[LogEntry]) -> LogEffect {
     LogEffect::Start {
         region: meta.region_id(),
         peer: meta.peer_id(),
         hard_state,
         truncated: Position { index: meta.applied_index, term: meta.applied_term },
-        entries: Vec::new(),
+        entries: tail.to_vec(),
     }
 }
 

@@ -31,8 +31,9 @@ use crate::log::{HardState, LifecycleKind, LogEntry, RaftLog, Record};
 /// Inputs taken into one turn at most, so that the first of them does not wait for the last.
 const INPUTS_PER_TURN: usize = 4096;
 
-/// Bytes of entries that a peer takes along unapplied when it moves; with more it stays, and applies them first.
-const TAIL_BYTES_MAX: usize = 16 << 20;
+/// Bytes of entries that a peer takes along unapplied when it moves, or keeps behind a snapshot; with more it stays as it is,
+/// and applies them first. With their frames they fit into one record ([`RECORD_BYTES_MAX`](crate::log::RECORD_BYTES_MAX)).
+pub(crate) const TAIL_BYTES_MAX: usize = 8 << 20;
 
 /// What stops a shard for good.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +61,8 @@ pub(crate) enum AfterFlush {
     Answer(oneshot::Sender<()>),
     /// A stopped peer ends.
     Destroy { region: RegionId, reply: EventReply },
-    /// Files come in; the peer that they replace, if any, is stopped.
-    Ingest { record: Box<ApplyingRecord>, reply: EventReply },
+    /// Files come in; the peer that they replace, if any, is stopped. `keeps_log`: it has a log that is whole.
+    Ingest { record: Box<ApplyingRecord>, reply: EventReply, keeps_log: bool },
     /// Files are in, and are not needed any more.
     Ingested { record: Box<ApplyingRecord>, reply: EventReply },
     /// A region takes over its neighbour's range.
@@ -898,7 +899,9 @@ impl<E: Engine> Shard<E> {
                 // Whoever asked may be gone.
                 AfterFlush::Answer(reply) => drop(reply.send(())),
                 AfterFlush::Destroy { region, reply } => self.destroy_flushed(region, reply, log).await?,
-                AfterFlush::Ingest { record, reply } => self.ingest_flushed(record, reply, turn, log).await?,
+                AfterFlush::Ingest { record, reply, keeps_log } => {
+                    self.ingest_flushed(record, reply, keeps_log, turn, log).await?;
+                }
                 AfterFlush::Ingested { record, reply } => self.ingest_done(record, reply, log).await?,
                 AfterFlush::Merge { target } => self.merge_flushed(target, turn, log).await?,
             }

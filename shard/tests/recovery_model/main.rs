@@ -9,6 +9,7 @@
 //! More seeds: `BASALT_RECOVERY_SEEDS=200 cargo test --release -p shard --test recovery_model`.
 //! Found by it: a vote that was forgotten when a peer's data came again as files (seed 51, cut before step 151).
 
+mod follower;
 mod killable;
 mod model;
 mod script;
@@ -156,6 +157,17 @@ fn what_a_damaged_log_leaves_serves_once_an_operator_says_so() {
     println!("{damaged} damaged logs, {kept} regions kept, {overlapping} stories that end with two owners of a key");
     assert!(damaged > 20, "{damaged} of the stories had a damaged log");
     assert!(overlapping < damaged / 4, "{overlapping} of {damaged}");
+}
+
+/// A follower has acknowledged more than a snapshot holds that comes late. The leader counts on that.
+#[test]
+fn what_a_follower_acknowledged_behind_a_snapshot_stays() {
+    for seed in 0..8 {
+        let mut world = World::new(seed, Twins::default(), None);
+        let is_late = seed % 2 == 0;
+        must(world.tell(move |life| follower::gets_a_snapshot(life, is_late)), seed, NEVER);
+        must(world.tell(follower::goes_on), seed, NEVER);
+    }
 }
 
 /// What one shard alone can do wrong, and this test can see. The rest of the planted faults is for whole clusters.

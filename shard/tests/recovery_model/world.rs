@@ -256,6 +256,17 @@ impl<S: Store> World<S> {
         outcome.take()
     }
 
+    /// One life of a node whose regions need not lead here; `story` is what happens in it.
+    pub(crate) fn tell<F>(&mut self, story: impl FnOnce(Life<S>) -> F + 'static) -> Result<(), String>
+    where
+        F: Future<Output = Result<(), String>>,
+    {
+        let steps = Steps::new(u64::MAX, 0, self.prng.next_u64());
+        let (inner, life_steps, seed) = (self.inner.clone(), steps.clone(), self.prng.next_u64());
+        let life = async move { story(Life::begin(inner, life_steps, seed).await?).await };
+        self.run(&steps, life).unwrap_or_else(|| Err("the story hangs".into()))
+    }
+
     /// One life: everything is opened and compared with the model, then `plan` is followed. Returns its steps.
     pub(crate) fn live(&mut self, plan: Plan) -> Result<u64, String> {
         let flush_one_in = [0, 4, 30][self.prng.below(3) as usize];
@@ -287,6 +298,13 @@ impl<S: Store> Life<S> {
 
     /// Opens all shards, settles who has what, starts them, and waits until every region serves.
     pub(crate) async fn start(world: Rc<Inner<S>>, steps: Arc<Steps>, seed: u64) -> Result<Life<S>, String> {
+        let life = Life::begin(world, steps, seed).await?;
+        life.serve().await?;
+        Ok(life)
+    }
+
+    /// Opens all shards, settles who has what, and starts them.
+    async fn begin(world: Rc<Inner<S>>, steps: Arc<Steps>, seed: u64) -> Result<Life<S>, String> {
         let (sender, mail) = executor::mailbox(1024);
         let shared = NodeShared {
             cluster: ClusterId(1),
@@ -346,9 +364,7 @@ impl<S: Store> Life<S> {
             let gone: Vec<RegionId> = erase.iter().filter(|(on, _)| *on == id).map(|(_, region)| *region).collect();
             host.add_shard(shard.start(&gone).await.map_err(|error| error.to_string())?);
         }
-        let life = Life { world, host, failure };
-        life.serve().await?;
-        Ok(life)
+        Ok(Life { world, host, failure })
     }
 
     pub(crate) fn shard(&self, shard: u32) -> Rc<Shard<Killable<S::Engine>>> {
