@@ -307,13 +307,11 @@ async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMe
     let region = data.region.ok_or_else(bad)?;
     let to = letter.to_peer.ok_or_else(bad)?;
     let is_member = region.peers.iter().any(|peer| peer.id == to.id && peer.store_id == host.node.store.0);
-    if !is_member || metadata.index == 0 || metadata.term == 0 {
+    if !is_member || region.id != letter.region_id || metadata.index == 0 || metadata.term == 0 {
         return Err(bad());
     }
-    let (reply, answer) = reply();
-    host.control(base::CoreId(0), Control::Reserve { region: region.clone(), peer: PeerId(to.id), reply });
-    let closing = || Status::unavailable("the node is closing");
-    let shard = answer.wait().await.ok_or_else(closing)?.map_err(Status::failed_precondition)?;
+    // A task of its own: if the connection breaks meanwhile, the place is given back when its answer has come.
+    let place = executor::spawn_local(Class::Background, reserve(host.clone(), region.clone(), PeerId(to.id))).await?;
     let home = HomeRecord {
         region: Some(region),
         peer_id: to.id,
@@ -324,7 +322,7 @@ async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMe
         ..Default::default()
     };
     Ok(Receiving {
-        place: Reservation { host: host.clone(), region: RegionId(letter.region_id), shard, files: Vec::new() },
+        place,
         leader: letter.from_peer.ok_or_else(bad)?,
         term: message.term,
         prefix: format!("{}-{}-{}-{}", letter.region_id, to.id, metadata.index, host.next_name()),
@@ -335,6 +333,20 @@ async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMe
         sums: Default::default(),
         last_key: Bytes::new(),
     })
+}
+
+/// Asks core 0 for a place.
+async fn reserve<E: Engine>(
+    host: Rc<CoreHost<E>>,
+    region: metapb::Region,
+    peer: PeerId,
+) -> Result<Reservation<E>, Status> {
+    let id = RegionId(region.id);
+    let (reply, answer) = reply();
+    host.control(base::CoreId(0), Control::Reserve { region, peer, reply });
+    let closing = || Status::unavailable("the node is closing");
+    let shard = answer.wait().await.ok_or_else(closing)?.map_err(Status::failed_precondition)?;
+    Ok(Reservation { host, region: id, shard, files: Vec::new() })
 }
 
 async fn take_all<E: Engine>(
