@@ -2,7 +2,8 @@
 //!
 //! A voter that was removed while it was away is told so once it campaigns. A learner never campaigns, nor does a peer whose
 //! log is damaged: nobody knows that they are there. So whoever has heard of no leader for long has the node ask the placement
-//! driver, again and again until there is one.
+//! driver, again and again until there is one. Whose log is damaged asks the other members, too: if the region has merged into
+//! another, they tell.
 
 use base::{PeerId, RegionId};
 use proto::metapb;
@@ -17,7 +18,7 @@ impl<E: Engine> Shard<E> {
     /// A tick of a peer: has the node look after it if it has heard of no leader for long.
     pub(crate) fn miss_leader(&self, peer: &mut PeerState) {
         let now = executor::now();
-        let may_end = matches!(peer.phase, Phase::Serving | Phase::Damaged | Phase::Diverged);
+        let may_end = peer.phase == Phase::Serving || peer.is_broken();
         if peer.leads() || peer.raft.is_sole_voter() || !may_end {
             peer.led_at = now;
         }
@@ -25,11 +26,20 @@ impl<E: Engine> Shard<E> {
         if is_missed && !self.config.is_planted(PlantedFault::StalePeerStays) {
             peer.led_at = now;
             self.outlet.leaderless(self.id, peer.view());
+            if peer.is_broken() {
+                // The placement driver does not know a region that has merged into another.
+                self.ask_members(peer);
+            }
         }
     }
 }
 
 impl PeerState {
+    /// Whether it does nothing any more, and waits to be replaced.
+    pub(crate) fn is_broken(&self) -> bool {
+        matches!(self.phase, Phase::Damaged | Phase::Diverged)
+    }
+
     /// What it knows of its region.
     pub(crate) fn view(&self) -> PeerView {
         PeerView {
@@ -37,6 +47,7 @@ impl PeerState {
             peer: self.meta.peer_id(),
             began_version: self.meta.began_version,
             merges_into: self.meta.merge.as_ref().and_then(|merge| merge.target.clone()),
+            is_broken: self.is_broken(),
         }
     }
 }
@@ -68,7 +79,13 @@ mod tests {
 
     #[test]
     fn only_a_later_state_without_it_removes_a_peer() {
-        let view = PeerView { region: region(1, 5, &[1, 2, 3]), peer: PeerId(3), began_version: 1, merges_into: None };
+        let view = PeerView {
+            region: region(1, 5, &[1, 2, 3]),
+            peer: PeerId(3),
+            began_version: 1,
+            merges_into: None,
+            is_broken: false,
+        };
         assert!(view.is_removed_in(&region(1, 6, &[1, 2])));
         assert!(!view.is_removed_in(&region(1, 6, &[1, 2, 3])), "it is there");
         assert!(!view.is_removed_in(&region(1, 5, &[1, 2])), "of the same time: one of both is wrong");

@@ -67,6 +67,8 @@ pub struct PeerView {
     pub began_version: u64,
     /// The region that it is to merge into, as it was then.
     pub merges_into: Option<metapb::Region>,
+    /// Its log is damaged, or its data differ from its leader's: it applies nothing more.
+    pub is_broken: bool,
 }
 
 /// Where a region is from now on; `None` if it is no longer on this node.

@@ -26,6 +26,8 @@
 //! peer of the target, which has applied its log without a gap since that epoch: a snapshot could hide a merge. A target
 //! that was itself merged away leaves a tombstone that says as much: its own end waited for every source that it took.
 
+use std::cell::RefMut;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +47,7 @@ use super::directory::{Merged, Tombstone};
 use super::error::RegionError;
 use super::lifecycle::{lifecycle, put_event};
 use super::meta::PeerMeta;
-use super::peer::{PeerState, Phase};
+use super::peer::{HEARD_LATELY, PeerState, Phase};
 use super::records::MergeRecord;
 use super::shard::{Body, Input, Shard, add, header};
 use super::turn::{AfterFlush, ShardFailure, Turn, log_failed};
@@ -198,7 +200,7 @@ impl<E: Engine> Shard<E> {
     ) -> Result<(), RegionError> {
         let mut peers = self.peers.borrow_mut();
         let peer = peers.get_mut(&region).ok_or(RegionError::RegionNotFound(region))?;
-        if !peer.leads() || !peer.readable || peer.phase != Phase::Serving {
+        if !peer.serves() || peer.phase != Phase::Serving {
             return Err(RegionError::NotLeader { region, leader: peer.leader_peer() });
         }
         self.check_writable(peer)?;
@@ -227,7 +229,11 @@ impl<E: Engine> Shard<E> {
                 }
                 let last = peer.raft.last_index();
                 let is_drained = peer.waiting.is_empty() && peer.meta.applied_index == last;
-                if is_drained && peer.raft.followers().iter().all(|(_, matched)| *matched == last) {
+                // A follower that has lost its log answers nothing, and raft does not know.
+                let keeps_up = |(id, matched): &(PeerId, u64)| {
+                    *matched == last && peer.contacts.heard_within(id.0, executor::now(), HEARD_LATELY)
+                };
+                if is_drained && peer.raft.followers().iter().all(keeps_up) {
                     let request = raft_cmdpb::AdminRequest {
                         cmd_type: AdminCmdType::PrepareMerge as i32,
                         prepare_merge: Some(raft_cmdpb::PrepareMergeRequest {
@@ -268,6 +274,10 @@ impl<E: Engine> Shard<E> {
         let leads = source.leads() && source.readable;
         let Some(target) = peers.get(&target_id) else {
             self.outlet.bring_together(region, target_id, epoch_of(&expected).version);
+            if leads {
+                // This node may have no peer of the target any more, and cannot tell then whether the merge is void.
+                self.let_another_look(region, peers, turn);
+            }
             return;
         };
         if epoch_of(&target.meta.region) == epoch_of(&expected) {
@@ -296,14 +306,24 @@ impl<E: Engine> Shard<E> {
         } else if leads && is_void(&target.meta, &state) {
             self.take_back(region, peers.get_mut(&region).expect("it was there"), &state);
         } else if leads {
-            let source = peers.get_mut(&region).expect("it was there");
-            source.merging.looks += 1;
-            if source.merging.looks.is_multiple_of(LOOKS_BEFORE_TRANSFER)
-                && let Some(heir) = source.heir()
-            {
-                drop(peers);
-                self.step_transfer(region, heir, turn);
-            }
+            self.let_another_look(region, peers, turn);
+        }
+    }
+
+    /// Counts looks in vain of a source that leads, and lets another member lead now and then.
+    fn let_another_look(
+        &self,
+        region: RegionId,
+        mut peers: RefMut<'_, BTreeMap<RegionId, PeerState>>,
+        turn: &mut Turn,
+    ) {
+        let source = peers.get_mut(&region).expect("it was there");
+        source.merging.looks += 1;
+        if source.merging.looks.is_multiple_of(LOOKS_BEFORE_TRANSFER)
+            && let Some(heir) = source.heir()
+        {
+            drop(peers);
+            self.step_transfer(region, heir, turn);
         }
     }
 
@@ -486,6 +506,7 @@ impl<E: Engine> Shard<E> {
             turn.committed.push((target, parked));
         }
         turn.dirty.insert(target);
+        self.finish_reads(target, peer, turn);
         let region = (*peer.meta.region).clone();
         tracing::info!(region = %target, %source, index = peer.meta.applied_index, "regions merged");
         self.outlet.reranged(self.id, region, peer.meta.approximate_bytes);

@@ -33,14 +33,19 @@ impl<E: Engine> Shard<E> {
         }
     }
 
-    /// A tick of a peer that leaves: asks the others every now and then whether it may go. The question is one for a vote
-    /// that nobody gives, since the log that it names is empty; who knows better answers as to any stranger.
+    /// A tick of a peer that leaves: asks the others every now and then whether it may go.
     pub(crate) fn ask_to_leave(&self, peer: &mut PeerState) {
         peer.asks_in = peer.asks_in.saturating_sub(1);
         if peer.asks_in > 0 {
             return;
         }
         peer.asks_in = self.config.raft.election_ticks;
+        self.ask_members(peer);
+    }
+
+    /// Asks the others whether this peer, and its region, is still there. The question is one for a vote that nobody gives,
+    /// since the log that it names is empty; who knows better answers as to any stranger.
+    pub(crate) fn ask_members(&self, peer: &PeerState) {
         let own = peer.meta.peer.id;
         for member in peer.meta.region.peers.iter().filter(|member| member.id != own) {
             let question = Message {

@@ -118,7 +118,7 @@ impl<E: Engine> CoreZero<E> {
     }
 
     /// What a shard's peer knows of its region.
-    async fn ask(&self, region: RegionId) -> Option<PeerView> {
+    async fn view(&self, region: RegionId) -> Option<PeerView> {
         let host = self.host().ok()?;
         let shard = self.directory.borrow().placement(region)?.shard;
         let (reply, answer) = reply();
@@ -144,10 +144,15 @@ impl<E: Engine> CoreZero<E> {
         let id = RegionId(target.id);
         let is_here = self.directory.borrow().placement(id).is_some();
         let refused = self.refused.borrow().get(&id).map(|(_, version)| *version);
-        let takes = match self.ask(id).await {
-            Some(here) => here.began_version <= version(target) && refused.is_none_or(|later| later <= version(target)),
-            None => is_here || self.directory.borrow().may_bear(region, target),
-        };
+        // What is broken cannot be taken over: the target gets a snapshot.
+        let is_broken = self.view(region).await.is_some_and(|source| source.is_broken);
+        let takes = !is_broken
+            && match self.view(id).await {
+                Some(here) => {
+                    here.began_version <= version(target) && refused.is_none_or(|later| later <= version(target))
+                }
+                None => is_here || self.directory.borrow().may_bear(region, target),
+            };
         let Some(host) = self.host().ok().filter(|_| !takes) else { return };
         tracing::info!(%region, target = target.id, "a merge has left this peer behind");
         let (reply, _) = reply();
