@@ -5,7 +5,7 @@ mod certificates;
 mod common;
 
 use bytes::Bytes;
-use certificates::{Authority, Wish};
+use certificates::Files;
 use common::{Seen, TestServer, kinds, server};
 use executor::Class;
 use executor::net::TcpListener;
@@ -18,6 +18,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use test_certificates::{Authority, Wish};
 
 const ECHO: &str = "/test.Test/Echo";
 const LIMIT: Duration = Duration::from_secs(300);
@@ -122,7 +123,7 @@ async fn exercise(address: String, config: ChannelConfig) {
 #[test]
 fn calls_of_all_shapes_over_sockets() {
     let authority = Authority::new("test authority");
-    let files = authority.files(&authority.sign(&Wish::default()));
+    let files = Files::new(&authority, &authority.sign(&Wish::default()));
     let ways = kinds().into_iter().flat_map(|io| [(io, None), (io, Some(files.tls(&["node"])))]);
     for (io, tls) in ways {
         let server = TestServer::start(io, ServerConfig { tls: tls.clone(), ..ServerConfig::default() });

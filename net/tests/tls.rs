@@ -9,7 +9,7 @@ mod log;
 mod raw;
 
 use bytes::Bytes;
-use certificates::{Authority, Files, Identity, Wish};
+use certificates::Files;
 use common::{Seen, TestServer, kinds, server};
 use executor::Class;
 use executor::net::TcpListener;
@@ -24,6 +24,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use test_certificates::{Authority, Identity, Wish};
 
 const GET: &[u8] = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n";
 const PAGE: &str = "GET /page \"\" ";
@@ -42,7 +43,7 @@ impl World {
     fn new() -> World {
         let authority = Authority::new("test authority");
         let node = authority.sign(&Wish::default());
-        let files = authority.files(&node);
+        let files = Files::new(&authority, &node);
         World { authority, node, files }
     }
 
@@ -120,7 +121,7 @@ fn calls_go_over_tls_in_the_simulator() {
     const ADDRESS: &str = "10.0.0.1:7000";
     let world = World::new();
     let authority = &world.authority;
-    let files = authority.files(&authority.sign(&Wish { hosts: &["10.0.0.1"], ..Wish::default() }));
+    let files = Files::new(authority, &authority.sign(&Wish { hosts: &["10.0.0.1"], ..Wish::default() }));
     for seed in 0..5 {
         let sim = Sim::new(seed, SimConfig::default());
         let node = sim.add_node("server", "10.0.0.1".parse().expect("an address"));
@@ -157,7 +158,7 @@ fn pages_come_over_both_versions_and_the_connection_stays() {
     for io in kinds() {
         let server = world.serve(io, &[]);
         for version in [&TLS12, &TLS13] {
-            let mut client = dial(server.address, &world.authority.client(Some(&world.node), version));
+            let mut client = dial(server.address, &world.authority.client(Some(&world.node), &[version]));
             for _ in 0..3 {
                 let answer = page(&mut client).expect("a page");
                 assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -192,7 +193,7 @@ fn clients_that_may_not_come_in_are_refused_and_the_log_has_the_reason() {
         for version in [&TLS12, &TLS13] {
             for (name, identity, reason) in &cases {
                 let server = world.serve(io, &["node", "tidb.example"]);
-                let mut client = dial(server.address, &ours.client(*identity, version));
+                let mut client = dial(server.address, &ours.client(*identity, &[version]));
                 let peer = client.sock.local_addr().expect("connected");
                 let answer = page(&mut client);
                 assert_eq!(answer.is_ok(), reason.is_none(), "{name}: {answer:?}");
@@ -204,7 +205,7 @@ fn clients_that_may_not_come_in_are_refused_and_the_log_has_the_reason() {
                 assert!(line.contains("WARN") && line.contains(reason), "{name}: {line}");
                 assert_eq!(server.metric("http1_requests_total"), 0, "{name}");
                 // Others are not disturbed.
-                let good = ours.client(Some(&world.node), version);
+                let good = ours.client(Some(&world.node), &[version]);
                 page(&mut dial(server.address, &good)).expect("a page");
             }
         }
@@ -216,7 +217,7 @@ fn what_is_not_tls_is_refused_and_the_log_has_the_reason() {
     let world = World::new();
     let mut hello = Vec::new();
     let name = ServerName::try_from("localhost").expect("a name");
-    let mut session = ClientConnection::new(world.authority.client(None, &TLS13), name).expect("settings");
+    let mut session = ClientConnection::new(world.authority.client(None, &[&TLS13]), name).expect("settings");
     session.write_tls(&mut hello).expect("memory takes it");
     let half = &hello[..hello.len() / 2];
     let garbage = [&hello[..], &[0xff; 3000]].concat();
@@ -259,7 +260,7 @@ fn tls_to_a_port_without_certificates_is_refused_and_plain_bytes_are_not() {
     let world = World::new();
     for io in kinds() {
         let server = TestServer::start(io, ServerConfig::default());
-        let mut client = dial(server.address, &world.authority.client(Some(&world.node), &TLS13));
+        let mut client = dial(server.address, &world.authority.client(Some(&world.node), &[&TLS13]));
         let peer = client.sock.local_addr().expect("connected");
         page(&mut client).expect_err("nobody shakes hands");
         let line = log::line_about(peer);
@@ -299,9 +300,9 @@ fn the_log_has_one_line_a_second_and_counts_the_others() {
 fn our_channel_refuses_servers_it_should_not_trust() {
     let world = World::new();
     let (ours, stranger) = (&world.authority, Authority::new("stranger"));
-    let foreign = stranger.files(&stranger.sign(&Wish::default()));
-    let expired = ours.files(&ours.sign(&Wish { is_expired: true, ..Wish::default() }));
-    let elsewhere = ours.files(&ours.sign(&Wish { hosts: &["elsewhere.example"], ..Wish::default() }));
+    let foreign = Files::new(&stranger, &stranger.sign(&Wish::default()));
+    let expired = Files::new(ours, &ours.sign(&Wish { is_expired: true, ..Wish::default() }));
+    let elsewhere = Files::new(ours, &ours.sign(&Wish { hosts: &["elsewhere.example"], ..Wish::default() }));
     let cases = [
         ("wrong authority", &foreign, "UnknownIssuer"),
         ("expired", &expired, "expired"),
@@ -322,7 +323,7 @@ fn our_channel_refuses_servers_it_should_not_trust() {
 #[test]
 fn our_channel_says_why_a_server_does_not_want_it() {
     let world = World::new();
-    let guest = world.authority.files(&world.authority.sign(&Wish { common: "guest", ..Wish::default() }));
+    let guest = Files::new(&world.authority, &world.authority.sign(&Wish { common: "guest", ..Wish::default() }));
     for io in kinds() {
         let server = world.serve(io, &["tidb"]);
         let (address, tls) = (server.address.to_string(), guest.tls(&[]));
@@ -351,7 +352,7 @@ fn one_connection_too_many_is_told_in_tls() {
     let world = World::new();
     for io in kinds() {
         let server = TestServer::start(io, ServerConfig { connections_max: 1, ..secured(world.files.tls(&[])) });
-        let config = world.authority.client(Some(&world.node), &TLS13);
+        let config = world.authority.client(Some(&world.node), &[&TLS13]);
         let mut first = dial(server.address, &config);
         page(&mut first).expect("a page");
         let told = page(&mut dial(server.address, &config)).expect_err("there is no room");
@@ -363,9 +364,9 @@ fn one_connection_too_many_is_told_in_tls() {
 #[test]
 fn new_connections_see_new_certificates_and_old_ones_stay() {
     let world = World::new();
-    let config = world.authority.client(Some(&world.node), &TLS13);
+    let config = world.authority.client(Some(&world.node), &[&TLS13]);
     for io in kinds() {
-        let files = world.authority.files(&world.node);
+        let files = Files::new(&world.authority, &world.node);
         let tls = files.tls(&[]);
         let server = TestServer::start(io, secured(tls.clone()));
         let seen_by = |client: &Client| client.conn.peer_certificates().expect("it shows one")[0].clone().into_owned();
@@ -405,7 +406,7 @@ fn new_connections_see_new_certificates_and_old_ones_stay() {
 #[test]
 fn who_reads_nothing_over_tls_is_dropped() {
     let world = World::new();
-    let config = world.authority.client(Some(&world.node), &TLS13);
+    let config = world.authority.client(Some(&world.node), &[&TLS13]);
     for io in kinds() {
         let patience = Duration::from_secs(1);
         let limits = ServerConfig { stalled_write_timeout: patience, ..secured(world.files.tls(&[])) };

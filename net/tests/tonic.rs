@@ -7,11 +7,12 @@ mod client;
 mod common;
 
 use bytes::Bytes;
-use certificates::{Authority, Wish};
+use certificates::Files;
 use client::{Client, block_on, with};
 use common::{TestServer, kinds};
 use net::ServerConfig;
 use std::time::Duration;
+use test_certificates::{Authority, Wish};
 use tokio_stream::StreamExt;
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataValue;
@@ -23,7 +24,7 @@ fn on_each(config: ServerConfig, test: impl AsyncFn(&TestServer, Client)) {
     on_plain(config.clone(), &test);
     let authority = Authority::new("test authority");
     let node = authority.sign(&Wish::default());
-    let files = authority.files(&node);
+    let files = Files::new(&authority, &node);
     for io in kinds() {
         let config = ServerConfig { tls: Some(files.tls(&["node"])), ..config.clone() };
         let server = TestServer::start(io, config);

@@ -1,6 +1,4 @@
-//! Scripts for the pure parts: commands, a line `---`, and what each command answers, a line each.
-//!
-//! `-` stands for the empty key.
+//! Runs `scripts/*.txt`, which are about the pure parts. Each command answers with a line; `-` stands for the empty key.
 
 use base::{ClusterId, UnixTime};
 use bytes::Bytes;
@@ -50,11 +48,20 @@ fn ids<'a>(regions: impl IntoIterator<Item = &'a std::rc::Rc<pd::directory::Regi
     if ids.is_empty() { "none".into() } else { ids.join(" ") }
 }
 
-impl World {
-    fn new() -> World {
+impl Default for World {
+    fn default() -> World {
         World { state: State::create(ClusterId(77)), directory: Directory::default(), now: UnixTime(1_000_000_000_000) }
     }
+}
 
+impl script_runner::World for World {
+    fn command(&mut self, line: &str, out: &mut String) {
+        out.push_str(&self.run(line));
+        out.push('\n');
+    }
+}
+
+impl World {
     fn run(&mut self, line: &str) -> String {
         let words: Vec<&str> = line.split_whitespace().collect();
         let now = self.now;
@@ -242,23 +249,6 @@ impl World {
 }
 
 #[test]
-fn scripts_answer_as_written() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
-    let mut paths: Vec<_> =
-        std::fs::read_dir(folder).expect("scripts").map(|entry| entry.expect("an entry").path()).collect();
-    paths.sort();
-    assert!(paths.len() >= 8, "the scripts are here");
-    for path in paths {
-        let text = std::fs::read_to_string(&path).expect("a script");
-        let (commands, expected) =
-            text.split_once("\n---\n").unwrap_or_else(|| panic!("{} has no ---", path.display()));
-        let mut world = World::new();
-        let mut got = String::new();
-        for line in commands.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let answer = world.run(line);
-            got.push_str(&answer);
-            got.push('\n');
-        }
-        assert_eq!(got.trim_end(), expected.trim_end(), "{}\n{got}", path.display());
-    }
+fn scripts() {
+    script_runner::run_folder::<World>(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts"), 9);
 }

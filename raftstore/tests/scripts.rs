@@ -1,7 +1,4 @@
-//! Runs `scripts/*.txt`: each is one behaviour, named as a sentence.
-//!
-//! A script is a list of blocks, separated by empty lines: commands, `---`, and what they print. `REWRITE=1` writes what
-//! was printed into the files; read the difference before you keep it.
+//! Runs `scripts/*.txt`: each is one behaviour of a raft group or of regions' epochs, named as a sentence.
 
 mod harness;
 
@@ -25,66 +22,7 @@ use std::fmt::Write;
 
 #[test]
 fn scripts() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts");
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .expect("the folder of scripts")
-        .map(|file| file.expect("a readable folder").path())
-        .collect();
-    files.sort();
-    assert!(files.len() > 15, "scripts are missing");
-    let rewrite = std::env::var_os("REWRITE").is_some();
-    let mut failures = String::new();
-    for file in files {
-        let script = std::fs::read_to_string(&file).expect("a readable script");
-        let printed = run(&script);
-        if rewrite {
-            std::fs::write(&file, &printed).expect("a writable script");
-        } else if printed != script {
-            let _ = writeln!(failures, "{}\n{}", file.display(), difference(&script, &printed));
-        }
-    }
-    assert!(failures.is_empty(), "{failures}");
-}
-
-/// The script again, with what its commands print now.
-fn run(script: &str) -> String {
-    let mut world = World::default();
-    let blocks = script.trim_end().split("\n\n").map(|block| {
-        let commands = block.split("---").next().expect("at least one part").trim_end();
-        let mut out = String::new();
-        let mut any = false;
-        for line in commands.lines() {
-            let line = line.split('#').next().expect("at least one part").trim();
-            if !line.is_empty() {
-                any = true;
-                world.command(line, &mut out);
-            }
-        }
-        match any {
-            true => format!("{commands}\n---\n{}", if out.is_empty() { "(nothing)\n" } else { &out }),
-            false => format!("{commands}\n"),
-        }
-    });
-    blocks.collect::<Vec<_>>().join("\n")
-}
-
-fn difference(expected: &str, printed: &str) -> String {
-    let (mut expected, mut printed) = (expected.lines(), printed.lines());
-    let mut at = 0;
-    loop {
-        at += 1;
-        match (expected.next(), printed.next()) {
-            (None, None) => return "they differ in blank space".to_string(),
-            (a, b) if a == b => {}
-            (a, b) => {
-                return format!(
-                    "  line {at}: expected {}\n           printed {}",
-                    a.unwrap_or("(the end)"),
-                    b.unwrap_or("(the end)")
-                );
-            }
-        }
-    }
+    script_runner::run_folder::<World>(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts"), 16);
 }
 
 #[derive(Default)]
@@ -125,7 +63,7 @@ impl<'a> Words<'a> {
     }
 }
 
-impl World {
+impl script_runner::World for World {
     fn command(&mut self, line: &str, out: &mut String) {
         let words = Words::of(line);
         match words.plain[0] {
@@ -143,7 +81,9 @@ impl World {
             }
         }
     }
+}
 
+impl World {
     fn configure(&mut self, words: &Words<'_>) {
         for (name, value) in &words.named {
             let value: u64 = value.parse().expect("a number");

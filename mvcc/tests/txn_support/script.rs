@@ -151,8 +151,8 @@ fn mutation(word: &str) -> kv::Mutation {
 
 type Answer<T> = Result<Planned<T>, TxnError>;
 
-impl World {
-    pub(crate) fn command(&mut self, line: &str, out: &mut String) {
+impl script_runner::World for World {
+    fn command(&mut self, line: &str, out: &mut String) {
         let words = &Words::of(line);
         match words.plain[0] {
             "prewrite" => self.prewrite(words, out),
@@ -264,7 +264,9 @@ impl World {
             other => panic!("{other} is no command"),
         }
     }
+}
 
+impl World {
     fn run<T>(&mut self, out: &mut String, work: impl Fn(&Reader<'_, View>) -> Answer<T>, shown: impl Fn(T) -> String) {
         match self.region.run(None, work) {
             Ok(Planned { plan, answer }) => {

@@ -1,15 +1,12 @@
 //! Certificates for unit tests: an authority and what it signs, in a folder that goes with it.
 
 use super::{Tls, TlsConfig};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::path::Path;
 use tempfile::TempDir;
+use test_certificates::Wish;
 
 /// An authority.
-pub(crate) struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
+pub(crate) struct Authority(test_certificates::Authority);
 
 /// The files of one node.
 pub(crate) struct Node {
@@ -18,12 +15,7 @@ pub(crate) struct Node {
 
 impl Authority {
     pub(crate) fn new() -> Authority {
-        let mut params = CertificateParams::new([]).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "test authority");
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Authority { pem, issuer: Issuer::new(params, key) }
+        Authority(test_certificates::Authority::new("test authority"))
     }
 
     /// A node that is called `name` and reached at `localhost`.
@@ -35,14 +27,11 @@ impl Authority {
 
     /// Writes new files over those of `node`.
     pub(crate) fn write(&self, node: &Node, name: &str) {
-        let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let identity = self.0.sign(&Wish { common: name, hosts: &["localhost"], is_expired: false });
         let write = |name: &str, text: &str| std::fs::write(node.path().join(name), text).expect("a file");
-        write("ca.pem", &self.pem);
-        write("cert.pem", &certificate.pem());
-        write("key.pem", &key.serialize_pem());
+        write("ca.pem", &self.0.pem);
+        write("cert.pem", &identity.certificate);
+        write("key.pem", &identity.key);
     }
 }
 

@@ -15,7 +15,8 @@ use tikv_client::Config;
 
 use crate::process::binary;
 
-pub use authority::{Authority, Identity};
+pub use authority::Authority;
+pub use test_certificates::Identity;
 
 /// Names of the certificates that everything runs with under `BASALT_TLS=1`.
 const SHARED_NAME: &str = "basalt";
@@ -74,9 +75,9 @@ impl Certificates {
     /// # Panics
     /// If they cannot be read.
     pub fn over(&self, socket: TcpStream) -> StreamOwned<ClientConnection, TcpStream> {
-        let read = |path: &Path| std::fs::read(path).expect("a file of the harness");
-        let (ca, certificate, key) = (read(&self.ca), read(&self.cert), read(&self.key));
-        authority::over(&ca, Some((&certificate, &key)), socket)
+        let read = |path: &Path| std::fs::read_to_string(path).expect("a file of the harness");
+        let identity = Identity { certificate: read(&self.cert), key: read(&self.key) };
+        authority::over(&read(&self.ca), Some(&identity), socket)
     }
 }
 

@@ -2,52 +2,28 @@
 
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, DEFAULT_VERSIONS, StreamOwned};
 use serde_json::Value;
+use test_certificates::{Identity, Wish};
 
 use super::Certificates;
 use crate::http;
 
 /// Who signs.
-pub struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
+pub struct Authority(test_certificates::Authority);
 
-/// A certificate with its key, as PEM.
-pub struct Identity {
-    certificate: String,
-    key: String,
-}
-
-/// TLS over `socket` as a client that trusts `ca` and shows a certificate with its key, or none. All are PEM.
+/// TLS over `socket` as a client that trusts `ca` (PEM) and is `identity`, or nobody.
 pub(super) fn over(
-    ca: &[u8],
-    identity: Option<(&[u8], &[u8])>,
+    ca: &str,
+    identity: Option<&Identity>,
     socket: TcpStream,
 ) -> StreamOwned<ClientConnection, TcpStream> {
-    let mut trusted = RootCertStore::empty();
-    trusted.add(CertificateDer::from_pem_slice(ca).expect("PEM")).expect("an authority");
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(trusted);
-    let config = match identity {
-        None => builder.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let certificate = CertificateDer::from_pem_slice(certificate).expect("PEM");
-            let key = PrivateKeyDer::from_pem_slice(key).expect("PEM");
-            builder.with_client_auth_cert(vec![certificate], key).expect("they belong together")
-        }
-    };
+    let config = test_certificates::client(ca, identity, DEFAULT_VERSIONS);
     let name = ServerName::try_from("127.0.0.1").expect("a name");
-    StreamOwned::new(ClientConnection::new(Arc::new(config), name).expect("settings"), socket)
+    StreamOwned::new(ClientConnection::new(config, name).expect("settings"), socket)
 }
 
 impl Authority {
@@ -56,12 +32,7 @@ impl Authority {
     /// # Panics
     /// If it cannot be made.
     pub fn new(name: &str) -> Authority {
-        let mut params = CertificateParams::new([]).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Authority { pem, issuer: Issuer::new(params, key) }
+        Authority(test_certificates::Authority::new(name))
     }
 
     /// A certificate for 127.0.0.1 with this common name.
@@ -69,14 +40,7 @@ impl Authority {
     /// # Panics
     /// If it cannot be made.
     pub fn sign(&self, name: &str, is_expired: bool) -> Identity {
-        let mut params = CertificateParams::new(["127.0.0.1".to_string()]).expect("an address");
-        params.distinguished_name.push(DnType::CommonName, name);
-        if is_expired {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        }
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
-        Identity { certificate, key: key.serialize_pem() }
+        self.0.sign(&Wish { common: name, hosts: &["127.0.0.1"], is_expired })
     }
 
     /// Files of `identity` in `dir`, over those that are there.
@@ -90,7 +54,7 @@ impl Authority {
             dir.join(name)
         };
         Certificates {
-            ca: write("ca.pem", &self.pem),
+            ca: write("ca.pem", &self.0.pem),
             cert: write("cert.pem", &identity.certificate),
             key: write("key.pem", &identity.key),
             allowed: allowed.iter().map(|name| (*name).to_string()).collect(),
@@ -104,8 +68,7 @@ impl Authority {
     pub fn dial(&self, address: &str, identity: Option<&Identity>) -> StreamOwned<ClientConnection, TcpStream> {
         let socket = TcpStream::connect(address).expect("the port accepts");
         socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
-        let identity = identity.map(|identity| (identity.certificate.as_bytes(), identity.key.as_bytes()));
-        over(self.pem.as_bytes(), identity, socket)
+        over(&self.0.pem, identity, socket)
     }
 
     /// One HTTP/1.1 request; the body of its answer.
@@ -131,15 +94,5 @@ impl Authority {
     /// As there, and if it is none.
     pub fn json(&self, address: &str, identity: &Identity, path: &str) -> Value {
         serde_json::from_str(&self.page(address, identity, path)).expect("JSON")
-    }
-}
-
-impl Identity {
-    /// The certificate as it is shown.
-    ///
-    /// # Panics
-    /// If it is none.
-    pub fn der(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("PEM")
     }
 }
