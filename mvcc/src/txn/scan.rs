@@ -88,31 +88,12 @@ impl Scan {
         }
         writes.seek(reader, &self.lower)?;
         loop {
-            let lock_key = locks.as_ref().and_then(|locks| locks.entry.as_ref()).map(|(key, _)| key.clone());
-            let write_key = match &writes.entry {
-                Some((place, _)) => Some(place.slice_ref(key::split(place)?.0)),
-                None => None,
+            let Some(next) = self.next(reader, &mut locks, writes.entry.as_ref())? else { return Ok(true) };
+            let found = match self.locked(reader, &next) {
+                Ok(None) if next.has_records => self.newest(reader, &mut writes, &next),
+                other => other.map(Option::flatten),
             };
-            let encoded = match (&lock_key, &write_key) {
-                (None, None) => return Ok(true),
-                (Some(lock), Some(write)) => lock.min(write).clone(),
-                (Some(key), None) | (None, Some(key)) => key.clone(),
-            };
-            let user_key = key::decode(&encoded)?;
-            let mut lock = None;
-            if lock_key.as_ref() == Some(&encoded)
-                && let Some(locks) = &mut locks
-            {
-                lock = locks.entry.as_ref().map(|(_, stored)| Lock::decode(stored)).transpose()?;
-                locks.advance(reader)?;
-            }
-            let has_records = write_key.as_ref() == Some(&encoded);
-            let found = match self.locked(reader, lock.as_ref(), &user_key, &encoded) {
-                Ok(Some(value)) => Ok(value),
-                Ok(None) if has_records => self.newest(reader, &mut writes, &user_key, &encoded),
-                Ok(None) => Ok(None),
-                Err(error) => Err(error),
-            };
+            let Next { encoded, user_key, has_records, .. } = next;
             self.take(user_key, found)?;
             // From here on the key is done, whatever a step to the next one meets.
             self.lower = key::after(&encoded);
@@ -131,42 +112,22 @@ impl Scan {
     /// The keys come in descending order, but the versions of each from the oldest to the newest.
     /// PERF: two seeks a key; stepping back over a few versions would be cheaper for keys with few.
     fn backward<V: ReadView>(&mut self, reader: &Reader<'_, V>, stop: Stop) -> Result<bool, TxnError> {
-        let mut locks = match self.locks(reader)? {
-            Some(mut locks) => {
-                locks.back(reader)?;
-                Some(locks)
-            }
-            None => None,
-        };
+        let mut locks = self.locks(reader)?;
+        if let Some(locks) = &mut locks {
+            locks.back(reader)?;
+        }
         loop {
             let mut last = reader.view().cursor(Cf::Write, &self.lower, &self.upper)?;
             reader.count_seek();
-            let write_key = match last.prev_entry()? {
-                Some((place, _)) => Some(place.slice_ref(key::split(&place)?.0)),
-                None => None,
-            };
+            let oldest = last.prev_entry()?;
             reader.step()?;
-            let lock_key = locks.as_ref().and_then(|locks| locks.entry.as_ref()).map(|(key, _)| key.clone());
-            let encoded = match (&lock_key, &write_key) {
-                (None, None) => return Ok(true),
-                (Some(lock), Some(write)) => lock.max(write).clone(),
-                (Some(key), None) | (None, Some(key)) => key.clone(),
+            let Some(next) = self.next(reader, &mut locks, oldest.as_ref())? else { return Ok(true) };
+            let found = match self.locked(reader, &next) {
+                Ok(None) => committed(reader, &next.user_key, &next.encoded, &self.options),
+                other => other.map(Option::flatten),
             };
-            let user_key = key::decode(&encoded)?;
-            let mut lock = None;
-            if lock_key.as_ref() == Some(&encoded)
-                && let Some(locks) = &mut locks
-            {
-                lock = locks.entry.as_ref().map(|(_, stored)| Lock::decode(stored)).transpose()?;
-                locks.back(reader)?;
-            }
-            let found = match self.locked(reader, lock.as_ref(), &user_key, &encoded) {
-                Ok(Some(value)) => Ok(value),
-                Ok(None) => committed(reader, &user_key, &encoded, &self.options),
-                Err(error) => Err(error),
-            };
-            self.take(user_key, found)?;
-            self.upper = encoded.to_vec();
+            self.take(next.user_key, found)?;
+            self.upper = next.encoded.to_vec();
             if self.is_full() {
                 return Ok(true);
             }
@@ -174,6 +135,37 @@ impl Scan {
                 return Ok(false);
             }
         }
+    }
+
+    /// The key that comes next in the scan's direction, and its lock, which `locks` then goes past. `record` is one of
+    /// the next key that has any.
+    fn next<V: ReadView>(
+        &self,
+        reader: &Reader<'_, V>,
+        locks: &mut Option<Peeked<V::Cursor>>,
+        record: Option<&(Bytes, Bytes)>,
+    ) -> Result<Option<Next>, TxnError> {
+        let written = match record {
+            Some((place, _)) => Some(place.slice_ref(key::split(place)?.0)),
+            None => None,
+        };
+        let locked = locks.as_ref().and_then(|locks| locks.entry.as_ref()).map(|(key, _)| key.clone());
+        let encoded = match (&locked, &written) {
+            (None, None) => return Ok(None),
+            (Some(locked), Some(written)) if self.request.reverse => locked.max(written).clone(),
+            (Some(locked), Some(written)) => locked.min(written).clone(),
+            (Some(key), None) | (None, Some(key)) => key.clone(),
+        };
+        let user_key = key::decode(&encoded)?;
+        let mut lock = None;
+        if locked.as_ref() == Some(&encoded)
+            && let Some(locks) = locks
+        {
+            lock = locks.entry.as_ref().map(|(_, stored)| Lock::decode(stored)).transpose()?;
+            if self.request.reverse { locks.back(reader)? } else { locks.advance(reader)? }
+        }
+        let has_records = written.as_ref() == Some(&encoded);
+        Ok(Some(Next { encoded, user_key, lock, has_records }))
     }
 
     fn locks<V: ReadView>(&self, reader: &Reader<'_, V>) -> Result<Option<Peeked<V::Cursor>>, ReadError> {
@@ -184,18 +176,14 @@ impl Scan {
     }
 
     /// What the lock says the value is; `None`: the records say.
-    fn locked<V: ReadView>(
-        &self,
-        reader: &Reader<'_, V>,
-        lock: Option<&Lock>,
-        user_key: &Bytes,
-        encoded: &[u8],
-    ) -> Result<Option<Option<Bytes>>, TxnError> {
-        let Some(lock) = lock else { return Ok(None) };
-        match self.options.meet(lock, user_key)? {
+    fn locked<V: ReadView>(&self, reader: &Reader<'_, V>, next: &Next) -> Result<Option<Option<Bytes>>, TxnError> {
+        let Some(lock) = &next.lock else { return Ok(None) };
+        match self.options.meet(lock, &next.user_key)? {
             Meeting::PassedBy => Ok(None),
             Meeting::ReadThrough if lock.kind != LockKind::Put => Ok(Some(None)),
-            Meeting::ReadThrough => self.value(reader, encoded, lock.short_value.as_ref(), lock.start_ts).map(Some),
+            Meeting::ReadThrough => {
+                self.value(reader, &next.encoded, lock.short_value.as_ref(), lock.start_ts).map(Some)
+            }
         }
     }
 
@@ -217,9 +205,9 @@ impl Scan {
         &self,
         reader: &Reader<'_, V>,
         writes: &mut Peeked<V::Cursor>,
-        user_key: &Bytes,
-        encoded: &[u8],
+        next: &Next,
     ) -> Result<Option<Bytes>, TxnError> {
+        let Next { encoded, user_key, .. } = next;
         let mut steps = 0;
         while let Some((commit_ts, record)) = writes.record_of(encoded)? {
             if commit_ts > self.options.ts {
@@ -304,6 +292,14 @@ fn skip<V: ReadView>(reader: &Reader<'_, V>, writes: &mut Peeked<V::Cursor>, enc
         writes.seek(reader, &key::after(encoded))?;
     }
     Ok(())
+}
+
+/// The next key of a scan.
+struct Next {
+    encoded: Bytes,
+    user_key: Bytes,
+    lock: Option<Lock>,
+    has_records: bool,
 }
 
 /// When a step ends.

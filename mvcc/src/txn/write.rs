@@ -104,6 +104,12 @@ impl WriteRecord {
         self.kind == WriteKind::Rollback && self.short_value.as_deref() == Some(PROTECTED)
     }
 
+    /// Whether it says, standing at `commit_ts`, that transaction `start_ts` was rolled back: as the rollback's own
+    /// record, or in another transaction's that has its place.
+    pub(super) fn rolls_back(&self, commit_ts: TimeStamp, start_ts: TimeStamp) -> bool {
+        commit_ts == start_ts && (self.kind == WriteKind::Rollback || self.has_overlapped_rollback)
+    }
+
     /// Whether a read at `read_ts` that finds this as the newest data may take it: the next newer version has not been
     /// collected below `read_ts`.
     pub fn passes_fence(&self, read_ts: TimeStamp) -> bool {

@@ -147,15 +147,13 @@ impl<V: ReadView> Locking<'_, '_, V> {
         commit_ts: TimeStamp,
         record: &WriteRecord,
     ) -> Result<(), TxnError> {
-        let is_here = record.start_ts == self.start_ts && record.kind == WriteKind::Rollback
-            || commit_ts == self.start_ts && record.has_overlapped_rollback;
         let is_below = || -> Result<bool, TxnError> {
             if commit_ts <= self.start_ts {
                 return Ok(false);
             }
             Ok(self.reader.txn_record(encoded, self.start_ts)? == TxnRecord::RolledBack)
         };
-        if is_here || is_below()? {
+        if record.rolls_back(commit_ts, self.start_ts) || is_below()? {
             return Err(TxnError::PessimisticLockRolledBack { start_ts: self.start_ts, key: user_key.clone() });
         }
         Ok(())

@@ -312,8 +312,7 @@ impl<'r, 'v, V: ReadView> Checker<'r, 'v, V> {
                     reason,
                 }))
             };
-            let is_rollback = record.kind == WriteKind::Rollback;
-            if commit_ts == self.start_ts && (is_rollback || record.has_overlapped_rollback) {
+            if record.rolls_back(commit_ts, self.start_ts) {
                 return Err(conflict(Reason::SelfRolledBack));
             }
             if !self.is_pessimistic() {
@@ -325,7 +324,7 @@ impl<'r, 'v, V: ReadView> Checker<'r, 'v, V> {
                     return Err(conflict(Reason::LazyUniquenessCheck));
                 }
             } else if commit_ts > self.for_update_ts {
-                if is_rollback {
+                if record.kind == WriteKind::Rollback {
                     continue;
                 }
                 return Err(TxnError::PessimisticLockNotFound { start_ts: self.start_ts, key: mutation.key.clone() });
