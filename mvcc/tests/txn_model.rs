@@ -3,9 +3,17 @@
 //!
 //! The truth of the model is what clients were told: a transaction whose primary was committed, or whose async commit had
 //! all its locks, has committed, for ever; one whose primary was rolled back never will.
+//!
+//! Besides that, each step is held against laws that are written down a second time (`txn_support/laws.rs`). They find
+//! what no client of these histories can tell from luck: a protected rollback that a later one removes, a read that passes
+//! a lock at the lock's own timestamps, a long value that stays after its rollback, and an async or one-phase commit that
+//! does not fall back when it must. Each of the four was planted by hand, and found.
 
 mod raw_support;
 mod txn_support;
+
+#[path = "txn_support/laws.rs"]
+mod laws;
 
 use std::collections::BTreeSet;
 
@@ -50,6 +58,8 @@ struct Txn {
     locked: BTreeSet<usize>,
     prewritten: BTreeSet<usize>,
     min_commit_ts: u64,
+    /// Beyond it an async or one-phase commit is an ordinary one; 0: no bound.
+    max_commit_ts: u64,
     pushable: bool,
     /// Async commit or one phase was refused: it commits as any other.
     falls_back: bool,
@@ -83,6 +93,8 @@ struct Counts {
     pushed: u64,
     resolved: u64,
     late: u64,
+    fell_back: u64,
+    at_somebodys: u64,
 }
 
 struct World {
@@ -155,6 +167,7 @@ impl World {
             locked: BTreeSet::new(),
             prewritten: BTreeSet::new(),
             min_commit_ts: 0,
+            max_commit_ts: if self.prng.one_in(3) { start_ts + self.prng.below(30) } else { 0 },
             pushable: self.prng.one_in(2),
             falls_back: false,
             commit_ts: 0,
@@ -221,6 +234,7 @@ impl World {
             for_update_ts: txn.for_update_ts,
             pessimistic_actions: if is_pessimistic { vec![action; keys.len()] } else { Vec::new() },
             min_commit_ts: if txn.pushable { txn.start_ts.max(txn.for_update_ts) + 1 } else { 0 },
+            max_commit_ts: txn.max_commit_ts,
             use_async_commit: txn.style == Style::Async,
             secondaries: txn.writes[1..].iter().map(|(key, _)| key.clone()).collect(),
             try_one_pc: txn.style == Style::OnePhase && keys.len() == txn.writes.len(),
@@ -263,6 +277,7 @@ impl World {
             self.check_late(&txn, &answer, &plan);
             return;
         }
+        laws::check_promise(&self.region, &request, &plan, &answer, &format!("seed {}", self.seed));
         let count = keys.len();
         let txn = &mut self.txns[at];
         txn.prewritten.extend(keys);
@@ -281,6 +296,7 @@ impl World {
                 ts => txn.min_commit_ts = txn.min_commit_ts.max(ts),
             },
         }
+        self.counts.fell_back += u64::from(txn.falls_back);
         if txn.style == Style::Async && !txn.falls_back && txn.prewritten.len() == txn.writes.len() {
             txn.fate = Fate::Committed(txn.min_commit_ts);
             self.counts.async_committed += 1;
@@ -495,10 +511,31 @@ impl World {
         committed.max_by_key(|(at, _)| *at).and_then(|(_, value)| value)
     }
 
+    /// A timestamp that means something to a transaction: where rules for reads say "at or before", or do not.
+    fn somebodys_ts(&mut self) -> Option<u64> {
+        let at = self.prng.below(self.txns.len().max(1) as u64) as usize;
+        let txn = self.txns.get(at)?;
+        let encoded = key::encode(&txn.writes[0].0);
+        let view = self.region.view();
+        let lock = Reader::new(&view).lock(&encoded).expect("readable");
+        let committed_at = if let Fate::Committed(ts) = txn.fate { ts } else { 0 };
+        let all = [txn.start_ts, lock.map_or(0, |lock| lock.min_commit_ts.0), committed_at];
+        let ts = all[self.prng.below(3) as usize];
+        // Nobody reads in the future: a commit may still come there.
+        (5..=self.now).contains(&ts).then_some(ts)
+    }
+
     fn read(&mut self) {
-        let ts = match self.prng.below(4) {
+        let ts = match self.prng.below(5) {
             0 => self.prng.range(5, self.now + 1),
             1 => u64::MAX,
+            2 => match self.somebodys_ts() {
+                None => return,
+                Some(ts) => {
+                    self.counts.at_somebodys += 1;
+                    ts
+                }
+            },
             _ => self.ts(),
         };
         let key = Bytes::from_static(KEYS[self.prng.below(6) as usize].as_bytes());
@@ -508,6 +545,8 @@ impl World {
             self.region.memory.check(&key, &options).expect("nothing is on its way");
             match self.region.run(Some(&mut self.prng), |reader| get(reader, &key, &options)) {
                 Ok(value) => {
+                    let may_answer = laws::may_answer(&self.region, &key, &options);
+                    assert!(may_answer, "seed {}: {key:?} at {ts} is locked", self.seed);
                     assert_eq!(value, self.truth(&key, ts), "seed {}: {key:?} at {ts}", self.seed);
                     if ts != u64::MAX {
                         self.reads.push((key, ts, value));
@@ -608,6 +647,14 @@ impl World {
                 assert_eq!(again, *value, "seed {}: {key:?} at {ts} reads otherwise now", self.seed);
             }
         }
+        for txn in self.txns.iter().filter(|txn| txn.fate == Fate::RolledBack && !txn.is_unprotected) {
+            let is_known = laws::is_rolled_back(&self.region, &txn.writes[0].0, txn.start_ts);
+            assert!(is_known, "seed {}: nothing says any more that {txn:?} was rolled back", self.seed);
+        }
+        for key in KEYS {
+            let left = laws::left_over_values(&self.region, &Bytes::from_static(key.as_bytes()));
+            assert!(left.is_empty(), "seed {}: values of {left:?} on {key} are nobody's", self.seed);
+        }
         self.check_lost_updates();
         self.counts
     }
@@ -645,8 +692,19 @@ fn random_histories_keep_what_clients_rely_on() {
         for _ in 0..STEPS {
             world.step();
         }
-        let Counts { committed, async_committed, one_phase, rolled_back, conflicts, reads, pushed, resolved, late } =
-            world.finish();
+        let Counts {
+            committed,
+            async_committed,
+            one_phase,
+            rolled_back,
+            conflicts,
+            reads,
+            pushed,
+            resolved,
+            late,
+            fell_back,
+            at_somebodys,
+        } = world.finish();
         sum.committed += committed;
         sum.async_committed += async_committed;
         sum.one_phase += one_phase;
@@ -656,6 +714,8 @@ fn random_histories_keep_what_clients_rely_on() {
         sum.pushed += pushed;
         sum.resolved += resolved;
         sum.late += late;
+        sum.fell_back += fell_back;
+        sum.at_somebodys += at_somebodys;
     }
     let reached = [
         ("committed", sum.committed),
@@ -667,6 +727,8 @@ fn random_histories_keep_what_clients_rely_on() {
         ("pushed", sum.pushed),
         ("resolved", sum.resolved),
         ("late", sum.late),
+        ("fell back", sum.fell_back),
+        ("reads at somebody's timestamp", sum.at_somebodys),
     ];
     println!("{reached:?}");
     for (what, count) in reached {
