@@ -56,8 +56,10 @@ enum Ran<A> {
 }
 
 impl Job {
-    fn new(context: &Context, keys: Vec<Bytes>) -> Job {
-        Job { context: context.clone(), keys, reads_at: TimeStamp::ZERO, picks_ts: false, waits: None }
+    /// One that reads below all others and takes no timestamp.
+    fn new(context: Option<Context>, keys: Vec<Bytes>) -> Job {
+        let context = context.unwrap_or_default();
+        Job { context, keys, reads_at: TimeStamp::ZERO, picks_ts: false, waits: None }
     }
 }
 
@@ -157,12 +159,11 @@ impl<E: Engine> Request<E> {
     }
 
     pub(super) async fn kv_prewrite(&mut self, message: kv::PrewriteRequest) -> Outcome<kv::PrewriteResponse> {
-        let context = message.context.clone().unwrap_or_default();
         let keys = message.mutations.iter().map(|mutation| mutation.key.clone()).collect();
         let job = Job {
             reads_at: command::prewrite_reads_at(&message),
             picks_ts: message.use_async_commit || message.try_one_pc,
-            ..Job::new(&context, keys)
+            ..Job::new(message.context.clone(), keys)
         };
         self.latched(
             job,
@@ -174,14 +175,12 @@ impl<E: Engine> Request<E> {
     }
 
     pub(super) async fn kv_commit(&mut self, message: kv::CommitRequest) -> Outcome<kv::CommitResponse> {
-        let context = message.context.clone().unwrap_or_default();
-        let job = Job::new(&context, message.keys.clone());
+        let job = Job::new(message.context.clone(), message.keys.clone());
         self.command(job, move |reader| command::commit(reader, &message)).await
     }
 
     pub(super) async fn kv_cleanup(&mut self, message: kv::CleanupRequest) -> Outcome<kv::CleanupResponse> {
-        let context = message.context.clone().unwrap_or_default();
-        let job = Job::new(&context, vec![message.key.clone()]);
+        let job = Job::new(message.context.clone(), vec![message.key.clone()]);
         self.command(job, move |reader| command::cleanup(reader, &message)).await
     }
 
@@ -189,8 +188,7 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::BatchRollbackRequest,
     ) -> Outcome<kv::BatchRollbackResponse> {
-        let context = message.context.clone().unwrap_or_default();
-        let job = Job::new(&context, message.keys.clone());
+        let job = Job::new(message.context.clone(), message.keys.clone());
         self.command(job, move |reader| command::batch_rollback(reader, &message)).await
     }
 
@@ -198,8 +196,7 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::TxnHeartBeatRequest,
     ) -> Outcome<kv::TxnHeartBeatResponse> {
-        let context = message.context.clone().unwrap_or_default();
-        let job = Job::new(&context, vec![message.primary_lock.clone()]);
+        let job = Job::new(message.context.clone(), vec![message.primary_lock.clone()]);
         self.command(job, move |reader| command::heart_beat(reader, &message)).await
     }
 
@@ -207,9 +204,8 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::CheckTxnStatusRequest,
     ) -> Outcome<kv::CheckTxnStatusResponse> {
-        let context = message.context.clone().unwrap_or_default();
         let reads_at = command::check_txn_status_reads_at(&message);
-        let job = Job { reads_at, ..Job::new(&context, vec![message.primary_key.clone()]) };
+        let job = Job { reads_at, ..Job::new(message.context.clone(), vec![message.primary_key.clone()]) };
         self.command(job, move |reader| command::check_txn_status(reader, &message)).await
     }
 
@@ -217,9 +213,8 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::CheckSecondaryLocksRequest,
     ) -> Outcome<kv::CheckSecondaryLocksResponse> {
-        let context = message.context.clone().unwrap_or_default();
         let reads_at = TimeStamp(message.start_version);
-        let job = Job { reads_at, ..Job::new(&context, message.keys.clone()) };
+        let job = Job { reads_at, ..Job::new(message.context.clone(), message.keys.clone()) };
         self.command(job, move |reader| command::check_secondary_locks(reader, &message)).await
     }
 
@@ -227,14 +222,16 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::ResolveLockRequest,
     ) -> Outcome<kv::ResolveLockResponse> {
-        let context = message.context.clone().unwrap_or_default();
         if !message.keys.is_empty() {
-            let job = Job::new(&context, message.keys.clone());
+            let job = Job::new(message.context.clone(), message.keys.clone());
             return self.command(job, move |reader| command::resolve_keys(reader, &message)).await;
         }
         let decisions = command::decisions(&message)?;
         let whose = Whose::Of(decisions.keys().copied().collect());
-        self.over_region(&context, whose, move |reader, keys| command::resolve_found(reader, &decisions, keys)).await?;
+        self.over_region(message.context.clone(), whose, move |reader, keys| {
+            command::resolve_found(reader, &decisions, keys)
+        })
+        .await?;
         Ok(kv::ResolveLockResponse::default())
     }
 
@@ -267,7 +264,7 @@ impl<E: Engine> Request<E> {
             let job = Job {
                 reads_at: command::pessimistic_lock_reads_at(message),
                 waits: until.map(|until| WaitFor { start_ts, allows_conflict, until }),
-                ..Job::new(&context, keys)
+                ..Job::new(message.context.clone(), keys)
             };
             let request = message.clone();
             let ran = self
@@ -308,13 +305,12 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::PessimisticRollbackRequest,
     ) -> Outcome<kv::PessimisticRollbackResponse> {
-        let context = message.context.clone().unwrap_or_default();
         if !message.keys.is_empty() {
-            let job = Job::new(&context, message.keys.clone());
+            let job = Job::new(message.context.clone(), message.keys.clone());
             return self.command(job, move |reader| command::pessimistic_rollback(reader, &message)).await;
         }
         let whose = Whose::PessimisticOf(TimeStamp(message.start_version));
-        self.over_region(&context, whose, move |reader, keys| {
+        self.over_region(message.context.clone(), whose, move |reader, keys| {
             let part = kv::PessimisticRollbackRequest { keys: keys.to_vec(), ..message.clone() };
             Ok(command::pessimistic_rollback(reader, &part)?.plan)
         })
@@ -325,7 +321,7 @@ impl<E: Engine> Request<E> {
     /// Looks for locks over the whole region, some at a time, and runs a command on each part.
     async fn over_region(
         &mut self,
-        context: &Context,
+        context: Option<Context>,
         whose: Whose,
         work: impl Fn(&Reader<'_, RegionView<E::Snapshot>>, &[Bytes]) -> Result<Plan, TxnError>
         + Send
@@ -333,10 +329,11 @@ impl<E: Engine> Request<E> {
         + Clone
         + 'static,
     ) -> Outcome<()> {
-        self.check_txn(context, [])?;
+        let context = context.unwrap_or_default();
+        self.check_txn(&context, [])?;
         let mut from = Bytes::new();
         loop {
-            let read = self.view_of_leader(context).await?.1;
+            let read = self.view_of_leader(&context).await?.1;
             let (start, end) = (&read.region.start_key, &read.region.end_key);
             let scan = LockScan::new(whose.clone(), &from, b"", start, end, LOCKS_AT_ONCE);
             let found = self.walk(&read, scan, 0).await?.drain();
@@ -345,8 +342,10 @@ impl<E: Engine> Request<E> {
             let Some(last) = keys.last().cloned() else { return Ok(()) };
             let is_last = keys.len() < LOCKS_AT_ONCE;
             let (part, work) = (keys.clone(), work.clone());
-            self.command(Job::new(context, keys), move |reader| Ok(Planned { plan: work(reader, &part)?, answer: () }))
-                .await?;
+            self.command(Job::new(Some(context.clone()), keys), move |reader| {
+                Ok(Planned { plan: work(reader, &part)?, answer: () })
+            })
+            .await?;
             if is_last {
                 return Ok(());
             }
