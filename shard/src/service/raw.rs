@@ -840,7 +840,7 @@ fn put_change(reader: RawReader, key: &Bytes, value: &Bytes, expires: u64, ts: u
 }
 
 /// The context of a request that makes room in the end: it is taken though the disk is full.
-fn frees(context: Option<Context>) -> Context {
+pub(super) fn frees(context: Option<Context>) -> Context {
     let mut context = context.unwrap_or_default();
     context.set_disk_full_opt(kv::DiskFullOpt::AllowedOnAlreadyFull);
     context

@@ -228,6 +228,9 @@ impl<'r, 'v, V: ReadView> Checker<'r, 'v, V> {
                 Held::Pessimistic(lock) => Some(lock),
             },
         };
+        if held.is_none() && self.is_pessimistic() && action == PessimisticAction::SkipPessimisticCheck {
+            self.check_ended(mutation, &encoded)?;
+        }
         let skips = match (self.is_pessimistic(), action) {
             (false, _) => self.skips_constraints,
             (true, PessimisticAction::DoConstraintCheck) => false,
@@ -289,6 +292,28 @@ impl<'r, 'v, V: ReadView> Checker<'r, 'v, V> {
                 Err(TxnError::PessimisticLockNotFound { start_ts: self.start_ts, key: user_key.clone() })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A key that was never locked says nothing of a request that is late. One that picks its commit timestamp would lock a
+    /// key of a transaction that has ended, above its end, for good. Others are resolved like any left-over.
+    fn check_ended(&self, mutation: &kv::Mutation, encoded: &[u8]) -> Result<(), TxnError> {
+        if self.is_retry || self.commits == Commits::Later {
+            return Ok(());
+        }
+        match self.reader.txn_record(encoded, self.start_ts)? {
+            TxnRecord::None { .. } => Ok(()),
+            TxnRecord::Committed { .. } => {
+                Err(TxnError::PessimisticLockNotFound { start_ts: self.start_ts, key: mutation.key.clone() })
+            }
+            TxnRecord::RolledBack => Err(TxnError::WriteConflict(Box::new(Conflict {
+                start_ts: self.start_ts,
+                conflict_ts: self.start_ts,
+                conflict_commit_ts: self.start_ts,
+                key: mutation.key.clone(),
+                primary: self.request.primary_lock.clone(),
+                reason: Reason::SelfRolledBack,
+            }))),
         }
     }
 

@@ -15,7 +15,7 @@ use proto::kvrpcpb::{self as kv, Context};
 use super::{encode_all, reader};
 use crate::core::RegionError;
 use crate::engine::{Engine, RegionView};
-use crate::service::raw::{Outcome, Refusal, Request};
+use crate::service::raw::{Outcome, Refusal, Request, frees};
 use crate::service::waits::{Edge, Place};
 
 /// Locks that a command over a whole region takes up at once.
@@ -24,8 +24,8 @@ const LOCKS_AT_ONCE: usize = 256;
 /// How long a request waits for a lock at most, and by default (`pessimistic-txn.wait-for-lock-timeout`).
 const WAIT_MS_MAX: u64 = 1000;
 
-/// How often a command looks at the data because regions come to its core meanwhile.
-const SYNC_TRIES: u32 = 8;
+/// How long a command looks at the data again because regions come to its core meanwhile.
+const SYNC_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a command needs before it looks at anything.
 struct Job {
@@ -60,6 +60,16 @@ impl Job {
     fn new(context: Option<Context>, keys: Vec<Bytes>) -> Job {
         let context = context.unwrap_or_default();
         Job { context, keys, reads_at: TimeStamp::ZERO, picks_ts: false, waits: None }
+    }
+
+    /// One that brings a transaction to its end, or asks how it stands: it is let through while a disk is almost full, since
+    /// what it leaves is less than what there was, and others wait for it.
+    fn ending(context: Option<Context>, keys: Vec<Bytes>) -> Job {
+        let mut job = Job::new(context, keys);
+        if job.context.disk_full_opt() == kv::DiskFullOpt::NotAllowedOnFull {
+            job.context.set_disk_full_opt(kv::DiskFullOpt::AllowedOnAlmostFull);
+        }
+        job
     }
 }
 
@@ -107,7 +117,7 @@ impl<E: Engine> Request<E> {
         let _latched = service.latches.lock(encoded.iter().map(|key| &key[..])).await;
         let region = RegionId(context.region_id);
         let work = Arc::new(work);
-        let mut tries = 0;
+        let begun = executor::now();
         let (read, looked) = loop {
             if picks_ts {
                 memory.sync(host, region).await?;
@@ -128,8 +138,7 @@ impl<E: Engine> Request<E> {
                 break (read, looked);
             }
             // A region has come to this core meanwhile, perhaps this one.
-            tries += 1;
-            if tries == SYNC_TRIES {
+            if executor::now().since(begun) > SYNC_LIMIT {
                 return Err(RegionError::MaxTimestampNotSynced(region).into());
             }
         };
@@ -175,12 +184,14 @@ impl<E: Engine> Request<E> {
     }
 
     pub(super) async fn kv_commit(&mut self, message: kv::CommitRequest) -> Outcome<kv::CommitResponse> {
-        let job = Job::new(message.context.clone(), message.keys.clone());
+        let job = Job::ending(message.context.clone(), message.keys.clone());
         self.command(job, move |reader| command::commit(reader, &message)).await
     }
 
     pub(super) async fn kv_cleanup(&mut self, message: kv::CleanupRequest) -> Outcome<kv::CleanupResponse> {
-        let job = Job::new(message.context.clone(), vec![message.key.clone()]);
+        // It may leave a protected rollback, on which no commit that is picked later may fall.
+        let reads_at = TimeStamp(message.start_version);
+        let job = Job { reads_at, ..Job::ending(message.context.clone(), vec![message.key.clone()]) };
         self.command(job, move |reader| command::cleanup(reader, &message)).await
     }
 
@@ -188,7 +199,7 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::BatchRollbackRequest,
     ) -> Outcome<kv::BatchRollbackResponse> {
-        let job = Job::new(message.context.clone(), message.keys.clone());
+        let job = Job::ending(message.context.clone(), message.keys.clone());
         self.command(job, move |reader| command::batch_rollback(reader, &message)).await
     }
 
@@ -196,7 +207,7 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::TxnHeartBeatRequest,
     ) -> Outcome<kv::TxnHeartBeatResponse> {
-        let job = Job::new(message.context.clone(), vec![message.primary_lock.clone()]);
+        let job = Job::ending(message.context.clone(), vec![message.primary_lock.clone()]);
         self.command(job, move |reader| command::heart_beat(reader, &message)).await
     }
 
@@ -205,7 +216,7 @@ impl<E: Engine> Request<E> {
         message: kv::CheckTxnStatusRequest,
     ) -> Outcome<kv::CheckTxnStatusResponse> {
         let reads_at = command::check_txn_status_reads_at(&message);
-        let job = Job { reads_at, ..Job::new(message.context.clone(), vec![message.primary_key.clone()]) };
+        let job = Job { reads_at, ..Job::ending(message.context.clone(), vec![message.primary_key.clone()]) };
         self.command(job, move |reader| command::check_txn_status(reader, &message)).await
     }
 
@@ -214,7 +225,7 @@ impl<E: Engine> Request<E> {
         message: kv::CheckSecondaryLocksRequest,
     ) -> Outcome<kv::CheckSecondaryLocksResponse> {
         let reads_at = TimeStamp(message.start_version);
-        let job = Job { reads_at, ..Job::new(message.context.clone(), message.keys.clone()) };
+        let job = Job { reads_at, ..Job::ending(message.context.clone(), message.keys.clone()) };
         self.command(job, move |reader| command::check_secondary_locks(reader, &message)).await
     }
 
@@ -223,7 +234,7 @@ impl<E: Engine> Request<E> {
         message: kv::ResolveLockRequest,
     ) -> Outcome<kv::ResolveLockResponse> {
         if !message.keys.is_empty() {
-            let job = Job::new(message.context.clone(), message.keys.clone());
+            let job = Job::ending(message.context.clone(), message.keys.clone());
             return self.command(job, move |reader| command::resolve_keys(reader, &message)).await;
         }
         let decisions = command::decisions(&message)?;
@@ -306,7 +317,7 @@ impl<E: Engine> Request<E> {
         message: kv::PessimisticRollbackRequest,
     ) -> Outcome<kv::PessimisticRollbackResponse> {
         if !message.keys.is_empty() {
-            let job = Job::new(message.context.clone(), message.keys.clone());
+            let job = Job::ending(message.context.clone(), message.keys.clone());
             return self.command(job, move |reader| command::pessimistic_rollback(reader, &message)).await;
         }
         let whose = Whose::PessimisticOf(TimeStamp(message.start_version));
@@ -342,7 +353,7 @@ impl<E: Engine> Request<E> {
             let Some(last) = keys.last().cloned() else { return Ok(()) };
             let is_last = keys.len() < LOCKS_AT_ONCE;
             let (part, work) = (keys.clone(), work.clone());
-            self.command(Job::new(Some(context.clone()), keys), move |reader| {
+            self.command(Job::ending(Some(context.clone()), keys), move |reader| {
                 Ok(Planned { plan: work(reader, &part)?, answer: () })
             })
             .await?;
@@ -357,7 +368,7 @@ impl<E: Engine> Request<E> {
         &mut self,
         message: kv::DeleteRangeRequest,
     ) -> Outcome<kv::DeleteRangeResponse> {
-        let context = message.context.clone().unwrap_or_default();
+        let context = frees(message.context.clone());
         self.check_txn(&context, [&message.start_key, &message.end_key])?;
         let changes = command::delete_range(&message);
         if changes.is_empty() {
