@@ -3,7 +3,7 @@
 # stock Go client, and runs the tests that need them. Without Go there is nothing to do.
 #
 # The server is kept in ${XDG_CACHE_HOME:-~/.cache}/basalt/pd-VERSION, so that only the first run builds it.
-# BASALT_STOCK_PD=FILE takes a server that is there already. BASALT_INTEROP_MERGE=1 runs the merges too.
+# BASALT_STOCK_PD=FILE takes a server that is there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -61,7 +61,5 @@ export BASALT_CLIENT_GO=$PWD/target/interop
 mkdir -p "$BASALT_CLIENT_GO"
 (cd tests/interop/client-go && nice "$go" build -p 2 -buildvcs=false -o "$BASALT_CLIENT_GO/" ./...)
 
-skip=()
-[ -n "${BASALT_INTEROP_MERGE:-}" ] || skip=(--skip merges)
 cargo build --release --workspace --bin basalt --test interop_pd --test interop_client_go
-cargo test --release --workspace --test interop_pd --test interop_client_go -- --ignored "${skip[@]}"
+cargo test --release --workspace --test interop_pd --test interop_client_go -- --ignored

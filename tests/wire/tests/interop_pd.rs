@@ -443,7 +443,7 @@ fn it_shows_what_nodes_report() {
 }
 
 #[test]
-#[ignore = "needs the stock placement driver: BASALT_INTEROP_MERGE=1 make interop"]
+#[ignore = "needs the stock placement driver: make interop"]
 fn merges_are_carried_out() {
     let stock = Stock::start(QUICK);
     fill(&stock, 200, 1);

@@ -94,6 +94,16 @@ impl Fleet {
         }
     }
 
+    /// Compares the replicas of all regions, by `ctl consistency --all`.
+    ///
+    /// # Panics
+    /// If they differ, or some did not answer.
+    pub fn compare(&self) {
+        let compared = self.ctl(&["consistency", "--all"]);
+        assert!(compared.lines().all(|line| line.contains(": the same at entry ")), "{compared}");
+        println!("{} regions compared: all replicas are equal", compared.lines().count());
+    }
+
     /// What a node's status port answers with code 200; `None` if it refuses.
     pub fn status(&self, number: usize, path: &str) -> Option<Value> {
         let answer = self.ask(&self.members[number].status, &get(path));
