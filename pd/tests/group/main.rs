@@ -69,7 +69,7 @@ fn planted_mistakes_are_found() {
     let planted = [
         ("bound of timestamps not persisted", Faults { bound_not_persisted: true, ..none }),
         ("answer before commit", Faults { answer_before_commit: true, ..none }),
-        // Not `lease_unchecked`, since members are more patient than those whose votes they need: docs/plan.md.
+        ("lease unchecked", Faults { lease_unchecked: true, ..none }),
     ];
     for (name, faults) in planted {
         let first = (0..40).find(|seed| catch_unwind(AssertUnwindSafe(|| run(*seed, faults))).is_err());

@@ -203,7 +203,8 @@ impl World {
                 sim.run_for(Duration::from_millis(prng.below(4_000)));
                 sim.heal_all();
             }
-            9 => sim.pause(self.members[leader], Duration::from_millis(prng.below(3_000))),
+            9 if prng.one_in(2) => sim.pause(self.members[leader], Duration::from_millis(prng.below(3_000))),
+            9 => self.stand_still(prng, leader, &others),
             10 => {
                 sim.step_clock(self.members[leader], 20_000_000_000);
                 sim.run_for(Duration::from_millis(prng.below(3_000)));
@@ -221,6 +222,19 @@ impl World {
             }
             _ => self.change_members(prng, any, taken.len()),
         }
+    }
+
+    /// The leader stands still while others are elected and answer, and goes on without having heard of it: it has the clients
+    /// that reach nobody else, whose questions wait for it.
+    fn stand_still(&self, prng: &mut Prng, leader: usize, others: &[usize]) {
+        for other in others {
+            self.sim.partition(self.members[leader], self.members[*other]);
+            self.sim.partition(self.clients[1], self.members[*other]);
+        }
+        let pause = Duration::from_millis(1_500 + prng.below(1_500));
+        self.sim.pause(self.members[leader], pause);
+        self.sim.run_for(pause + Duration::from_millis(prng.below(1_500)));
+        self.sim.heal_all();
     }
 
     /// A member comes, or goes, whatever else is going on.
