@@ -6,7 +6,7 @@ use crate::member::{
     number_of_old, scheme,
 };
 use crate::metrics::PdMetrics;
-use crate::raft::{MemberRecord, MemberRole, Node, NodeConfig, NodeError, Roster, Stored, StoredError};
+use crate::raft::{MemberRecord, MemberRole, Node, NodeConfig, NodeError, Roster, Stage, Stored, StoredError};
 use crate::state::{LoadError, State};
 use crate::storage::{FileJournal, JournalError, Opened};
 use base::ClusterId;
@@ -101,7 +101,8 @@ impl std::fmt::Debug for Inner {
 
 impl PdServer {
     /// Reads the journal, binds the port and serves on the current core. When this returns, clients can connect; a member
-    /// that is alone leads then, others may still look for a leader.
+    /// that is alone leads then, others may still look for a leader, or, when the group is new, for the other first members:
+    /// it begins when all of them are there. One that turns out to have lost its folder ends: see [`PdServer::failed`].
     ///
     /// # Errors
     /// [`PdError`] for a folder, a journal, a group or a port that is not to be had.
@@ -140,7 +141,10 @@ impl PdServer {
         let accept = executor::spawn_local(Class::Foreground, accept(listener, server.clone()));
         let run = executor::spawn_local(Class::Foreground, Rc::clone(&member).run());
         let announcing = Rc::clone(&member);
-        let announce = executor::spawn_local(Class::Background, async move { announcing.announce().await });
+        let announce = executor::spawn_local(Class::Background, async move {
+            announcing.found().await;
+            announcing.announce().await;
+        });
         let tasks = vec![accept, announce];
         let inner = Inner { member, server, health, metrics, run: Some(run), tasks, _lock: lock };
         let mut server = PdServer { addr, url, inner };
@@ -294,6 +298,7 @@ impl From<RunError> for PdError {
             RunError::Journal(error) => PdError::Journal(error),
             RunError::Node(error) => PdError::Node(error),
             RunError::Removed => PdError::Removed,
+            RunError::LostData => GroupError::LostData.into(),
         }
     }
 }
@@ -332,7 +337,7 @@ fn begin(config: &PdConfig, opened: &Opened, url: &str, initial: Option<&Initial
         if !is_new {
             initial.check(0, &alone(load()?.cluster_id()))?;
         }
-        return Ok(Stored::first(State::blank(), initial.own_id, initial.roster()));
+        return Ok(Stored::founding(initial.own_id, initial.roster()));
     }
     let state = if is_new { State::create(new_cluster_id()) } else { load()? };
     let roster = alone(state.cluster_id());
@@ -348,7 +353,7 @@ fn resume(opened: &Opened, initial: Option<&Initial>) -> Result<Stored, PdError>
     if let Some(initial) = initial {
         initial.check(stored.own_id, &stored.roster)?;
     }
-    if stored.is_out {
+    if stored.stage == Stage::Out {
         return Err(GroupError::Removed.into());
     }
     let is_known = |member: &MemberRecord| member.id == stored.own_id || !member.url.is_empty();

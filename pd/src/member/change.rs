@@ -7,7 +7,7 @@
 use super::Member;
 use super::group::names;
 use crate::clock::lease_now;
-use crate::raft::{ChangeError, MemberChange, MemberRecord, MemberRole, Roster, bare};
+use crate::raft::{ChangeError, MemberChange, MemberRecord, MemberRole, Roster, Stage, bare};
 use base::Instant;
 use proto::memberpb::{self, MemberAction, MemberAnswer, MemberCall, MembersClient};
 use proto::rpc::{CallContext, Code, Status};
@@ -292,7 +292,8 @@ impl Member {
         }
         // Only what this member will not forget: who reads of itself here is gone for good.
         let removed = node.removed().to_vec();
-        Ok(MemberAnswer { group: group.number, cluster_id, id, members, removed })
+        let stage = stage_to_wire(node.stage());
+        Ok(MemberAnswer { group: group.number, cluster_id, id, members, removed, stage })
     }
 }
 
@@ -301,6 +302,23 @@ fn to_status(error: &ChangeError) -> Status {
     match error {
         ChangeError::NotAMember => Status::not_found(text),
         _ => Status::failed_precondition(text),
+    }
+}
+
+fn stage_to_wire(stage: Stage) -> u32 {
+    match stage {
+        Stage::Begun | Stage::Out => 0,
+        Stage::Asking => 1,
+        Stage::Ready => 2,
+    }
+}
+
+/// What is not known is taken for a member that has begun: members of former versions say nothing.
+pub(super) fn stage_from_wire(stage: u32) -> Stage {
+    match stage {
+        1 => Stage::Asking,
+        2 => Stage::Ready,
+        _ => Stage::Begun,
     }
 }
 

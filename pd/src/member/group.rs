@@ -54,6 +54,11 @@ pub enum GroupError {
     /// The member was removed, and its numbers are of no use any more.
     #[error("this member was removed from its group: to join again it needs an empty data folder")]
     Removed,
+    /// The folder is empty, and other members say that it was not.
+    #[error(
+        "this member has lost its data: its group began with it, and may rely on what it had; remove it from the group, then start it with --join"
+    )]
+    LostData,
     /// The folder is of another group.
     #[error("the data folder belongs to a group of {stored}, not of {given}")]
     OtherGroup {

@@ -9,10 +9,12 @@
 //!      ├── journal  one write under way at a time
 //!      └── lines, handlers    messages to and from the other members
 //!   change, join    who the members are
+//!   founding        how the first ones begin
 //! ```
 
 mod answers;
 mod change;
+mod founding;
 mod front;
 mod gate;
 mod group;
@@ -76,6 +78,8 @@ pub(crate) struct Member {
     wake: Rc<Notify>,
     stopping: Cell<bool>,
     over: Cell<bool>,
+    /// The others know this member from before, and its folder is empty.
+    lost_data: Cell<bool>,
     /// This member begins or ceases to serve.
     changed: Signal,
 }
@@ -105,6 +109,7 @@ impl Member {
             wake,
             stopping: Cell::new(false),
             over: Cell::new(false),
+            lost_data: Cell::new(false),
             changed: Signal::default(),
         }
     }

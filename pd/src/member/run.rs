@@ -27,6 +27,8 @@ pub(crate) enum RunError {
     Node(#[from] NodeError),
     #[error("this member was removed from its group")]
     Removed,
+    #[error("this member has lost its data")]
+    LostData,
 }
 
 /// What the journal does.
@@ -78,6 +80,9 @@ impl Member {
                 let node = self.node.borrow();
                 node.is_out() && !node.has_write()
             };
+            if self.lost_data.get() && writing.is_none() {
+                return Err(RunError::LostData);
+            }
             if is_out && writing.is_none() {
                 return Err(RunError::Removed);
             }

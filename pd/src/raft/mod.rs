@@ -24,7 +24,7 @@ pub use lease::{Lease, Right};
 pub use node::{Node, NodeConfig, NodeError, Output, Snapshot, Write};
 pub(crate) use roster::bare;
 pub use roster::{ChangeError, MEMBERS_MAX, MemberChange, MemberRecord, MemberRole, Roster};
-pub use stored::{Stored, StoredError};
+pub use stored::{Stage, Stored, StoredError};
 
 /// Mistakes that a member makes on demand: tests show that they are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

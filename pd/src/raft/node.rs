@@ -16,7 +16,7 @@ use super::Faults;
 use super::lease::{Lease, Right};
 use super::log::Log;
 use super::roster::{ChangeError, MemberChange, MemberRole, Roster};
-use super::stored::{self, Stored};
+use super::stored::{self, Stage, Stored};
 use crate::state::{LoadError, State};
 use base::{Instant, PeerId};
 use bytes::{Bytes, BytesMut};
@@ -128,11 +128,13 @@ pub struct Node {
     roster_version: u64,
     /// This member has applied its own removal.
     leaving: bool,
-    /// Another one has that on its disk: this one is of no use any more.
-    out: bool,
-    /// Who was removed, as the image on disk says, and as the one under way does.
+    /// How far this member has come, and how far its disk says so.
+    stage: Stage,
+    durable_stage: Stage,
+    /// Who was removed, as the image on disk says.
     removed: Vec<u64>,
-    imaged: Option<Vec<u64>>,
+    /// The same and the stage, as the image under way says.
+    imaged: Option<(Vec<u64>, Stage)>,
     peer: Peer,
     hard_state: HardState,
     log: Log,
@@ -159,14 +161,15 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with what its disk holds. The first piece to be written is an image.
+    /// A node with what its disk holds. The first piece to be written is an image, which an empty disk of a first member has to
+    /// wait for: see [`Node::make_ready`].
     ///
     /// What is known to be committed is applied at once: nobody may vote, or lead alone, by a roster of before.
     ///
     /// # Errors
     /// [`NodeError::Init`] if that is nothing that a correct run leaves behind.
     pub fn new(config: NodeConfig, stored: Stored) -> Result<Node, NodeError> {
-        let Stored { hard_state, roster, own_id, log, applied, state, is_out: _ } = stored;
+        let Stored { hard_state, roster, own_id, log, applied, state, stage } = stored;
         let quiet = if config.faults.vote_after_restart { 0 } else { config.raft.election_ticks };
         let init = init(&config, own_id, &roster, hard_state, &log, applied, quiet);
         let lease = Lease::new(Lease::longest(config.tick, config.raft.election_ticks));
@@ -175,7 +178,8 @@ impl Node {
             id: own_id,
             roster_version: 0,
             leaving: roster.find(own_id).is_none(),
-            out: false,
+            stage,
+            durable_stage: stage,
             removed: Vec::new(),
             imaged: None,
             roster,
@@ -189,7 +193,7 @@ impl Node {
             durable: 0,
             held: VecDeque::new(),
             outputs: Vec::new(),
-            image_wanted: true,
+            image_wanted: stage != Stage::Asking,
             incoming: None,
             installing: None,
             handing_over: None,
@@ -235,7 +239,30 @@ impl Node {
 
     /// Whether this member was removed, and has nothing left to do but to end.
     pub fn is_out(&self) -> bool {
-        self.out
+        self.stage == Stage::Out
+    }
+
+    /// How far this member has come, as it may be told to others.
+    pub fn stage(&self) -> Stage {
+        if self.stage == Stage::Ready { self.durable_stage } else { self.stage }
+    }
+
+    /// None of the others has begun: this first member gets a folder that says so.
+    pub fn make_ready(&mut self) {
+        if self.stage == Stage::Asking {
+            (self.stage, self.image_wanted) = (Stage::Ready, true);
+        }
+    }
+
+    /// All of the others are ready, or some of them have begun: this first member takes part from here on.
+    pub fn begin(&mut self) {
+        if self.stage == Stage::Ready {
+            (self.stage, self.image_wanted) = (Stage::Begun, true);
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        matches!(self.stage, Stage::Begun | Stage::Out)
     }
 
     /// Whether `id` was removed, and this member will not forget it.
@@ -299,7 +326,7 @@ impl Node {
     pub fn tick(&mut self, now: Instant) {
         self.now = self.now.max(now);
         // Who leaves disturbs nobody by standing for election.
-        if self.installing.is_some() || self.leaving && !self.peer.is_leader() {
+        if !self.has_begun() || self.installing.is_some() || self.leaving && !self.peer.is_leader() {
             return;
         }
         self.peer.handle(Input::Tick);
@@ -322,7 +349,7 @@ impl Node {
     /// A message of a member, who may be one of whom this one has not heard yet.
     pub fn step(&mut self, now: Instant, message: Message) {
         self.now = self.now.max(now);
-        if self.installing.is_none() && !self.roster.was_removed(message.from) {
+        if self.has_begun() && self.installing.is_none() && !self.roster.was_removed(message.from) {
             self.heard.insert(message.from, now);
             self.peer.handle(Input::Step(message));
         }
@@ -369,7 +396,7 @@ impl Node {
 
     /// Another member, which will not forget it, says that this one was removed.
     pub fn was_removed(&mut self) {
-        (self.leaving, self.out, self.image_wanted) = (true, true, true);
+        (self.leaving, self.stage, self.image_wanted) = (true, Stage::Out, true);
     }
 
     /// Try to lead now, without waiting for a time-out: for a member that votes alone.
@@ -431,6 +458,7 @@ impl Node {
         let position = snapshot.position;
         let is_known = snapshot.roster.find(self.id).is_some();
         is_known
+            && self.has_begun()
             && !self.leaving
             && position.index > self.peer.committed()
             && self.log.term(position.index) != Some(position.term)
@@ -583,7 +611,7 @@ impl Node {
             }
         }
         self.image_wanted = false;
-        self.imaged = Some(self.roster.removed().to_vec());
+        self.imaged = Some((self.roster.removed().to_vec(), self.stage));
         Some(Write::Image(self.image()))
     }
 
@@ -594,14 +622,14 @@ impl Node {
         self.peer.handle(Input::Compacted { index: to.index });
         let commit = self.peer.committed().min(self.log.last_index());
         let hard_state = HardState { commit, ..self.hard_state };
-        Stored::image(hard_state, &self.roster, self.id, &self.log, self.applied, &self.state, self.out)
+        Stored::image(hard_state, &self.roster, self.id, &self.log, self.applied, &self.state, self.stage)
     }
 
     /// The piece that [`Node::begin_write`] began is durable.
     pub fn written(&mut self) {
         let number = self.writing.take().expect("a piece was begun");
-        if let Some(removed) = self.imaged.take() {
-            self.removed = removed;
+        if let Some((removed, stage)) = self.imaged.take() {
+            (self.removed, self.durable_stage) = (removed, stage);
         }
         if number > 0 {
             self.durable = number;

@@ -12,9 +12,10 @@
 //! 7 member       id:u64 role:u8 length:u32 name length:u32 URL      (images only) one for each member of the group
 //! 8 removed      id:u64                                             (images only) one for each that was a member
 //! 9 out                                                             (images only) this member itself was removed for good
+//! 10 ready                                                          (images only) a first member that has promised nothing yet
 //! ```
 //!
-//! 6 to 8 are the roster as of the applied index. A folder with 9 is of no use any more.
+//! 6 to 8 are the roster as of the applied index. A folder with 9 is of no use any more, for 10 see [`Stage`].
 //!
 //! In folders of the first version records and images are runs of changes, without raft around them. Such a folder
 //! becomes that of a group of one, whose log begins behind that state.
@@ -26,6 +27,25 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use raftstore::eraftpb::{Entry, HardState};
 use raftstore::{LogPosition, RAFT_INIT_LOG_INDEX, RAFT_INIT_LOG_TERM, first_hard_state};
+
+/// How far a member has come. Only one that has begun votes, acknowledges or campaigns.
+///
+/// The first members of a group begin together, so that whoever comes with an empty folder later is known to have lost it.
+/// A member is ready, on its disk, once it has heard from each of the others that it has not begun. It begins once each of
+/// the others is ready, or any of them has begun. So if anyone has begun, all were ready once, and a member that is asking
+/// and hears of that was ready, and may have voted and acknowledged since. One that hears it of nobody has promised nothing
+/// to anybody: those that have not begun take no messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A first member with an empty folder.
+    Asking,
+    /// A first member whose folder says that it was here.
+    Ready,
+    /// It takes part.
+    Begun,
+    /// It was removed, and the others know it for good.
+    Out,
+}
 
 /// What a member starts from.
 #[derive(Debug)]
@@ -39,8 +59,8 @@ pub struct Stored {
     pub(super) applied: LogPosition,
     /// The state as of the applied index.
     pub state: State,
-    /// The member was removed, and the others know it for good.
-    pub is_out: bool,
+    /// How far it has come.
+    pub stage: Stage,
 }
 
 /// Why a folder's content cannot be used.
@@ -70,12 +90,17 @@ enum Item {
     Member(MemberRecord),
     Group(u64),
     Removed(u64),
-    Out,
+    Stage(Stage),
     Place { own_id: u64, truncated: LogPosition, applied: LogPosition },
     State(Bytes),
 }
 
 impl Stored {
+    /// One of several first members, on an empty disk: nothing happens before [`super::Node::begin`].
+    pub fn founding(own_id: u64, roster: Roster) -> Stored {
+        Stored { stage: Stage::Asking, ..Stored::first(State::blank(), own_id, roster) }
+    }
+
     /// A group that begins with `state`, on the disk of its member `own_id`.
     pub fn first(state: State, own_id: u64, roster: Roster) -> Stored {
         let start = LogPosition { index: RAFT_INIT_LOG_INDEX, term: RAFT_INIT_LOG_TERM };
@@ -86,7 +111,7 @@ impl Stored {
             log: Log::new(start),
             applied: start,
             state,
-            is_out: false,
+            stage: Stage::Begun,
         }
     }
 
@@ -101,7 +126,7 @@ impl Stored {
             log: Log::new(nowhere),
             applied: nowhere,
             state: State::blank(),
-            is_out: false,
+            stage: Stage::Begun,
         }
     }
 
@@ -128,7 +153,7 @@ impl Stored {
                     Item::Member(member) => members.push(member),
                     Item::Group(number) => group = number,
                     Item::Removed(id) => removed.push(id),
-                    Item::Out => stored.is_out = true,
+                    Item::Stage(stage) => stored.stage = stage,
                     Item::Place { own_id, truncated, applied } => {
                         has_place = true;
                         stored.own_id = own_id;
@@ -154,7 +179,7 @@ impl Stored {
         log: &Log,
         applied: LogPosition,
         state: &State,
-        is_out: bool,
+        stage: Stage,
     ) -> Bytes {
         let state = state.image();
         let mut out = BytesMut::with_capacity(state.len() + 4096);
@@ -169,8 +194,10 @@ impl Stored {
             out.put_u8(8);
             out.put_u64_le(*id);
         }
-        if is_out {
-            out.put_u8(9);
+        match stage {
+            Stage::Out => out.put_u8(9),
+            Stage::Ready | Stage::Asking => out.put_u8(10),
+            Stage::Begun => {}
         }
         out.put_u8(4);
         out.put_u64_le(own_id);
@@ -226,7 +253,8 @@ fn take(tag: u8, rest: &mut Bytes) -> Option<Item> {
         6 => Item::Group(take_u64(rest)?),
         7 => Item::Member(MemberRecord::decode(rest)?),
         8 => Item::Removed(take_u64(rest)?),
-        9 => Item::Out,
+        9 => Item::Stage(Stage::Out),
+        10 => Item::Stage(Stage::Ready),
         _ => return None,
     })
 }
@@ -261,7 +289,7 @@ mod tests {
         assert!(log.append(entry(6, 7)) && log.append(entry(7, 7)));
         let hard_state = HardState { term: 7, vote: 3, commit: 6 };
         let applied = LogPosition { index: 6, term: 7 };
-        Stored::image(hard_state, &roster(), 4, &log, applied, &State::create(ClusterId(9)), true)
+        Stored::image(hard_state, &roster(), 4, &log, applied, &State::create(ClusterId(9)), Stage::Out)
     }
 
     #[test]
@@ -272,7 +300,7 @@ mod tests {
         let stored = Stored::read(Some(&image()), &[record.freeze()]).expect("whole");
         assert_eq!(stored.hard_state, HardState { term: 8, vote: 4, commit: 6 });
         assert_eq!((stored.own_id, stored.applied), (4, LogPosition { index: 6, term: 7 }));
-        assert!(stored.is_out && stored.roster == roster());
+        assert_eq!((stored.stage, &stored.roster), (Stage::Out, &roster()));
         assert_eq!((stored.log.last_index(), stored.log.term(6), stored.log.term(7)), (7, Some(7), Some(8)));
         assert_eq!(stored.state.cluster_id(), ClusterId(9));
     }

@@ -3,6 +3,7 @@
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
+mod founding;
 mod group;
 
 use common::{cx, on_core};

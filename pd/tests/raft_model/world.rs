@@ -4,7 +4,7 @@ use base::{Instant, Prng};
 use bytes::{Bytes, BytesMut};
 use pd::kv::{Change, Record};
 use pd::raft::{
-    Faults, MemberChange, MemberRecord, MemberRole, Node, NodeConfig, Output, Roster, Snapshot, Stored, Write,
+    Faults, MemberChange, MemberRecord, MemberRole, Node, NodeConfig, Output, Roster, Snapshot, Stage, Stored, Write,
 };
 use pd::state::State;
 use raftstore::RaftConfig;
@@ -323,7 +323,7 @@ impl World {
             None => Stored::first(State::blank(), id, first_roster()),
             Some(image) => Stored::read(Some(image), &place.disk.records).expect("what was written is whole"),
         };
-        if stored.is_out {
+        if stored.stage == Stage::Out {
             return self.leave(at);
         }
         place.node = Some(Node::new(config(self.seed, self.faults), stored).expect("what was written makes sense"));
