@@ -18,11 +18,8 @@
 //! A destroyed peer leaves its region state behind as a tombstone: no peer of that region with its id or a lower one
 //! begins here again.
 
-use std::path::Path;
-
 use base::{PeerId, RegionId};
 use bytes::Bytes;
-use executor::Class;
 use futures_channel::oneshot;
 use mvcc::Cf;
 use prost::Message as _;
@@ -35,11 +32,11 @@ use super::lease::quiet_ticks;
 use super::meta::{INITIAL_INDEX, PeerMeta, erase_range};
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
-use super::records::{ApplyingRecord, EndRecord, HomeRecord, SHARD_STATE_KEY, ShardState};
+use super::records::{EndRecord, HomeRecord, SHARD_STATE_KEY, ShardState};
 use super::recovery::decode_entries;
 use super::shard::{Input, Shard, add};
-use super::turn::{AfterFlush, ShardFailure, TAIL_BYTES_MAX, Turn, log_failed};
-use crate::engine::{Engine, WriteBatch, WriteError, WriteMode};
+use super::turn::{AfterFlush, ShardFailure, Turn, log_failed};
+use crate::engine::{Engine, WriteBatch};
 use crate::log::{HardState, Lifecycle, LifecycleKind, LogEffect, LogEntry, Position, RaftLog, Record, Scope};
 
 /// What a peer takes with it to another shard of its node, beside its data.
@@ -60,7 +57,12 @@ impl<E: Engine> Shard<E> {
     }
 
     /// Makes the record of an event durable, then writes its effects.
-    async fn carry_out_event(&self, record: Record, batch: E::Batch, log: &RaftLog) -> Result<(), ShardFailure> {
+    pub(crate) async fn carry_out_event(
+        &self,
+        record: Record,
+        batch: E::Batch,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
         if self.config.is_planted(PlantedFault::EngineBeforeRecord) {
             self.write_engine(batch).await?;
             log.append(record).map_err(log_failed)?;
@@ -73,7 +75,7 @@ impl<E: Engine> Shard<E> {
 
     /// Whether `meta`'s peer may begin here: none of its region is here, nor one with a key of its range, and no peer
     /// with its id or a higher one was destroyed.
-    fn may_begin(&self, meta: &PeerMeta) -> bool {
+    pub(crate) fn may_begin(&self, meta: &PeerMeta) -> bool {
         let buried = self.tombstones.borrow().get(&meta.region_id()).map(|tombstone| tombstone.peer);
         let region = &meta.region;
         buried.is_none_or(|buried| meta.peer_id() > buried)
@@ -145,7 +147,12 @@ impl<E: Engine> Shard<E> {
     }
 
     /// A peer that knows of no entry but those that are applied and `tail`.
-    fn sleeping_peer(&self, meta: PeerMeta, state: HardState, tail: Vec<LogEntry>) -> Result<PeerState, ShardFailure> {
+    pub(crate) fn sleeping_peer(
+        &self,
+        meta: PeerMeta,
+        state: HardState,
+        tail: Vec<LogEntry>,
+    ) -> Result<PeerState, ShardFailure> {
         let mut init = raftstore::PeerInit::first((*meta.region).clone(), meta.peer);
         init.seed = self.seed;
         init.quiet_ticks = quiet_ticks(&self.config);
@@ -192,7 +199,7 @@ impl<E: Engine> Shard<E> {
 
     /// Stops the peer of `region`, if there is one: from now on it takes, applies and answers nothing. A peer that is
     /// moving, or whose end is under way, is busy.
-    fn stop_peer(&self, region: RegionId) -> Result<(), RegionError> {
+    pub(crate) fn stop_peer(&self, region: RegionId) -> Result<(), RegionError> {
         if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
             if !matches!(peer.phase, Phase::Serving | Phase::Damaged | Phase::Diverged) || peer.merging.absorbing {
                 return Err(busy("the peer is on its way"));
@@ -224,180 +231,10 @@ impl<E: Engine> Shard<E> {
         let _ = reply.send(Ok(()));
         Ok(())
     }
-
-    /// Checks that the files may come in and stops the peer that they replace, if any; the rest waits for the next
-    /// flush.
-    pub(crate) fn step_ingest(&self, record: Box<ApplyingRecord>, reply: EventReply, turn: &mut Turn) {
-        let Some(meta) = record.home.as_ref().and_then(|home| home_meta(home, self.store)) else {
-            drop(reply.send(Err(RegionError::StaleCommand)));
-            return;
-        };
-        let is_damaged = |peer: &PeerState| peer.phase == Phase::Damaged;
-        let keeps_log = !self.peers.borrow().get(&meta.region_id()).is_some_and(is_damaged);
-        let accepted = if turn.waiting_for_flush().any(|next| next.overlaps(&meta.region)) {
-            Err(busy("the range is being filled"))
-        } else if self.may_begin(&meta) || self.may_replace(&meta) {
-            self.stop_peer(meta.region_id())
-        } else {
-            Err(RegionError::StaleCommand)
-        };
-        match accepted {
-            Ok(()) => turn.after_flush.push(AfterFlush::Ingest { record, reply, keeps_log }),
-            Err(error) => drop(reply.send(Err(error))),
-        }
-    }
-
-    /// Whether `meta` is a later state of a peer that is here. Other regions with keys of its range must be gone.
-    fn may_replace(&self, meta: &PeerMeta) -> bool {
-        let peers = self.peers.borrow();
-        let region = &meta.region;
-        peers.get(&meta.region_id()).is_some_and(|held| {
-            held.meta.peer_id() == meta.peer_id()
-                && meta.applied_index > held.meta.applied_index
-                && meta.version() >= held.meta.version()
-        }) && !peers.values().any(|peer| {
-            let other = &peer.meta.region;
-            other.id != region.id
-                && base::keys::overlaps(&other.start_key, &other.end_key, &region.start_key, &region.end_key)
-        })
-    }
-
-    /// The record, and all up to the state that waits for the last flush.
-    pub(crate) async fn ingest_flushed(
-        &self,
-        mut record: Box<ApplyingRecord>,
-        reply: EventReply,
-        keeps_log: bool,
-        turn: &mut Turn,
-        log: &RaftLog,
-    ) -> Result<(), ShardFailure> {
-        let home = record.home.as_mut().expect("checked when it was taken up");
-        let region = region_of(home);
-        if let Some(replaced) = self.peers.borrow().get(&region) {
-            // The sender of the files knows nothing of moves between our shards.
-            home.move_number = replaced.meta.move_number;
-        }
-        let home = home.clone();
-        let from = LogPosition { index: home.applied_index, term: home.applied_term };
-        let tail = if keeps_log { self.tail_behind(region, from, log).await } else { Some(Vec::new()) };
-        let Some(tail) = tail else {
-            self.reopen(region, log).await?;
-            // A later snapshot leaves less of the log behind it.
-            drop(reply.send(Err(busy("the log behind the snapshot is too long"))));
-            return Ok(());
-        };
-        let meta = home_meta(&home, self.store).expect("checked when it was taken up");
-        let event = self.next_event();
-        let starts = vec![start_effect_with(&meta, home_state(&home), &tail)];
-        log.append(lifecycle(event, LifecycleKind::Applying, &meta, starts, &*record)).map_err(log_failed)?;
-        self.commit(log).await?;
-        let replaced = self.peers.borrow_mut().remove(&region).map(|peer| peer.meta);
-        let ranges: Vec<_> = replaced.iter().chain([&meta]).map(range_of).collect();
-        let (engine, folder, mut files) = (self.engine.clone(), self.snap_dir.clone(), record.files.clone());
-        if self.config.is_planted(PlantedFault::SnapshotHalfApplied) {
-            files.pop();
-        }
-        executor::blocking(Class::Background, move || ingest_files(&engine, &folder, &files, &ranges))
-            .await
-            .map_err(ShardFailure::Engine)?;
-        let mut batch = self.engine.batch();
-        meta.put_all(&mut batch);
-        put_event(&mut batch, event);
-        self.write_engine(batch).await?;
-        // The log knows what this peer promised before, which may be more than the record says.
-        let state = log.peer(region).and_then(|peer| peer.hard_state).unwrap_or(home_state(&home));
-        let peer = self.sleeping_peer(meta, state, tail)?;
-        self.peers.borrow_mut().insert(region, peer);
-        add(&self.metrics.ingests_total, 1);
-        turn.after_flush.push(AfterFlush::Ingested { record, reply });
-        Ok(())
-    }
-
-    /// What the log of `region`'s stopped peer holds behind `from`, where a snapshot ends: the peer has acknowledged it. If
-    /// the snapshot is of another history, or past the log's end, nothing of it counts. `None` if it cannot be kept.
-    async fn tail_behind(&self, region: RegionId, from: LogPosition, log: &RaftLog) -> Option<Vec<LogEntry>> {
-        let last = {
-            let peers = self.peers.borrow();
-            let held = peers.get(&region).filter(|held| held.raft.holds(from));
-            held.map_or(from.index, |held| held.raft.last_index())
-        };
-        if last <= from.index {
-            return Some(Vec::new());
-        }
-        let tail = log.entries(region, from.index + 1, last + 1, TAIL_BYTES_MAX).await.ok()?;
-        (tail.len() as u64 == last - from.index).then_some(tail)
-    }
-
-    /// Has a stopped peer go on as after a restart: from what is applied and what its log holds.
-    async fn reopen(&self, region: RegionId, log: &RaftLog) -> Result<(), ShardFailure> {
-        let (meta, last) = {
-            let peers = self.peers.borrow();
-            let peer = peers.get(&region).expect("a stopped peer stays until its end");
-            (peer.meta.clone(), peer.raft.last_index())
-        };
-        let low = meta.applied_index + 1;
-        let entries = log.entries(region, low, last + 1, usize::MAX).await;
-        let entries = entries.map_err(|error| ShardFailure::Log(error.to_string()))?;
-        let state = log.peer(region).and_then(|peer| peer.hard_state).unwrap_or(first_state());
-        let peer = self.sleeping_peer(meta, state, entries)?;
-        self.peers.borrow_mut().insert(region, peer);
-        self.push(Input::Campaign(region));
-        Ok(())
-    }
-
-    /// The engine holds the files' data and the peer's state durably: the files may go, and the peer serves.
-    pub(crate) async fn ingest_done(
-        &self,
-        record: Box<ApplyingRecord>,
-        reply: EventReply,
-        log: &RaftLog,
-    ) -> Result<(), ShardFailure> {
-        let meta = record.home.as_ref().and_then(|home| home_meta(home, self.store));
-        let meta = meta.expect("checked when it was taken up");
-        let event = self.next_event();
-        log.append(lifecycle(event, LifecycleKind::Applied, &meta, Vec::new(), &())).map_err(log_failed)?;
-        self.commit(log).await?;
-        let (engine, folder) = (self.engine.clone(), self.snap_dir.clone());
-        let files: Vec<_> = record.files.iter().filter(|name| !name.is_empty()).map(|name| folder.join(name)).collect();
-        executor::blocking(Class::Background, move || {
-            files.iter().try_for_each(|file| engine.remove_table(file)).map_err(|error| error.to_string())
-        })
-        .await
-        .map_err(ShardFailure::Engine)?;
-        self.push(Input::Campaign(meta.region_id()));
-        // Whoever asked may be gone.
-        let _ = reply.send(Ok(()));
-        Ok(())
-    }
 }
 
-fn busy(reason: &str) -> RegionError {
+pub(crate) fn busy(reason: &str) -> RegionError {
     RegionError::ServerIsBusy { reason: reason.into(), backoff_ms: 100 }
-}
-
-/// Empties `ranges` and brings the files in, one per family. May be done again from the start at any time before the
-/// files are removed. Helpers only.
-pub(crate) fn ingest_files<E: Engine>(
-    engine: &E,
-    folder: &Path,
-    files: &[String],
-    ranges: &[(Bytes, Bytes)],
-) -> Result<(), String> {
-    let mut batch = engine.batch();
-    for (start, end) in ranges {
-        erase_range(&mut batch, start, end);
-    }
-    // Ingest is durable ahead of what is only in memory.
-    engine.flush().map_err(|error| error.to_string())?;
-    engine.write(batch, WriteMode::Helper).map_err(|error: WriteError<E::Batch>| error.to_string())?;
-    for cf in Cf::DATA {
-        let is_of = |name: &&String| Path::new(name).extension().is_some_and(|family| family == cf.name());
-        let tables: Vec<_> = files.iter().filter(is_of).map(|name| folder.join(name)).collect();
-        if !tables.is_empty() {
-            engine.ingest(cf, &tables).map_err(|error| error.to_string())?;
-        }
-    }
-    Ok(())
 }
 
 /// The range of `meta`'s region, without `z`.
@@ -451,7 +288,7 @@ pub(crate) fn start_effect(meta: &PeerMeta, hard_state: HardState) -> LogEffect 
 }
 
 /// And goes on with `tail`.
-fn start_effect_with(meta: &PeerMeta, hard_state: HardState, tail: &[LogEntry]) -> LogEffect {
+pub(crate) fn start_effect_with(meta: &PeerMeta, hard_state: HardState, tail: &[LogEntry]) -> LogEffect {
     LogEffect::Start {
         region: meta.region_id(),
         peer: meta.peer_id(),
@@ -502,7 +339,7 @@ pub(crate) fn home_meta(home: &HomeRecord, store: base::StoreId) -> Option<PeerM
 }
 
 /// What a home record says of the peer's promises.
-fn home_state(home: &HomeRecord) -> HardState {
+pub(crate) fn home_state(home: &HomeRecord) -> HardState {
     HardState { term: home.term.max(home.applied_term), vote: home.vote, commit: home.applied_index }
 }
 

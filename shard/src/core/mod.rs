@@ -10,6 +10,7 @@ mod disk;
 mod error;
 mod follower;
 mod host;
+mod ingest;
 mod inspect;
 mod leaderless;
 mod lease;

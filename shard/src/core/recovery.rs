@@ -24,8 +24,9 @@ use super::apply::{Outcome, apply_entry, apply_split, is_commit_merge, is_split}
 use super::chain::{ApplyExtra, Chain};
 use super::config::ShardConfig;
 use super::directory::{Claim, Placement, Tombstone, Tombstones, bury};
+use super::ingest::ingest_files;
 use super::lease::quiet_ticks;
-use super::lifecycle::{end_event, home_meta, ingest_files, put_event, range_of};
+use super::lifecycle::{end_event, home_meta, put_event, range_of};
 use super::membership::{apply_members, removes_own};
 use super::merge::{apply_merge, apply_state_of_merge, merged_away};
 use super::meta::PeerMeta;
