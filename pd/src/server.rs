@@ -3,7 +3,7 @@
 use crate::config::PdConfig;
 use crate::member::{
     Front, GroupError, Initial, Known, Member, RunError, full, join, names, new_cluster_id, number_alone,
-    number_of_old, scheme,
+    number_of_old, scheme, where_they_are,
 };
 use crate::metrics::PdMetrics;
 use crate::raft::{MemberRecord, MemberRole, Node, NodeConfig, NodeError, Roster, Stage, Stored, StoredError};
@@ -14,6 +14,7 @@ use executor::net::{TcpListener, TcpStream};
 use executor::{Class, Task};
 use net::{Health, NetMetrics, Router, Server, Serving};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -319,7 +320,18 @@ async fn load(config: &PdConfig, opened: &Opened, url: &str) -> Result<(Known, S
     };
     let at_start = |id: u64| stored.roster.find(id).map(|member| member.url.clone()).unwrap_or_default();
     let told = initial.iter().flat_map(|initial| &initial.members);
-    let hints = told.map(|(id, _, url)| (*id, (url.clone(), at_start(*id)))).collect();
+    let mut hints: BTreeMap<u64, (String, String)> =
+        told.map(|(id, _, url)| (*id, (url.clone(), at_start(*id)))).collect();
+    // The log may not have come to where the first members say where they are, neither here nor in the snapshot that comes.
+    let is_silent = |member: &MemberRecord| member.id != stored.own_id && member.url.is_empty();
+    let heard = if stored.roster.members().iter().any(is_silent) {
+        where_they_are(config, url, &stored.roster).await
+    } else {
+        stored.roster.members().iter().map(|member| (member.id, member.url.clone())).collect()
+    };
+    for (id, url) in heard.into_iter().filter(|(_, url)| !url.is_empty()) {
+        hints.entry(id).or_insert((url, String::new()));
+    }
     let known = Known { own_id: stored.own_id, name: config.name.clone(), url: url.to_owned(), hints };
     Ok((known, stored))
 }

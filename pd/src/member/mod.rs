@@ -27,7 +27,7 @@ mod term;
 pub(crate) use front::Front;
 pub use group::GroupError;
 pub(crate) use group::{Group, Initial, Known, full, names, number_alone, number_of_old, scheme};
-pub(crate) use join::join;
+pub(crate) use join::{join, where_they_are};
 pub(crate) use run::RunError;
 pub(crate) use term::new_cluster_id;
 
