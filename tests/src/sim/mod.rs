@@ -99,6 +99,8 @@ pub struct Report {
     pub regions: u64,
     /// Their replicas.
     pub replicas: u64,
+    /// Regions that had a leader and are gone: they have merged into others.
+    pub merged: u64,
     /// Acknowledged writes that were looked for on the disks.
     pub looked_for: u64,
     /// Replicas whose log was damaged.

@@ -1,7 +1,7 @@
 //! The cluster of one run, and its checks.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -442,6 +442,7 @@ impl World {
             restarts: self.restarts,
             regions,
             replicas,
+            merged: self.merged(),
             looked_for: history.disks.looked_for.get(),
             damaged: self.damaged,
             undecided,
@@ -454,6 +455,13 @@ impl World {
             assert_eq!(twins.owners(), 1, "seed {seed}: nodes that are gone were never dropped");
         }
         report
+    }
+
+    /// Regions that had a leader and are gone.
+    fn merged(&self) -> u64 {
+        let views = self.views();
+        let here: BTreeSet<u64> = views.iter().flat_map(|view| view.regions()).map(|region| region.id).collect();
+        self.terms().keys().filter(|region| !here.contains(&region.0)).count() as u64
     }
 
     /// Waits until all replicas are equal; answers with the number of regions and of replicas.
