@@ -35,7 +35,7 @@ step "unit tests" cargo test --release --workspace --lib --bins
 step "proto" suites facts rpc shallow
 step "executor" suites backends
 step "net" suites tonic channel http1 hostile lifecycle
-step "raftstore and mvcc" suites commands model raw_reads raw_model txn_codec txn_reads txn_scripts txn_model
+step "base, raftstore and mvcc" suites bucket commands model raw_reads raw_model txn_codec txn_reads txn_scripts txn_model
 step "raft log" suites log_crash log_damage log_files log_model log_size
 step "engine and recovery" suites engine_differential engine_twin engine_rocks recovery_model shard_size
 step "placement driver" suites service etcd sim newer_calls calls scripts schedule_model gc_model raft_model group members
