@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shard::core::{ApiMode, ShardConfig};
+use shard::core::{ApiMode, ShardConfig, SnapshotConfig};
 use toml::Value;
 
 /// Any error on its way to standard error.
@@ -96,6 +96,8 @@ pub(crate) struct Config {
     pub(crate) log_sync: String,
     /// `basalt.log-segment-size`.
     pub(crate) log_segment: u64,
+    /// `server.snap-io-max-bytes-per-sec`: bytes per second, at least 1 MiB, or 0 for no bound.
+    pub(crate) snapshots: SnapshotConfig,
     /// `raftstore.capacity` and `storage.reserve-space`.
     pub(crate) disk: shard::node::DiskConfig,
     /// `server.labels`.
@@ -125,6 +127,7 @@ impl Default for Config {
             log_stall: shard.log_stall,
             log_sync: "auto".into(),
             log_segment: 16 << 20,
+            snapshots: SnapshotConfig::default(),
             disk: shard::node::DiskConfig::default(),
             labels: Vec::new(),
             security: net::TlsConfig::default(),
@@ -219,6 +222,7 @@ impl Config {
             "raftstore.pd-heartbeat-tick-interval" => self.pd_heartbeat = span(key, value)?,
             "raftstore.pd-store-heartbeat-tick-interval" => self.pd_store_heartbeat = span(key, value)?,
             "server.grpc-compression-type" => self.gzip = compression(key, value)?,
+            "server.snap-io-max-bytes-per-sec" => self.snapshots.bytes_per_second = bytes(key, value)?,
             "server.labels" => self.labels = labels(key, value)?,
             "security.ca-path" => self.security.ca_path = text(key, value)?.into(),
             "security.cert-path" => self.security.cert_path = text(key, value)?.into(),
@@ -248,6 +252,9 @@ impl Config {
         }
         if self.replay_cap < 4 * self.log_segment {
             return Err("basalt.replay-cap must be at least four times basalt.log-segment-size".into());
+        }
+        if (1..1 << 20).contains(&self.snapshots.bytes_per_second) {
+            return Err("server.snap-io-max-bytes-per-sec must be at least 1MiB, or 0 for no bound".into());
         }
         if self.log_stall.is_zero() {
             return Err("basalt.log-stall must not be 0".into());
@@ -335,7 +342,10 @@ impl Config {
                 "key-path": self.security.key_path,
                 "cert-allowed-cn": self.security.cert_allowed_cn,
             },
-            "server": { "grpc-compression-type": if self.gzip { "gzip" } else { "none" } },
+            "server": {
+                "grpc-compression-type": if self.gzip { "gzip" } else { "none" },
+                "snap-io-max-bytes-per-sec": mib(self.snapshots.bytes_per_second),
+            },
             "basalt": {
                 "replay-cap": mib(self.replay_cap),
                 "log-sync": self.log_sync,
@@ -478,6 +488,14 @@ mod tests {
     }
 
     #[test]
+    fn snapshots_have_a_bandwidth_or_no_bound() {
+        let rate = |text: &str| load(text).map(|(config, _)| config.snapshots.bytes_per_second);
+        assert_eq!(rate(""), Ok(100 << 20));
+        assert_eq!(rate("[server]\nsnap-io-max-bytes-per-sec = \"1MiB\""), Ok(1 << 20));
+        assert_eq!(rate("[server]\nsnap-io-max-bytes-per-sec = 0"), Ok(0));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         for text in [
             "[storage]\napi-version = 3",
@@ -485,6 +503,7 @@ mod tests {
             "[coprocessor]\nregion-max-keys = 5",
             "[coprocessor]\nregion-max-size = \"1parsec\"",
             "[basalt]\nlog-sync = \"never\"",
+            "[server]\nsnap-io-max-bytes-per-sec = \"1023KiB\"",
         ] {
             assert!(load(text).is_err(), "{text}");
         }

@@ -100,6 +100,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
         api: config.api(),
         labels: config.labels.clone(),
         shard: config.shard(),
+        snapshots: config.snapshots,
         log: config.log()?,
         server: server_config(&config, cores)?,
         region_heartbeat: config.pd_heartbeat,

@@ -177,6 +177,7 @@ fn config(cores: usize) -> NodeConfig {
         api: ApiMode::V1,
         labels: Vec::new(),
         shard: ShardConfig::default(),
+        snapshots: Default::default(),
         log: shard::log::LogConfig {
             segment_bytes: 64 << 10,
             sync: Some(executor::LogSync::Fdatasync),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base::TokenBucket;
+
 use super::lines::LineFaults;
 use super::planted::PlantedFault;
 
@@ -57,6 +59,31 @@ pub struct ShardConfig {
     pub line_faults: Option<LineFaults>,
     /// A fault to make, for tests that must find it.
     pub planted: Option<PlantedFault>,
+}
+
+/// What the snapshots of a node may take of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotConfig {
+    /// Bytes per second that all of them together read from its disks and write to them
+    /// (`server.snap-io-max-bytes-per-sec`); 0 is no bound. A disk that serves requests besides has as much to spare, and a
+    /// region of usual size is copied within seconds.
+    pub bytes_per_second: u64,
+    /// One with at most so many bytes of keys and values is written as one batch, without files and flushes. It is a core's
+    /// work, so not more than a core may write by itself.
+    pub small_bytes: u64,
+}
+
+impl SnapshotConfig {
+    /// The bandwidth, of which a tenth of a second is saved up.
+    pub(crate) fn bucket(&self) -> TokenBucket {
+        TokenBucket::new(self.bytes_per_second, self.bytes_per_second / 10)
+    }
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        SnapshotConfig { bytes_per_second: 100 << 20, small_bytes: 64 << 10 }
+    }
 }
 
 impl ShardConfig {

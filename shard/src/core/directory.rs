@@ -45,6 +45,10 @@ pub struct MoveTicket {
     pub move_number: u64,
 }
 
+/// Snapshots that come in at a time, as many as TiKV takes (`server.concurrent-recv-snap-limit`). Each holds a table's worth
+/// of entries, so this bounds their memory, too. Whoever sends another one tries again.
+const FILLING_MAX: usize = 32;
+
 /// Why a snapshot cannot come in now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Occupied {
@@ -57,6 +61,9 @@ pub enum Occupied {
     /// Another one is on its way into its range.
     #[error("another snapshot of its range is under way")]
     Snapshot,
+    /// As many as a node takes in at a time are on their way.
+    #[error("too many snapshots are under way")]
+    TooMany,
     /// Nothing but shards that take part in no moves.
     #[error("no shard takes regions")]
     NoShard,
@@ -253,6 +260,9 @@ impl Directory {
         if self.filling.iter().any(is_taken) {
             return Err(Occupied::Snapshot);
         }
+        if self.filling.len() >= FILLING_MAX {
+            return Err(Occupied::TooMany);
+        }
         let held = self.placement(id).map(|held| held.shard);
         let shard = held.or_else(|| self.emptiest()).ok_or(Occupied::NoShard)?;
         self.filling.insert(id, (region.start_key.clone(), region.end_key.clone()));
@@ -406,6 +416,22 @@ mod tests {
         directory.end_snapshot(RegionId(1));
         assert!(directory.reserve(RegionId(1), ShardId(1)).is_some());
         assert_eq!(directory.begin_snapshot(&region(1)), Err(Occupied::Moving));
+    }
+
+    #[test]
+    fn so_many_snapshots_come_in_at_a_time() {
+        let (mut directory, _) = Directory::settle([ShardId(0)], Vec::new(), &BTreeMap::new());
+        let region = |id: u64| metapb::Region {
+            id,
+            start_key: id.to_be_bytes().to_vec().into(),
+            end_key: (id + 1).to_be_bytes().to_vec().into(),
+            ..Default::default()
+        };
+        let most = FILLING_MAX as u64;
+        assert!((0..most).all(|id| directory.begin_snapshot(&region(id)).is_ok()));
+        assert_eq!(directory.begin_snapshot(&region(most)), Err(Occupied::TooMany));
+        directory.end_snapshot(RegionId(0));
+        assert_eq!(directory.begin_snapshot(&region(most)), Ok(ShardId(0)));
     }
 
     #[test]

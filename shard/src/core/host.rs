@@ -6,7 +6,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use base::{ClusterId, CoreId, Instant, PeerId, RegionId, ShardId, StoreId};
+use base::{ClusterId, CoreId, Instant, PeerId, RegionId, ShardId, StoreId, TokenBucket};
 use bytes::Bytes;
 use executor::{Class, MailReceiver, MailSender};
 use futures_channel::oneshot;
@@ -38,6 +38,10 @@ pub struct NodeShared {
     pub disk: DiskGauge,
     /// Shards whose logs do not answer.
     pub stalls: AtomicUsize,
+    /// The bandwidth of what snapshots read from the node's disks and write to them, whatever they are of.
+    pub snapshot_io: Arc<TokenBucket>,
+    /// A snapshot of at most so many bytes of keys and values comes in without files.
+    pub small_snapshot_bytes: u64,
 }
 
 /// `storage.api-version` with `storage.enable-ttl`: fixed at the first start.
@@ -331,6 +335,10 @@ impl<E: Engine> Outlet for CoreOutlet<E> {
             true => host.node.stalls.fetch_add(1, Ordering::Relaxed),
             false => host.node.stalls.fetch_sub(1, Ordering::Relaxed),
         };
+    }
+
+    fn snapshot_io(&self) -> Arc<TokenBucket> {
+        self.host.upgrade().map_or_else(|| Arc::new(TokenBucket::unbounded()), |host| host.node.snapshot_io.clone())
     }
 
     fn disk(&self) -> DiskUsage {

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use base::RegionId;
 use bytes::Bytes;
 use executor::Class;
 use mvcc::Cf;
+use proto::raft_serverpb;
 use raftstore::LogPosition;
 
 use super::error::RegionError;
@@ -15,20 +15,27 @@ use super::lifecycle::{
 use super::meta::{PeerMeta, erase_range};
 use super::peer::{PeerState, Phase};
 use super::planted::PlantedFault;
-use super::records::ApplyingRecord;
+use super::records::{ApplyingRecord, HomeRecord};
 use super::shard::{Input, Shard, add};
 use super::turn::{AfterFlush, ShardFailure, TAIL_BYTES_MAX, Turn, log_failed};
-use crate::engine::{Engine, WriteError, WriteMode};
+use crate::engine::{Engine, WriteBatch, WriteError, WriteMode};
 use crate::log::{LifecycleKind, LogEntry, RaftLog};
 
 impl<E: Engine> Shard<E> {
-    /// Checks that the files may come in and stops the peer that they replace, if any; the rest waits for the next
-    /// flush.
-    pub(crate) fn step_ingest(&self, record: Box<ApplyingRecord>, reply: EventReply, turn: &mut Turn) {
+    /// Checks that the data may come in and stops the peer that it replaces, if any. What comes without files to a new
+    /// peer is done at once; the rest waits for the next flush.
+    pub(crate) async fn step_ingest(
+        &self,
+        record: Box<ApplyingRecord>,
+        reply: EventReply,
+        turn: &mut Turn,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
         let Some(meta) = record.home.as_ref().and_then(|home| home_meta(home, self.store)) else {
             drop(reply.send(Err(RegionError::StaleCommand)));
-            return;
+            return Ok(());
         };
+        let is_new = !self.peers.borrow().contains_key(&meta.region_id());
         let is_damaged = |peer: &PeerState| peer.phase == Phase::Damaged;
         let keeps_log = !self.peers.borrow().get(&meta.region_id()).is_some_and(is_damaged);
         let accepted = if turn.waiting_for_flush().any(|next| next.overlaps(&meta.region)) {
@@ -39,9 +46,13 @@ impl<E: Engine> Shard<E> {
             Err(RegionError::StaleCommand)
         };
         match accepted {
+            Ok(()) if is_new && record.files.is_empty() => {
+                return self.ingest_pairs(record, Vec::new(), reply, log).await;
+            }
             Ok(()) => turn.after_flush.push(AfterFlush::Ingest { record, reply, keeps_log }),
             Err(error) => drop(reply.send(Err(error))),
         }
+        Ok(())
     }
 
     /// Whether `meta` is a later state of a peer that is here. Other regions with keys of its range must be gone.
@@ -59,6 +70,68 @@ impl<E: Engine> Shard<E> {
         })
     }
 
+    /// The peer that `record` makes. The sender of the data knows nothing of moves between our shards, so it takes their
+    /// number from the peer that it replaces.
+    fn arriving(&self, record: &mut ApplyingRecord) -> (HomeRecord, PeerMeta) {
+        let home = record.home.as_mut().expect("checked when it was taken up");
+        if let Some(replaced) = self.peers.borrow().get(&region_of(home)) {
+            home.move_number = replaced.meta.move_number;
+        }
+        let meta = home_meta(home, self.store).expect("checked when it was taken up");
+        (home.clone(), meta)
+    }
+
+    /// The ranges that are to be emptied for `meta`.
+    fn emptied(&self, meta: &PeerMeta) -> Vec<(Bytes, Bytes)> {
+        let peers = self.peers.borrow();
+        peers.get(&meta.region_id()).map(|replaced| &replaced.meta).into_iter().chain([meta]).map(range_of).collect()
+    }
+
+    /// The peer takes the place of what was here, and keeps `tail` of its log.
+    fn settle_in(
+        &self,
+        home: &HomeRecord,
+        meta: PeerMeta,
+        tail: Vec<LogEntry>,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
+        let region = meta.region_id();
+        // The log knows what this peer promised before, which may be more than the record says.
+        let state = log.peer(region).and_then(|peer| peer.hard_state).unwrap_or(home_state(home));
+        let peer = self.sleeping_peer(meta, state, tail)?;
+        self.peers.borrow_mut().insert(region, peer);
+        add(&self.metrics.ingests_total, 1);
+        Ok(())
+    }
+
+    /// The record with `tail` of the replaced peer's log, then its data and the peer's state in one batch; the peer serves.
+    async fn ingest_pairs(
+        &self,
+        mut record: Box<ApplyingRecord>,
+        tail: Vec<LogEntry>,
+        reply: EventReply,
+        log: &RaftLog,
+    ) -> Result<(), ShardFailure> {
+        let (home, meta) = self.arriving(&mut record);
+        let event = self.next_event();
+        let starts = vec![start_effect_with(&meta, home_state(&home), &tail)];
+        let applying = lifecycle(event, LifecycleKind::Applying, &meta, starts, &*record);
+        if self.config.is_planted(PlantedFault::SnapshotHalfApplied) {
+            record.pairs.pop();
+        }
+        let mut batch = self.engine.batch();
+        fill(&mut batch, &self.emptied(&meta), &record.pairs).map_err(ShardFailure::Engine)?;
+        meta.put_all(&mut batch);
+        put_event(&mut batch, event);
+        self.carry_out_event(applying, batch, log).await?;
+        let region = meta.region_id();
+        self.settle_in(&home, meta, tail, log)?;
+        self.push(Input::Campaign(region));
+        // Whoever asked may be gone.
+        let _ = reply.send(Ok(()));
+        Ok(())
+    }
+
     /// The record, and all up to the state that waits for the last flush.
     pub(crate) async fn ingest_flushed(
         &self,
@@ -68,13 +141,8 @@ impl<E: Engine> Shard<E> {
         turn: &mut Turn,
         log: &RaftLog,
     ) -> Result<(), ShardFailure> {
-        let home = record.home.as_mut().expect("checked when it was taken up");
-        let region = region_of(home);
-        if let Some(replaced) = self.peers.borrow().get(&region) {
-            // The sender of the files knows nothing of moves between our shards.
-            home.move_number = replaced.meta.move_number;
-        }
-        let home = home.clone();
+        let (home, meta) = self.arriving(&mut record);
+        let region = meta.region_id();
         let from = LogPosition { index: home.applied_index, term: home.applied_term };
         let tail = if keeps_log { self.tail_behind(region, from, log).await } else { Some(Vec::new()) };
         let Some(tail) = tail else {
@@ -83,13 +151,15 @@ impl<E: Engine> Shard<E> {
             drop(reply.send(Err(busy("the log behind the snapshot is too long"))));
             return Ok(());
         };
-        let meta = home_meta(&home, self.store).expect("checked when it was taken up");
+        if record.files.is_empty() {
+            return self.ingest_pairs(record, tail, reply, log).await;
+        }
         let event = self.next_event();
         let starts = vec![start_effect_with(&meta, home_state(&home), &tail)];
         log.append(lifecycle(event, LifecycleKind::Applying, &meta, starts, &*record)).map_err(log_failed)?;
         self.commit(log).await?;
-        let replaced = self.peers.borrow_mut().remove(&region).map(|peer| peer.meta);
-        let ranges: Vec<_> = replaced.iter().chain([&meta]).map(range_of).collect();
+        let ranges = self.emptied(&meta);
+        self.peers.borrow_mut().remove(&meta.region_id());
         let (engine, folder, mut files) = (self.engine.clone(), self.snap_dir.clone(), record.files.clone());
         if self.config.is_planted(PlantedFault::SnapshotHalfApplied) {
             files.pop();
@@ -101,11 +171,7 @@ impl<E: Engine> Shard<E> {
         meta.put_all(&mut batch);
         put_event(&mut batch, event);
         self.write_engine(batch).await?;
-        // The log knows what this peer promised before, which may be more than the record says.
-        let state = log.peer(region).and_then(|peer| peer.hard_state).unwrap_or(home_state(&home));
-        let peer = self.sleeping_peer(meta, state, tail)?;
-        self.peers.borrow_mut().insert(region, peer);
-        add(&self.metrics.ingests_total, 1);
+        self.settle_in(&home, meta, tail, log)?;
         turn.after_flush.push(AfterFlush::Ingested { record, reply });
         Ok(())
     }
@@ -166,6 +232,26 @@ impl<E: Engine> Shard<E> {
         let _ = reply.send(Ok(()));
         Ok(())
     }
+}
+
+/// Empties `ranges` and puts `pairs` there, each a key behind the number of its family.
+///
+/// # Errors
+/// What is wrong with a pair.
+pub(crate) fn fill(
+    batch: &mut impl WriteBatch,
+    ranges: &[(Bytes, Bytes)],
+    pairs: &[raft_serverpb::KeyValue],
+) -> Result<(), String> {
+    for (start, end) in ranges {
+        erase_range(batch, start, end);
+    }
+    for pair in pairs {
+        let (&number, key) = pair.key.split_first().ok_or("a pair without a key")?;
+        let cf = Cf::DATA.get(usize::from(number)).ok_or_else(|| format!("family {number} has no data"))?;
+        batch.put(*cf, key, &pair.value);
+    }
+    Ok(())
 }
 
 /// Empties `ranges` and brings the files in, one per family. May be done again from the start at any time before the

@@ -8,12 +8,19 @@
 //!  moved away, destroyed:   peer stops ─▶ flush ─▶ record ─▶ data and state erased
 //!  ingested:                peer stops ─▶ flush ─▶ record `applying` ─▶ flush, range emptied, files ingested, state
 //!                             ─▶ flush ─▶ record `applied`, files removed ─▶ peer serves
+//!    without files:        [peer stops ─▶ flush ─▶] record `applying` with the data ─▶ range emptied, data, state
+//!                             ─▶ peer serves
 //! ```
 //!
 //! With a record that ends a peer, or begins its log anew, the log forgets the peer's entries. Among them may be splits
 //! whose children live on, so the engine must hold them before: that is the flush in front of such a record. It runs
 //! beside the turns, and one flush serves all who wait for it. The ingest itself runs inside the turn, since events take
 //! effect in their order and the engine takes no writes meanwhile; after the flush it finds little to write out.
+//!
+//! Data without files is in its record as entries are in theirs: it goes through the memtable in one batch with its event's
+//! number, so a crash finds all of it or none, and then the record has it. The range of a peer that is new here was given up
+//! by others in events before it, which recovery replays with all that came before them; so nothing needs a flush there.
+//! A peer that is replaced loses its entries, and waits for one.
 //!
 //! A destroyed peer leaves its region state behind as a tombstone: no peer of that region with its id or a lower one
 //! begins here again.

@@ -36,7 +36,7 @@ mod stall;
 mod turn;
 
 pub use compare::RegionHash;
-pub use config::ShardConfig;
+pub use config::{ShardConfig, SnapshotConfig};
 pub use disk::{DiskGauge, DiskUsage};
 pub use error::RegionError;
 pub use host::{ApiMode, CoreHost, CoreOutlet, NodeShared, Overloaded, SplitError, core_of, split_at};

@@ -109,7 +109,8 @@ pub struct DestroyRangeRecord {
     pub end: Bytes,
 }
 
-/// Payload of `Applying`: a region's data that comes as files instead of entries, to be applied as a redo.
+/// Payload of `Applying`: a region's data that comes at once instead of in entries, to be applied as a redo: as files, or,
+/// if there are none, in the record.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ApplyingRecord {
     /// What the peer is once the files are in.
@@ -118,6 +119,9 @@ pub struct ApplyingRecord {
     /// File names below the shard's `snap` folder, whose extensions name their families; in key order within a family.
     #[prost(string, repeated, tag = "2")]
     pub files: Vec<String>,
+    /// All data of the region, if it comes without files: engine keys, each behind the number of its family.
+    #[prost(message, repeated, tag = "3")]
+    pub pairs: Vec<raft_serverpb::KeyValue>,
 }
 
 /// Engine record of a peer beside TiKV's two: what only Basalt keeps. Key: [`peer_extra_key`].

@@ -24,7 +24,7 @@ use super::apply::{Outcome, apply_entry, apply_split, is_commit_merge, is_split}
 use super::chain::{ApplyExtra, Chain};
 use super::config::ShardConfig;
 use super::directory::{Claim, Placement, Tombstone, Tombstones, bury};
-use super::ingest::ingest_files;
+use super::ingest::{fill, ingest_files};
 use super::lease::quiet_ticks;
 use super::lifecycle::{end_event, home_meta, put_event, range_of};
 use super::membership::{apply_members, removes_own};
@@ -546,8 +546,10 @@ impl<E: Engine> Replay<'_, E> {
                 self.settle_home(&home, region, peer, number)?;
                 put_event(&mut self.batch, number);
                 self.write().await?;
-                // The files are about to go.
-                self.flush().await?;
+                if !record.files.is_empty() {
+                    // They are about to go.
+                    self.flush().await?;
+                }
             }
             LifecycleKind::Applied => {}
             LifecycleKind::CommitMerge => {
@@ -615,7 +617,7 @@ impl<E: Engine> Replay<'_, E> {
         Ok(())
     }
 
-    /// Redoes what an `Applying` record began: the range is emptied and the files are ingested again.
+    /// Redoes what an `Applying` record began: the range is emptied and the data comes in again.
     async fn redo_ingest(&mut self, record: &ApplyingRecord, home: &HomeRecord) -> Result<(), OpenError> {
         self.write().await?;
         if self.planted == Some(PlantedFault::NoRedo) {
@@ -624,6 +626,9 @@ impl<E: Engine> Replay<'_, E> {
         let region = home.region.clone().unwrap_or_default();
         let replaced = self.peers.get(&RegionId(region.id)).map(|peer| range_of(&peer.meta));
         let ranges: Vec<_> = replaced.into_iter().chain([(region.start_key, region.end_key)]).collect();
+        if record.files.is_empty() {
+            return fill(&mut self.batch, &ranges, &record.pairs).map_err(|why| self.inconsistent(&why));
+        }
         let (engine, folder, files) = (self.engine.clone(), self.snap_dir.to_owned(), record.files.clone());
         executor::blocking(executor::Class::Background, move || ingest_files(&engine, &folder, &files, &ranges))
             .await

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use base::{Instant, PeerId, RegionId, ShardId, StoreId};
+use base::{Instant, PeerId, RegionId, ShardId, StoreId, TokenBucket};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use mvcc::Modify;
@@ -60,6 +60,10 @@ pub trait Outlet {
     /// The way to another store, for a snapshot; nothing if the store is unknown.
     fn channel(&self, _store: StoreId) -> LocalFuture<Option<net::Channel>> {
         Box::pin(std::future::ready(None))
+    }
+    /// The bandwidth that all snapshots of the node share.
+    fn snapshot_io(&self) -> Arc<TokenBucket> {
+        Arc::new(TokenBucket::unbounded())
     }
     /// How full the node's disk is.
     fn disk(&self) -> DiskUsage {
@@ -114,7 +118,7 @@ pub struct ShardMetrics {
     pub moves_in_total: Cell<u64>,
     /// Regions that took over a neighbour's range.
     pub merges_total: Cell<u64>,
-    /// Regions whose data came as files.
+    /// Regions whose data came at once: as files, or in its record.
     pub ingests_total: Cell<u64>,
     /// Raft messages that were sent.
     pub raft_sent_total: Cell<u64>,
@@ -536,13 +540,15 @@ impl<E: Engine> Shard<E> {
         answer.await.map_err(|_| RegionError::Closing)?
     }
 
-    /// Installs a peer whose data comes as table files in [`Shard::snap_dir`], as a raft snapshot does: a new peer, or a
-    /// later state of one that is here. When this returns the peer serves, and the files are removed.
+    /// Installs a peer whose data comes as table files in [`Shard::snap_dir`] or, small, in the record itself, as a raft
+    /// snapshot does: a new peer, or a later state of one that is here. When this returns the peer serves, and the files
+    /// are removed.
     ///
     /// The caller has written the files and synced them, and has the range reserved. They hold engine keys (with `z`)
     /// of the region's range, all of its data. Whatever else is in the range is erased. From the record on it is done
     /// again after every crash, until it is durable. Cost: two flushes, shared, and one more of little; three durable
-    /// writes; during the ingest itself the shard applies nothing.
+    /// writes; during the ingest itself the shard applies nothing. Without files: a durable write and an engine write of
+    /// the data, and a shared flush if a peer is replaced; a core does it, so it should be at most 256 KiB.
     ///
     /// # Errors
     /// [`RegionError::StaleCommand`] if the region has no such peer on this store, another region here has keys of the

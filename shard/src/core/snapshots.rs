@@ -12,12 +12,17 @@
 //! The first chunk's message is what TiKV's is: a `MsgSnapshot` with its metadata and `RaftSnapshotData`. The entries
 //! travel as `RaftSnapshotData.data`, family by family in key order, with the family's number in front of the key. The
 //! last chunk has the sums of each family (`SnapshotMeta.cf_files`). Whatever does not add up is discarded whole: tables
-//! are nothing before their record.
+//! are nothing before their record. Small data makes no tables: the record has them itself.
+//!
+//! What bounds them, so that those who wait for answers notice little: they run in class background, whose helpers are at
+//! most half of all; what is read for one, and what is written of one, is taken out of the node's bandwidth for snapshots
+//! ([`NodeShared::snapshot_io`](super::NodeShared)), before it is sent and before it is written, and it is their own tasks
+//! that wait; a shard sends [`SENDING_MAX`] at a time, a node takes in as many as its directory lets in.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::{PeerId, RegionId, ShardId, StoreId};
+use base::{PeerId, RegionId, ShardId, StoreId, TokenBucket};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use executor::Class;
 use mvcc::Cf;
@@ -41,7 +46,7 @@ use super::shard::{Input, Shard, add};
 use super::turn::Turn;
 use crate::engine::{Engine, data_range};
 
-/// How long one may take. Slow networks move a region of usual size within minutes.
+/// How long one may take where nothing but the network holds it back. Slow ones move a region of usual size within minutes.
 const SEND_LIMIT: Duration = Duration::from_secs(600);
 /// The wait before the next one to the same follower: the leader hears of this one's arrival by raft.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -67,6 +72,24 @@ struct Job<E: Engine> {
     to: metapb::Peer,
     term: u64,
     snapshot: E::Snapshot,
+    /// How long it may take.
+    limit: Duration,
+}
+
+/// How long a snapshot of `bytes` may take: as many others as are sent at a time may have their part of the node's
+/// bandwidth, `rate` bytes per second. The receiver's is taken for the same.
+fn send_limit(bytes: u64, rate: u64) -> Duration {
+    let together = (SENDING_MAX * executor::cores()) as u64;
+    let in_turn = bytes.saturating_mul(together).checked_div(rate).unwrap_or(0);
+    SEND_LIMIT.saturating_add(Duration::from_secs(in_turn))
+}
+
+/// Takes `bytes` out of the node's bandwidth for snapshots, and waits until they are there.
+async fn take_share(io: &TokenBucket, bytes: usize) {
+    let wait = io.take(executor::now(), bytes as u64);
+    if !wait.is_zero() {
+        executor::sleep(wait).await;
+    }
 }
 
 impl<E: Engine> Shard<E> {
@@ -89,10 +112,12 @@ impl<E: Engine> Shard<E> {
             if is_busy || sending >= SENDING_MAX {
                 continue;
             }
-            peer.snapshots.insert(to.0, now + SEND_LIMIT);
+            let limit = send_limit(peer.meta.approximate_bytes, self.outlet.snapshot_io().rate());
+            peer.snapshots.insert(to.0, now + limit);
             self.sending.set(sending + 1);
             add(&self.metrics.snapshots_sent_total, 1);
-            let job = Job { meta: peer.meta.clone(), to: member, term: peer.term, snapshot: self.engine.snapshot() };
+            let job =
+                Job { meta: peer.meta.clone(), to: member, term: peer.term, snapshot: self.engine.snapshot(), limit };
             let shard = self.clone();
             executor::spawn_local(Class::Background, async move {
                 let result = shard.send_snapshot(job).await;
@@ -139,7 +164,8 @@ impl<E: Engine> Shard<E> {
     async fn send_snapshot(&self, job: Job<E>) -> Result<(), SnapshotError> {
         let store = StoreId(job.to.store_id);
         let channel = self.outlet.channel(store).await.ok_or(SnapshotError::NoWay(store))?;
-        let context = CallContext { deadline: Some(executor::now() + SEND_LIMIT), ..Default::default() };
+        let context = CallContext { deadline: Some(executor::now() + job.limit), ..Default::default() };
+        let io = self.outlet.snapshot_io();
         let (chunks, done) = tikvpb::TikvClient::new(channel).snapshot(context).await?;
         chunks.send(&raft_serverpb::SnapshotChunk { message: Some(head(&job)), ..Default::default() }).await?;
         let region = job.meta.region.clone();
@@ -159,12 +185,10 @@ impl<E: Engine> Shard<E> {
                         .map_err(SnapshotError::Engine)?;
                 from = next;
                 let mut piece = raft_serverpb::RaftSnapshotData::default();
+                take_share(&io, entries.iter().map(|(_, key, value)| key.len() + value.len()).sum()).await;
                 for (cf, key, value) in entries {
                     sum.take(&key, &value);
-                    let mut named = BytesMut::with_capacity(key.len() + 1);
-                    named.put_u8(cf.index() as u8);
-                    named.extend_from_slice(&key);
-                    piece.data.push(raft_serverpb::KeyValue { key: named.freeze(), value });
+                    piece.data.push(raft_serverpb::KeyValue { key: named(cf.index(), &key), value });
                 }
                 if !piece.data.is_empty() {
                     let data = piece.encode_to_vec().into();
@@ -258,9 +282,12 @@ struct Receiving<E: Engine> {
     term: u64,
     home: HomeRecord,
     prefix: String,
+    /// Where it is: the family, and its entries that are in no table yet.
     cf: usize,
     table: Vec<(Bytes, Bytes)>,
     table_bytes: usize,
+    /// Entries of families that are complete, as long as all of it may be small.
+    small: Vec<(usize, Vec<(Bytes, Bytes)>)>,
     sums: [Sum; 3],
     last_key: Bytes,
 }
@@ -286,7 +313,10 @@ async fn install<E: Engine>(host: Rc<CoreHost<E>>, mut receiving: Receiving<E>) 
     let (shard, leader, term) = (receiving.place.shard, receiving.leader, receiving.term);
     // From here on they are the shard's: if it closes now, its log may have a record that needs them at the next start.
     let files = std::mem::take(&mut receiving.place.files);
-    let record = Box::new(ApplyingRecord { home: Some(receiving.home.clone()), files });
+    let pairs = std::mem::take(&mut receiving.small).into_iter().flat_map(|(cf, entries)| {
+        entries.into_iter().map(move |(key, value)| raft_serverpb::KeyValue { key: named(cf, &key), value })
+    });
+    let record = Box::new(ApplyingRecord { home: Some(receiving.home.clone()), files, pairs: pairs.collect() });
     ask(&host, shard, |reply| Control::SnapshotInstall { shard, record, leader, term, reply }).await?;
     let region = receiving.home.region.clone().unwrap_or_default();
     let bytes = receiving.sums.iter().map(|sum| sum.bytes).sum();
@@ -330,6 +360,7 @@ async fn begin<E: Engine>(host: &Rc<CoreHost<E>>, letter: &raft_serverpb::RaftMe
         cf: 0,
         table: Vec::new(),
         table_bytes: 0,
+        small: Vec::new(),
         sums: Default::default(),
         last_key: Bytes::new(),
     })
@@ -363,11 +394,14 @@ async fn take_all<E: Engine>(
         }
         last = data.meta;
     }
-    receiving.finish_table(host).await?;
+    receiving.finish_family(host).await?;
     let sums = Cf::DATA.into_iter().zip(receiving.sums).map(|(cf, sum)| sum.file(cf)).collect::<Vec<_>>();
     if last.is_none_or(|meta| meta.cf_files != sums) {
         return Err(Status::data_loss("the snapshot does not add up"));
     }
+    // What is in tables has had its share.
+    let small = receiving.small.iter().flat_map(|(_, entries)| entries);
+    take_share(&host.node.snapshot_io, small.map(|(key, value)| key.len() + value.len()).sum()).await;
     Ok(())
 }
 
@@ -391,9 +425,11 @@ impl<E: Engine> Receiving<E> {
         {
             return Err(bad());
         }
-        if cf != self.cf || self.table_bytes >= TABLE_BYTES {
-            self.finish_table(host).await?;
+        if cf != self.cf {
+            self.finish_family(host).await?;
             self.cf = cf;
+        } else if self.table_bytes >= TABLE_BYTES {
+            self.build_all(host).await?;
         }
         self.sums[cf].take(&key, &pair.value);
         self.table_bytes += key.len() + pair.value.len();
@@ -402,17 +438,40 @@ impl<E: Engine> Receiving<E> {
         Ok(())
     }
 
-    async fn finish_table(&mut self, host: &Rc<CoreHost<E>>) -> Result<(), Status> {
-        if self.table.is_empty() {
-            return Ok(());
+    /// The family's entries are complete. They become tables unless all of the snapshot may be small.
+    async fn finish_family(&mut self, host: &Rc<CoreHost<E>>) -> Result<(), Status> {
+        let bytes: u64 = self.sums.iter().map(|sum| sum.bytes).sum();
+        if !self.place.files.is_empty() || bytes > host.node.small_snapshot_bytes {
+            return self.build_all(host).await;
         }
-        let cf = Cf::DATA[self.cf];
-        let name = format!("{}-{}.{}", self.prefix, self.place.files.len(), cf.name());
-        self.place.files.push(name.clone());
+        self.small.push((self.cf, std::mem::take(&mut self.table)));
         self.table_bytes = 0;
-        let (shard, entries) = (self.place.shard, std::mem::take(&mut self.table));
-        ask(host, shard, |reply| Control::SnapshotTable { shard, cf, name, entries, reply }).await
+        Ok(())
     }
+
+    /// Builds tables of all entries that are here.
+    async fn build_all(&mut self, host: &Rc<CoreHost<E>>) -> Result<(), Status> {
+        let mut families = std::mem::take(&mut self.small);
+        families.push((self.cf, std::mem::take(&mut self.table)));
+        self.table_bytes = 0;
+        for (cf, entries) in families.into_iter().filter(|(_, entries)| !entries.is_empty()) {
+            take_share(&host.node.snapshot_io, entries.iter().map(|(key, value)| key.len() + value.len()).sum()).await;
+            let cf = Cf::DATA[cf];
+            let name = format!("{}-{}.{}", self.prefix, self.place.files.len(), cf.name());
+            self.place.files.push(name.clone());
+            let shard = self.place.shard;
+            ask(host, shard, |reply| Control::SnapshotTable { shard, cf, name, entries, reply }).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A key as it travels: behind the number of its family.
+fn named(cf: usize, key: &[u8]) -> Bytes {
+    let mut named = BytesMut::with_capacity(key.len() + 1);
+    named.put_u8(cf as u8);
+    named.extend_from_slice(key);
+    named.freeze()
 }
 
 async fn ask<E: Engine>(

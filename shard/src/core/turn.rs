@@ -61,7 +61,8 @@ pub(crate) enum AfterFlush {
     Answer(oneshot::Sender<()>),
     /// A stopped peer ends.
     Destroy { region: RegionId, reply: EventReply },
-    /// Files come in; the peer that they replace, if any, is stopped. `keeps_log`: it has a log that is whole.
+    /// Data comes in, by files or to a peer that is here; the peer that it replaces, if any, is stopped. `keeps_log`: it has a
+    /// log that is whole.
     Ingest { record: Box<ApplyingRecord>, reply: EventReply, keeps_log: bool },
     /// Files are in, and are not needed any more.
     Ingested { record: Box<ApplyingRecord>, reply: EventReply },
@@ -297,7 +298,7 @@ impl<E: Engine> Shard<E> {
                     self.destroy_flushed(region, reply, log).await?;
                 }
             }
-            Input::Ingest { record, reply } => self.step_ingest(record, reply, turn),
+            Input::Ingest { record, reply } => self.step_ingest(record, reply, turn, log).await?,
             Input::Flush { reply } => turn.after_flush.push(AfterFlush::Answer(reply)),
             Input::Close { reply } => turn.close_waiters.push(reply),
         }

@@ -214,6 +214,8 @@ async fn start<S: EngineSource>(
         api: node.config.api,
         disk: Default::default(),
         stalls: Default::default(),
+        snapshot_io: Arc::new(node.config.snapshots.bucket()),
+        small_snapshot_bytes: node.config.snapshots.small_bytes,
     });
     tell_cores(node, || ToCore::Begin { shared: shared.clone(), shards: ident.shards, ident: ident.clone() }).await?;
     let mut claims: Vec<Claim> = Vec::new();

@@ -37,7 +37,7 @@ use proto::rpc::LocalFuture;
 use crate::core::directory::{Claim, Tombstones};
 use crate::core::{
     ApiMode, Control, CoreHost, CoreMail, CoreOutlet, DiskUsage, LineFaults, Lines, NodeShared, Opened, ShardConfig,
-    core_of, reply,
+    SnapshotConfig, core_of, reply,
 };
 use crate::engine::Engine;
 use crate::log::LogConfig;
@@ -76,6 +76,8 @@ pub struct NodeConfig {
     pub labels: Vec<(String, String)>,
     /// Settings of each shard.
     pub shard: ShardConfig,
+    /// What snapshots may take.
+    pub snapshots: SnapshotConfig,
     /// Settings of each raft log.
     pub log: LogConfig,
     /// Settings of the gRPC server and the status port. Its certificates are also those of the connections that the node

@@ -1,5 +1,5 @@
 //! Random lives of a node whose two shards share overlapping ranges over time: writes, splits, destroyed peers, peers
-//! that come as files, moves between the shards, flushes at any write. Each story is told again and again, and ends
+//! that come with all their data, as files or in a record, moves between the shards, flushes at any write. Each story is told again and again, and ends
 //! before each of its durable steps in turn; recovery, which may be cut short as well, must then lead to what a naive
 //! model allows. RocksDB, its twin and the model agree.
 //!
@@ -75,7 +75,19 @@ fn seeds(usual: u64) -> u64 {
 /// Everything worth testing happened at all.
 fn check_marks(marks: &Marks) {
     println!("{marks:?}");
-    for mark in ["write", "split", "destroy", "ingest", "create", "replace", "move", "refusal", "flush", "close"] {
+    for mark in [
+        "write",
+        "split",
+        "destroy",
+        "ingest",
+        "create",
+        "replace",
+        "without files",
+        "move",
+        "refusal",
+        "flush",
+        "close",
+    ] {
         assert!(marks.contains_key(mark), "no {mark} in {marks:?}");
     }
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use executor::Class;
 use futures_util::future::join_all;
 use mvcc::{Cf, Modify};
+use proto::raft_serverpb::KeyValue;
 use proto::{metapb, raft_cmdpb};
 use shard::core::directory::MoveTicket;
 use shard::core::moves;
@@ -327,7 +328,7 @@ impl<S: Store> Script<S> {
         self.ingest(Some(before), after, index, term, "replace").await
     }
 
-    /// Builds the files of `after`, a random lot, and has them ingested.
+    /// Gives `after` a random lot of data and has it ingested: as files, or, in half of the cases, in its record.
     async fn ingest(
         &mut self,
         before: Option<Region>,
@@ -344,8 +345,18 @@ impl<S: Store> Script<S> {
             after.data[family].insert(key, value);
         }
         let shard = self.life.shard(after.shard);
+        // Not drawn, so that stories which found something stay what they were.
+        let is_small = base::hash::fold(after.id(), index) % 2 == 0;
         let mut files = Vec::new();
+        let mut pairs = Vec::new();
         for (cf, data) in Cf::DATA.into_iter().zip(&after.data) {
+            if is_small {
+                pairs.extend(data.iter().map(|(key, value)| KeyValue {
+                    key: [&[cf.index() as u8][..], &base::keys::data_key(key)].concat().into(),
+                    value: Bytes::copy_from_slice(value),
+                }));
+                continue;
+            }
             if data.is_empty() {
                 files.push(String::new());
                 continue;
@@ -370,12 +381,15 @@ impl<S: Store> Script<S> {
             applied_term: term,
             ..Default::default()
         };
-        let record = ApplyingRecord { home: Some(home), files };
+        let record = ApplyingRecord { home: Some(home), files, pairs };
         let number = self.begin(before.into_iter().collect(), vec![after]);
         shard.ingest(record).await.map_err(|error| format!("{what}: {error}"))?;
         let left = shard.engine.tables(&shard.snap_dir).map_err(|error| error.to_string())?;
         if !left.is_empty() {
             return Err(format!("{left:?} were left behind"));
+        }
+        if is_small {
+            self.life.world.mark("without files");
         }
         self.done(number, what)
     }

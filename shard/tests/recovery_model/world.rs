@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{ClusterId, CoreId, Prng, RegionId, ShardId, StoreId};
+use base::{ClusterId, CoreId, Prng, RegionId, ShardId, StoreId, TokenBucket};
 use executor::LogSync;
 use executor::sim::{Sim, SimConfig, SimNode};
 use mvcc::Cf;
@@ -313,6 +313,8 @@ impl<S: Store> Life<S> {
             api: ApiMode::V1,
             disk: Default::default(),
             stalls: Default::default(),
+            snapshot_io: Arc::new(TokenBucket::unbounded()),
+            small_snapshot_bytes: 0,
         };
         let host = CoreHost::new(CoreId(0), Arc::new(shared));
         let failure: Rc<RefCell<Option<String>>> = Rc::default();

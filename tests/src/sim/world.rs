@@ -12,7 +12,7 @@ use std::time::Duration;
 use base::{Prng, RegionId, StoreId};
 use executor::sim::{Link, Sim, SimConfig, SimNode};
 use executor::{Io, IoKind};
-use shard::core::{ApiMode, LineFaults, PlantedFault, ShardConfig};
+use shard::core::{ApiMode, LineFaults, PlantedFault, ShardConfig, SnapshotConfig};
 use shard::node::{DiskConfig, Node, NodeConfig, NodeReady, run_core};
 
 use super::durable::{Disks, NodeDisks};
@@ -88,6 +88,9 @@ impl World {
         }
         if !is_quiet {
             odd_timing(&mut config, plan.focus, &mut prng);
+        }
+        if !is_quiet {
+            config.snapshots = odd_snapshots(seed);
         }
         config.shard.raft.halts_on_loss = true;
         config.shard.leader_missing = Duration::from_millis(prng.range(2000, 20_000));
@@ -547,6 +550,7 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
             line_faults: line_faults(prng),
             ..Default::default()
         },
+        snapshots: SnapshotConfig::default(),
         log: shard::log::LogConfig {
             segment_bytes: 64 << 10,
             sync: Some(executor::LogSync::Fdatasync),
@@ -570,6 +574,18 @@ fn odd_timing(config: &mut NodeConfig, focus: Focus, prng: &mut Prng) {
         config.shard.tick = Duration::from_millis([50, 100, 150][prng.below(3) as usize]);
         config.shard.raft.election_ticks = [6, 8, 12][prng.below(3) as usize];
     }
+}
+
+/// Snapshots that come as files however small they are, or some of them, and wait for their bandwidth. Drawn apart from
+/// the rest, which stays as it was.
+fn odd_snapshots(seed: u64) -> SnapshotConfig {
+    let mut prng = Prng::new(base::hash::fold(seed, 0x5AA5));
+    let bytes_per_second = match prng.below(3) {
+        0 => prng.range(10_000, 200_000),
+        _ => SnapshotConfig::default().bytes_per_second,
+    };
+    let small_bytes = [0, prng.range(1, 4000), SnapshotConfig::default().small_bytes][prng.below(3) as usize];
+    SnapshotConfig { bytes_per_second, small_bytes }
 }
 
 /// Messages that come late: what they say may not be true any more.
