@@ -223,9 +223,10 @@ impl Member {
             if self.is_lonely() || self.node.borrow().is_leaving() {
                 self.ask_whether_removed().await;
             }
-            let node = self.node.borrow();
-            let known = node.roster().find(self.own_id()).filter(|_| !node.is_leaving()).cloned();
-            drop(node);
+            let known = {
+                let node = self.node.borrow();
+                node.roster().find(self.own_id()).filter(|_| !node.is_leaving()).cloned()
+            };
             let own = &self.known;
             if let Some(record) = known
                 && (record.name != own.name || record.url != own.url)

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use base::RegionId;
 use bytes::Bytes;
 use executor::Class;
 use mvcc::Cf;
