@@ -279,10 +279,11 @@ impl Client {
     }
 
     /// Reads `key` in one attempt, from the region's peer with this number instead of its leader if there is one: a peer
-    /// that takes itself for the leader answers.
-    pub async fn read_once(&self, key: &Bytes, peer: Option<usize>) -> Fate<Option<Bytes>> {
+    /// that takes itself for the leader answers, with `is_replica` any other one as well.
+    pub async fn read_once(&self, key: &Bytes, peer: Option<usize>, is_replica: bool) -> Fate<Option<Bytes>> {
         self.attempt_at(key, None, Duration::ZERO, |client, mut context, region| async move {
             let client = self.ask(client, &mut context, &region, peer).await?;
+            context.replica_read = is_replica;
             let request = kvrpcpb::RawGetRequest { context: Some(context), key: key.clone(), ..Default::default() };
             let answer = client.raw_get(call(self.patience.get()), &request).await?;
             Ok((answer.region_error, (!answer.not_found).then_some(answer.value)))

@@ -121,7 +121,8 @@ fn work(args: &Args, next: &AtomicU64, end: u64, sums: &Mutex<Sums>) {
         let focus = if args.scenario.is_some() { Focus::Leaders } else { usual.focus };
         let usual = Plan { focus, ..usual };
         let planted = args.plant.map(|fault| planted::plan(fault).unwrap_or(Plan { planted: Some(fault), ..usual }));
-        let plan = Plan { only: args.scenario, ..planted.unwrap_or(usual) };
+        let plan = planted.unwrap_or(usual);
+        let plan = Plan { only: args.scenario.or(plan.only), ..plan };
         let quiet = args.quiet.map(std::time::Duration::from_secs);
         let result = catch_unwind(AssertUnwindSafe(|| {
             let world = World::new(seed, if quiet.is_some() { Plan { focus: Focus::Quiet, ..plan } } else { plan });
@@ -154,7 +155,7 @@ fn plant(args: &Args) {
             println!("{fault:?}: by the model test of recovery");
             continue;
         };
-        let plan = Plan { only: args.scenario, ..plan };
+        let plan = Plan { only: args.scenario.or(plan.only), ..plan };
         let started = Instant::now();
         let (next, end) = (AtomicU64::new(args.from), args.from + args.count);
         let found = Mutex::new(Vec::new());

@@ -59,6 +59,8 @@ pub enum Fault {
     SlowHelpers,
     /// What may have granted a lease is restarted at once. See `scripts.rs` for this and all that follow.
     RestartBehindCut,
+    /// The leader is cut off until another one leads.
+    CutUntilReplaced,
     /// All lose what they wrote slowly, and one is away.
     SlowThenLost,
     /// A crash while all write slowly.
@@ -81,7 +83,7 @@ const fn chance(fault: Fault, [any, leaders, crashes, members]: [u64; 4]) -> Cha
     Chance { fault, any, leaders, crashes, members, is_shared: !is_alone }
 }
 
-const CHANCES: [Chance; 24] = [
+const CHANCES: [Chance; 25] = [
     chance(Fault::Kill, [5, 1, 8, 4]),
     chance(Fault::KillMany, [2, 0, 8, 2]),
     chance(Fault::Stop, [1, 1, 1, 1]),
@@ -106,6 +108,7 @@ const CHANCES: [Chance; 24] = [
     chance(Fault::LateAnswers, [1, 6, 0, 0]),
     chance(Fault::HandOverBehindSlowLink, [1, 6, 0, 0]),
     chance(Fault::ThereAndBack, [1, 6, 0, 0]),
+    chance(Fault::CutUntilReplaced, [1, 3, 0, 0]),
 ];
 
 fn draw(prng: &mut Prng, focus: Focus, nodes: usize) -> Fault {
@@ -208,11 +211,12 @@ impl World {
                 self.pass(100, 4000);
                 self.sim.slow_helpers(node, Duration::ZERO);
             }
-            Fault::RestartBehindCut => self.restart_behind_cut(at),
+            Fault::RestartBehindCut => self.restart_behind_cut(),
+            Fault::CutUntilReplaced => self.cut_until_replaced(),
             Fault::SlowThenLost => self.lose_slow(at),
             Fault::KillSlowly => self.kill_slowly(at),
             Fault::LoseVote => self.lose_vote(),
-            Fault::LateAnswers => self.answer_late(at),
+            Fault::LateAnswers => self.answer_late(),
             Fault::HandOverBehindSlowLink => self.hand_over_behind_slow_link(),
             Fault::ThereAndBack => self.lead_there_and_back(),
         }

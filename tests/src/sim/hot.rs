@@ -12,7 +12,7 @@ use base::Prng;
 use bytes::Bytes;
 
 use super::linear::{self, Action, Call, Value, Verdict};
-use super::workload::{History, count};
+use super::workload::{History, Hush, count};
 use crate::client::{Client, Fate};
 
 /// They lie between the workers' keys.
@@ -60,9 +60,9 @@ impl Hot {
     }
 
     /// What was found, if there was an answer.
-    async fn read(&self, client: &Client, key: &Bytes, peer: Option<usize>) -> Option<Value> {
+    async fn read(&self, client: &Client, key: &Bytes, peer: Option<usize>, is_replica: bool) -> Option<Value> {
         let start = now();
-        let Fate::Done(found) = client.read_once(key, peer).await else { return None };
+        let Fate::Done(found) = client.read_once(key, peer, is_replica).await else { return None };
         let found = decode(&found);
         self.note(key, start, Some(now()), Action::Read(found));
         Some(found)
@@ -140,7 +140,7 @@ pub(super) enum Habit {
     /// Everything, with pauses of up to so long.
     All(Duration),
     /// It asks any peer of the first key, one after the other, and waits for nobody: whoever leads and whoever led just now
-    /// hear of it at the same time.
+    /// hear of it at the same time. Now and then it asks for what a follower may answer, too.
     Read,
     /// The same with writes.
     Write,
@@ -157,9 +157,10 @@ pub(super) async fn run(pd: String, seed: u64, history: Rc<History>, stop: Rc<Ce
         let at = prng.below(KEYS.len() as u64) as usize;
         let key = Bytes::from(KEYS[at]);
         match prng.below(12) {
-            0..=6 => {
+            _ if history.hush.get() == Hush::All => {}
+            at if at <= 6 || history.hush.get() == Hush::Writes => {
                 let peer = prng.one_in(2).then(|| prng.below(60) as usize);
-                hot.read(&client, &key, peer).await;
+                hot.read(&client, &key, peer, false).await;
             }
             7 | 8 => hot.write(&client, &key, true, None, &history).await,
             9 if prng.one_in(4) => hot.write(&client, &key, false, None, &history).await,
@@ -185,14 +186,17 @@ async fn probe(pd: String, seed: u64, history: Rc<History>, stop: Rc<Cell<bool>>
     while !stop.get() {
         let (key, peer) = (Bytes::from(KEYS[0]), Some(prng.below(60) as usize));
         match habit {
+            _ if history.hush.get() == Hush::All => {}
+            Habit::Write | Habit::Swap if history.hush.get() == Hush::Writes => {}
             Habit::Write => hot.write(&client, &key, true, peer, &history).await,
             Habit::Swap => {
-                if let Some(found) = hot.read(&client, &key, None).await {
+                if let Some(found) = hot.read(&client, &key, None, false).await {
                     hot.swap(&patient, &key, found, &history).await;
                 }
             }
             _ => {
-                hot.read(&client, &key, peer).await;
+                let is_replica = prng.one_in(4);
+                hot.read(&client, &key, peer, is_replica).await;
             }
         }
         count(&history.operations);

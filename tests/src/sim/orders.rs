@@ -10,7 +10,7 @@ use base::Prng;
 use executor::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use proto::metapb;
 
-use super::workload::{History, count};
+use super::workload::{History, Hush, count};
 use crate::client::Client;
 
 /// How long the answer may take.
@@ -22,7 +22,7 @@ pub(super) async fn run(pd: SocketAddr, seed: u64, history: Rc<History>, stop: R
     while !stop.get() {
         executor::sleep(Duration::from_nanos(prng.below(pause.as_nanos() as u64 + 1))).await;
         let (Ok(regions), Ok(stores)) = (client.regions().await, client.store_ids().await) else { continue };
-        if regions.is_empty() || stores.is_empty() {
+        if regions.is_empty() || stores.is_empty() || history.hush.get() != Hush::Nothing {
             continue;
         }
         let region = &regions[prng.below(regions.len() as u64) as usize];

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use executor::sim::{Link, SimNode};
 
+use super::workload::Hush;
 use super::world::World;
 
 impl World {
     /// Lets some time pass, in percent of the shortest election.
-    fn pass_percent(&mut self, low: u64, high: u64) {
+    pub(super) fn pass_percent(&mut self, low: u64, high: u64) {
         let percent = self.prng.range(low, high) as u32;
         self.run_for(self.election() * percent / 100);
     }
@@ -26,33 +27,43 @@ impl World {
         self.nodes.iter().map(|node| node.sim).filter(|node| !but.contains(node)).collect()
     }
 
-    /// A node that is cut off from all but one may hold a lease that this one has granted, and has to remember when it is
+    /// A leader that is cut off from all but one holds a lease that this one has granted, and has to remember when it is
     /// restarted: the others want to vote. Again and again, since one of them has to ask at the right moment.
-    pub(super) fn restart_behind_cut(&mut self, at: usize) {
-        let granting = self.node_after(at, 1);
+    pub(super) fn restart_behind_cut(&mut self) {
+        self.quieten();
+        let Some(lead) = self.hot_lead() else { return self.hush.set(Hush::Nothing) };
+        let (at, granting) = (lead.at, self.node_after(lead.at, 1));
         let (node, granted) = (self.nodes[at].sim, self.nodes[granting].sim);
         self.nodes_without(at, granting).into_iter().for_each(|other| self.sim.partition(node, other));
-        self.pass_percent(120, 400);
-        for _ in 0..self.prng.range(1, 7) {
-            let lead = self.hot_lead();
-            self.kill(granting);
+        self.pass_percent(120, 300);
+        for _ in 0..self.prng.range(3, 12) {
+            // The lease ends, and the next read begins one that is as good as new when this one is restarted.
+            self.hush.set(Hush::All);
+            self.pass_percent(80, 120);
+            if !self.reads_at(at) {
+                break;
+            }
+            self.hush.set(Hush::Writes);
+            self.sim.kill_process(granted);
             self.sim.partition(node, granted);
-            self.pass(0, 60);
+            self.pass(0, 20);
             self.restart_node(granting);
-            if lead.is_some_and(|lead| self.another_leads_within(&lead, self.election())) {
+            if self.another_leads_within(&lead, self.election() * 3 / 4) {
                 break;
             }
             self.sim.heal(node, granted);
-            self.pass_percent(30, 120);
         }
+        // Whoever leads takes writes, which the old leader must not read around.
+        self.hush.set(Hush::Nothing);
         self.pass_percent(50, 400);
         self.sim.heal_all();
     }
 
     /// The leader is cut off, and all others write slowly. Once one of them is elected, those who may have voted for it lose
-    /// what they have not synced, and hear only of the old leader, who knows nothing of the term.
+    /// what they have not synced, and hear only of the old leader, who knows nothing of the term and wants to be elected again.
     pub(super) fn lose_vote(&mut self) {
-        let Some(lead) = self.hot_lead() else { return };
+        self.quieten();
+        let Some(lead) = self.hot_lead() else { return self.hush.set(Hush::Nothing) };
         let slow = Duration::from_millis(self.prng.range(100, 1000));
         self.cut_from_all(lead.at);
         let others: Vec<usize> = (0..self.nodes.len()).filter(|at| *at != lead.at).collect();
@@ -70,28 +81,51 @@ impl World {
             }
             self.sim.heal_all();
             self.cut_from_all(elected.at);
+            self.hush.set(Hush::Nothing);
+            // Until it has seen that it is alone.
+            self.pass_percent(0, 150);
             voters.into_iter().for_each(|voter| self.restart_node(voter));
             self.pass_percent(200, 500);
         }
+        self.hush.set(Hush::Nothing);
         others.iter().for_each(|other| self.sim.disk(self.nodes[*other].sim).slow(Duration::ZERO));
+        self.sim.heal_all();
+    }
+
+    /// The leader is cut off from all others until another one leads, and for a while more.
+    pub(super) fn cut_until_replaced(&mut self) {
+        self.quieten();
+        let Some(lead) = self.hot_lead() else { return self.hush.set(Hush::Nothing) };
+        // Long enough for any lease to end: the next one is as good as new.
+        self.hush.set(Hush::All);
+        self.pass_percent(210, 230);
+        self.reads_at(lead.at);
+        self.hush.set(Hush::Writes);
+        self.cut_from_all(lead.at);
+        self.another_leads_within(&lead, self.election() * 4);
+        self.hush.set(Hush::Nothing);
+        self.pass_percent(20, 150);
         self.sim.heal_all();
     }
 
     /// One node alone answers the leader, and its answers take long. They are still on their way when the leader is cut off,
     /// and while the others elect the next one.
-    pub(super) fn answer_late(&mut self, at: usize) {
-        let granting = self.node_after(at, 1);
+    pub(super) fn answer_late(&mut self) {
+        self.quieten();
+        let Some(lead) = self.hot_lead() else { return self.hush.set(Hush::Nothing) };
+        let (at, granting) = (lead.at, self.node_after(lead.at, 1));
         let (node, granted) = (self.nodes[at].sim, self.nodes[granting].sim);
         let others = self.nodes_without(at, granting);
         others.iter().for_each(|other| self.sim.partition(node, *other));
         // Below the time after which a leader forgets its question.
-        let latency = Duration::from_millis(self.prng.range(100, 980));
+        let latency = Duration::from_millis(self.prng.range(400, 980));
         self.sim.set_link_one_way(granted, node, Some(Link { latency, jitter: Duration::ZERO, reset_rate: 0.0 }));
         self.run_for(latency);
         self.pass_percent(0, 200);
-        let lead = self.hot_lead();
         self.sim.partition_one_way(node, granted);
-        if lead.is_some_and(|lead| self.another_leads_within(&lead, self.election() * 3)) {
+        let is_replaced = self.another_leads_within(&lead, self.election() * 3);
+        self.hush.set(Hush::Nothing);
+        if is_replaced {
             self.pass_percent(50, 200);
         }
         self.sim.set_link_one_way(granted, node, None);

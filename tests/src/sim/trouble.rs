@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -73,10 +72,7 @@ impl World {
 
     /// Which of the peers of `key`'s region is on node `at`.
     fn peer_at(&self, key: &[u8], at: usize) -> usize {
-        let region = self.views().iter().find_map(|view| view.region_of(key));
-        let store = self.nodes[at].serves.load(Ordering::Relaxed);
-        let found = region.and_then(|region| region.peers.iter().position(|peer| peer.store_id == store));
-        found.unwrap_or_else(|| panic!("seed {}: store {store} has no peer", self.seed))
+        self.find_peer(key, at).unwrap_or_else(|| panic!("seed {}: node {at} has no peer", self.seed))
     }
 
     /// The machine of a leader that may read is suspended, long enough for another one to be elected, and hears of nobody
@@ -101,7 +97,7 @@ impl World {
         );
         assert!(self.sim.now() < wakes, "seed {}: the write took as long as the sleep", self.seed);
         self.sim.run_for(wakes.since(self.sim.now()));
-        let fate = self.ask(RECOVERY_LIMIT, async move { client.read_once(&"first".into(), Some(peer)).await });
+        let fate = self.ask(RECOVERY_LIMIT, async move { client.read_once(&"first".into(), Some(peer), false).await });
         assert!(!matches!(fate, Fate::Done(_)), "seed {}: a leader of long ago reads {fate:?}", self.seed);
     }
 

@@ -36,6 +36,18 @@ impl Expected {
     }
 }
 
+/// What clients leave alone, so that a fault of several steps meets the cluster as it needs it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Hush {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Whatever changes something.
+    Writes,
+    /// Reads, too.
+    All,
+}
+
 /// What all workers know together.
 #[derive(Default)]
 pub(super) struct History {
@@ -51,6 +63,8 @@ pub(super) struct History {
     pub(super) hot: Hot,
     /// Where acknowledged writes must be.
     pub(super) disks: Disks,
+    /// What nobody begins for now.
+    pub(super) hush: Rc<Cell<Hush>>,
     /// Workers, clocks and others that have stopped.
     pub(super) workers_done: Cell<u64>,
     /// Timestamps that were taken, and the highest of them.
@@ -67,8 +81,8 @@ pub(super) fn count(cell: &Cell<u64>) {
 
 impl History {
     /// Nothing yet, on these disks.
-    pub(super) fn on(disks: Disks) -> History {
-        History { disks, ..History::default() }
+    pub(super) fn on(disks: Disks, hush: Rc<Cell<Hush>>) -> History {
+        History { disks, hush, ..History::default() }
     }
 
     /// Compares what the cluster holds with what it may hold.
@@ -125,9 +139,11 @@ impl Worker {
     pub(super) async fn run(mut self, pd: String) {
         let client = Client::new(&pd);
         while !self.stop.get() {
-            self.operation(&client).await;
-            count(&self.history.operations);
-            if self.prng.one_in(2) {
+            if self.history.hush.get() != Hush::All {
+                self.operation(&client).await;
+                count(&self.history.operations);
+            }
+            if self.history.hush.get() != Hush::Nothing || self.prng.one_in(2) {
                 executor::sleep(Duration::from_millis(self.prng.range(1, 200))).await;
             }
         }
@@ -154,6 +170,7 @@ impl Worker {
 
     async fn operation(&mut self, client: &Client) {
         match self.prng.below(30) {
+            0..=20 | 22 if self.history.hush.get() != Hush::Nothing => self.read(client).await,
             0..=14 => {
                 let (key, value) = (self.key(), self.value());
                 let fate = client.put(&key, &value).await;
