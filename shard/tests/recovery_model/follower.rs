@@ -52,7 +52,7 @@ fn snapshot(index: u64, term: u64) -> ApplyingRecord {
         applied_term: term,
         ..Default::default()
     };
-    ApplyingRecord { home: Some(home), files: Vec::new() }
+    ApplyingRecord { home: Some(home), ..Default::default() }
 }
 
 /// Waits until the peer has applied up to `index`.

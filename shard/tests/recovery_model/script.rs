@@ -346,7 +346,7 @@ impl<S: Store> Script<S> {
         }
         let shard = self.life.shard(after.shard);
         // Not drawn, so that stories which found something stay what they were.
-        let is_small = base::hash::fold(after.id(), index) % 2 == 0;
+        let is_small = base::hash::fold(after.id(), index).is_multiple_of(2);
         let mut files = Vec::new();
         let mut pairs = Vec::new();
         for (cf, data) in Cf::DATA.into_iter().zip(&after.data) {

@@ -90,8 +90,6 @@ impl World {
         }
         if !is_quiet {
             odd_timing(&mut config, plan.focus, &mut prng);
-        }
-        if !is_quiet {
             config.snapshots = odd_snapshots(seed);
         }
         if plan.only == Some(Fault::RestartBehindCut) {
