@@ -1,11 +1,12 @@
 //! The checker of small regions: two neighbours that are small together become one.
 
 use super::operator::{Kind, Plan};
-use super::placement::{Scene, new_peer};
+use super::placement::{Scene, new_peer, others};
 use super::step::{Step, have_the_same_stores};
-use super::view::{is_joint, peer_on, voters};
+use super::view::{StoreView, is_joint, peer_on, voters};
 use crate::directory::Region;
 use base::Instant;
+use proto::metapb::Peer;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -80,11 +81,27 @@ pub fn plan(scene: &Scene<'_>, source: &Region, target: &Region) -> Option<Plan>
         return Some(Plan::new(source.meta.id, "merge-region", Kind::Merge, vec![merge]));
     }
     // One peer after the other: each move leaves the region as it should be, wherever this ends.
-    let old = source.meta.peers.iter().find(|peer| peer_on(target, peer.store_id).is_none())?;
-    let goals = target.meta.peers.iter().filter_map(|peer| scene.cluster.stores.get(&peer.store_id));
-    let goal = goals.into_iter().find(|store| scene.may_hold(source, store) && scene.has_time(source, store))?;
+    let (old, goal) = next_move(scene, source, target)?;
     let steps = scene.replace(source, old, new_peer(goal.id))?;
     Some(Plan::new(source.meta.id, "move-for-merge", Kind::Merge, steps))
+}
+
+/// The peer of `source` that goes to a store of `target`, where the labels allow that as much as where it is.
+fn next_move<'a>(scene: &Scene<'a>, source: &'a Region, target: &Region) -> Option<(&'a Peer, &'a StoreView)> {
+    let stores = scene.cluster.stores;
+    let leaving = source.meta.peers.iter().filter(|peer| peer_on(target, peer.store_id).is_none());
+    let goals = target.meta.peers.iter().filter_map(|peer| stores.get(&peer.store_id));
+    let goals = goals.filter(|store| scene.may_hold(source, store) && scene.has_time(source, store));
+    let goals: Vec<&StoreView> = goals.collect();
+    leaving.into_iter().find_map(|old| {
+        let rest = others(source, Some(old));
+        let now = scene.crowding(stores.get(&old.store_id)?, &rest);
+        let is_as_good = |goal: &&&StoreView| {
+            let there = scene.crowding(goal, &rest);
+            scene.is_isolated(&there) && there <= now
+        };
+        goals.iter().find(is_as_good).map(|goal| (old, *goal))
+    })
 }
 
 /// Whether a region has all of its voters, healthy, and nothing else.
@@ -129,6 +146,35 @@ mod tests {
         assert_eq!(found(&small, 1, &splits), None, "it is large, and so would be what comes of it");
         small.report(beat(2, ("b", "d"), 4, &[voter(1), voter(2), voter(4)]));
         assert_eq!(found(&small, 2, &splits).and_then(|plan| plan.merge_target()), Some(3));
+    }
+
+    #[test]
+    fn peers_come_together_without_crowding_a_zone() {
+        let mut small = Small::new(6);
+        small.config.split_merge_interval = Duration::ZERO;
+        small.config.location_labels = vec!["zone".into()];
+        small.config.isolation_level = "zone".into();
+        for store in 1_u64..=6 {
+            let labels = &mut small.stores.get_mut(&store).expect("a store").labels;
+            labels.insert("zone".into(), format!("z{}", store.div_ceil(2)));
+        }
+        let there = [voter(4), voter(2), voter(6)];
+        small.report(beat(2, ("m", ""), 1, &there));
+        let mut here = vec![1, 3, 5];
+        for moved in 0..3 {
+            let peers: Vec<_> = here.iter().map(|store| voter(*store)).collect();
+            small.report(beat(1, ("", "m"), 1 + moved, &peers));
+            let scene = small.scene();
+            let (source, target) = (scene.cluster.region(1).expect("it"), scene.cluster.region(2).expect("it"));
+            let (old, goal) = next_move(&scene, source, target).expect("a move");
+            assert_eq!((goal.id, here.contains(&old.store_id)), (old.store_id + 1, true), "within its zone");
+            here.retain(|store| *store != old.store_id);
+            here.push(goal.id);
+        }
+        // What could only be had with two in a zone is left.
+        small.report(beat(1, ("", "m"), 9, &[voter(1), voter(3), voter(5)]));
+        small.report(beat(2, ("m", ""), 9, &[voter(1), voter(3), voter(4)]));
+        assert_eq!(found(&small, 1, &Splits::new(NOW)), None);
     }
 
     #[test]
