@@ -8,7 +8,7 @@
 
 use super::influence::Influence;
 use super::limits::{Limits, Way, cost};
-use super::operator::{Kind, Operator, Plan, Record};
+use super::operator::{Kind, Merging, Operator, Plan, Record};
 use super::step::{Progress, Step};
 use super::view::{Cluster, is_joint};
 use crate::directory::Region;
@@ -222,11 +222,10 @@ impl Controller {
                 self.end(id, OperatorStatus::Cancel, "its membership was changed by somebody else", now);
                 return None;
             }
-            // What was begun with one range is not ended with another: a target that was right need not be now. A source that
-            // is frozen already has its own change of the version.
-            let was_asked = operator.sent.is_some();
-            if matches!(step, Step::Merge { .. }) && !was_asked && region.version() != operator.epoch.version {
-                self.end(id, OperatorStatus::Cancel, "its range has changed", now);
+            let is_merge = matches!(step, Step::Merge { .. });
+            let merging = operator.merging(region.meta.region_epoch.unwrap_or_default());
+            if is_merge && merging == Merging::Over {
+                self.end(id, OperatorStatus::Cancel, "its range has changed, or the merge was taken back", now);
                 return None;
             }
             match step.progress(cluster, region, operator.epoch.version) {
@@ -244,8 +243,8 @@ impl Controller {
                 Progress::Ask => {
                     let message = step.order(cluster, region)?;
                     let (store, epoch) = (region.leader?.store_id, region.meta.region_epoch.unwrap_or_default());
-                    // A source that is frozen waits for its target, however long that takes.
-                    let is_frozen = matches!(step, Step::Merge { .. }) && epoch.version != operator.epoch.version;
+                    // A source that is frozen waits for its target, as long as the step may take.
+                    let is_frozen = is_merge && merging == Merging::Frozen;
                     if !is_frozen && operator.is_in_vain(epoch, store, now) {
                         self.end(id, OperatorStatus::Cancel, "its leader does not do it", now);
                         return None;
@@ -498,6 +497,39 @@ mod tests {
         small.report(split);
         assert_eq!(observe(&mut small), None);
         assert_eq!(last(&small), OperatorStatus::Cancel);
+    }
+
+    /// What becomes of a merge whose source reports these epochs (`conf_ver`, `version`), each some seconds after its start.
+    fn merge_through(reports: &[(u64, (u64, u64))]) -> Vec<bool> {
+        let mut small = Small::new(3);
+        let peers = [voter(1), voter(2), voter(3)];
+        small.report(beat(1, ("", "m"), 1, &peers));
+        small.report(beat(2, ("m", ""), 1, &peers));
+        let merge = Plan::new(1, "merge", Kind::Merge, vec![Step::Merge { target: 2 }]);
+        small.with(|controller, cluster| controller.admit(cluster, merge)).expect("admitted");
+        assert!(observe(&mut small).is_some());
+        let step = |(after, (conf_ver, version)): &(u64, (u64, u64))| {
+            small.now = NOW + Duration::from_secs(*after);
+            small.stores.values_mut().for_each(|store| store.heard = small.now);
+            let mut report = beat(1, ("", "m"), *conf_ver, &peers);
+            let epoch = proto::metapb::RegionEpoch { conf_ver: *conf_ver, version: *version };
+            report.region.as_mut().expect("a region").region_epoch = Some(epoch);
+            small.report(report);
+            small.with(|controller, cluster| controller.tick(cluster));
+            observe(&mut small);
+            small.controller.operator(1).is_some()
+        };
+        reports.iter().map(step).collect()
+    }
+
+    #[test]
+    fn a_frozen_source_waits_and_any_other_change_ends_its_merge() {
+        let frozen: Vec<_> = (1..60).map(|n| (n * 10, (2, 2))).collect();
+        assert_eq!(merge_through(&frozen), [true; 59], "it is asked as long as it is frozen");
+        assert_eq!(merge_through(&[(10, (2, 2)), (600, (2, 2))]), [true, false], "but not for ever");
+        assert_eq!(merge_through(&[(10, (2, 2)), (20, (2, 3))]), [true, false], "it was taken back");
+        assert_eq!(merge_through(&[(10, (1, 2))]), [false], "it has split instead");
+        assert_eq!(merge_through(&[(10, (2, 1))]), [false], "its members have changed instead");
     }
 
     #[test]

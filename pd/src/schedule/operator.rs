@@ -76,6 +76,17 @@ impl Plan {
     }
 }
 
+/// How a merge stands with its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merging {
+    /// It is as it was.
+    NotYet,
+    /// It takes nothing, and waits for its target.
+    Frozen,
+    /// It has split, or changed its members, or was taken back: a target that was right need not be now.
+    Over,
+}
+
 /// A plan under way.
 #[derive(Clone, Debug)]
 pub struct Operator {
@@ -150,6 +161,17 @@ impl Operator {
     pub fn is_stale(&self, conf_ver: u64) -> bool {
         let explained = self.explained + self.step().map_or(0, Step::conf_changes);
         conf_ver > self.epoch.conf_ver + explained
+    }
+
+    /// Whether the region's epoch says that nothing has happened to it since the current step, a merge, began. Its source is
+    /// frozen by an entry that raises both parts of the epoch by one, and thawed by one that raises the version again.
+    pub fn merging(&self, epoch: RegionEpoch) -> Merging {
+        let conf_changes = epoch.conf_ver.checked_sub(self.epoch.conf_ver + self.explained);
+        match (epoch.version.checked_sub(self.epoch.version), conf_changes) {
+            (Some(0), Some(0)) => Merging::NotYet,
+            (Some(1), Some(1)) if self.sent.is_some() => Merging::Frozen,
+            _ => Merging::Over,
+        }
     }
 
     /// The current step is asked for, of the leader on `store` with the region at `epoch`.

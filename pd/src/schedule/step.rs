@@ -12,6 +12,8 @@ use std::time::Duration;
 const LEARNER_TIME: Duration = Duration::from_secs(600);
 /// How long a split may take: it is asked for once, and a store that cannot does not say so.
 const SPLIT_TIME: Duration = Duration::from_secs(10);
+/// How long a merge may take: its source is frozen until the target has taken it, or has changed first. PD waits as long.
+const MERGE_TIME: Duration = Duration::from_secs(600);
 /// How long anything else may take: entries of a raft log, more than one heartbeat long.
 const STEP_TIME: Duration = Duration::from_secs(120);
 
@@ -84,6 +86,7 @@ impl Step {
         match self {
             Step::AddLearner(_) => LEARNER_TIME,
             Step::Split { .. } => SPLIT_TIME,
+            Step::Merge { .. } => MERGE_TIME,
             _ => STEP_TIME,
         }
     }
