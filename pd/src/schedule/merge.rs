@@ -7,7 +7,7 @@ use super::view::{StoreView, is_joint, peer_on, voters};
 use crate::directory::Region;
 use base::Instant;
 use proto::metapb::Peer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Splits that are remembered. More than so many in an hour only means that some of them are merged sooner.
@@ -19,6 +19,8 @@ const GROWTH: u64 = 2;
 #[derive(Debug)]
 pub struct Splits {
     by_region: BTreeMap<u64, Instant>,
+    /// The same, the oldest first.
+    by_time: BTreeSet<(Instant, u64)>,
     /// What happened before is not known.
     since: Instant,
 }
@@ -26,20 +28,31 @@ pub struct Splits {
 impl Splits {
     /// Nothing is known of what was before `now`.
     pub fn new(now: Instant) -> Splits {
-        Splits { by_region: BTreeMap::new(), since: now }
+        Splits { by_region: BTreeMap::new(), by_time: BTreeSet::new(), since: now }
     }
 
-    /// Notes that a region has split, or has come from a split.
+    /// Notes that a region has split, or has come from a split, or is about to.
     pub fn note(&mut self, region: u64, now: Instant) {
-        if self.by_region.len() < SPLITS_MAX {
-            self.by_region.insert(region, now);
+        if let Some(before) = self.by_region.insert(region, now) {
+            self.by_time.remove(&(before, region));
+        }
+        self.by_time.insert((now, region));
+        if self.by_region.len() > SPLITS_MAX {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.by_time.pop_first() {
+            self.by_region.remove(&oldest);
         }
     }
 
     /// Forgets what is too long ago to count.
     pub fn forget_old(&mut self, interval: Duration, now: Instant) {
-        if self.by_region.len() > SPLITS_MAX / 2 {
-            self.by_region.retain(|_, at| now.since(*at) < interval);
+        let is_old = |(at, _): &(Instant, u64)| now.since(*at) >= interval;
+        while self.by_region.len() > SPLITS_MAX / 2 && self.by_time.first().is_some_and(is_old) {
+            self.forget_oldest();
         }
     }
 
@@ -175,6 +188,21 @@ mod tests {
         small.report(beat(1, ("", "m"), 9, &[voter(1), voter(3), voter(5)]));
         small.report(beat(2, ("m", ""), 9, &[voter(1), voter(3), voter(4)]));
         assert_eq!(found(&small, 1, &Splits::new(NOW)), None);
+    }
+
+    #[test]
+    fn the_oldest_splits_make_room() {
+        let mut splits = Splits::new(NOW);
+        let (hour, at) = (Duration::from_secs(3600), |n: usize| NOW + Duration::from_secs(7200 + n as u64));
+        (0..SPLITS_MAX + 10).for_each(|n| splits.note(n as u64, at(n)));
+        let now = at(SPLITS_MAX + 10);
+        assert!(splits.is_recent(SPLITS_MAX as u64 + 9, hour, now), "the newest is known");
+        assert_eq!((splits.by_region.len(), splits.by_time.len()), (SPLITS_MAX, SPLITS_MAX));
+        assert!(!splits.by_region.contains_key(&9) && splits.by_region.contains_key(&10));
+        splits.note(10, now);
+        splits.forget_old(hour, now);
+        assert_eq!((splits.by_region.len(), splits.by_time.len()), (SPLITS_MAX / 2, SPLITS_MAX / 2));
+        assert!(splits.is_recent(10, hour, now), "it has split again");
     }
 
     #[test]

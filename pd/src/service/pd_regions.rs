@@ -134,6 +134,8 @@ impl Core {
         let split: Vec<SplitId> = split.await?;
         let last = split.iter().flat_map(|one| &one.new_peer_ids).max();
         self.ids_given_out(last.copied().unwrap_or_default());
+        // The report of what became of it may be lost, and is not repeated.
+        self.regions_split(split.iter().map(|one| one.new_region_id).chain([region.id]));
         Ok(Ok(split))
     }
 

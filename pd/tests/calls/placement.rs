@@ -274,3 +274,48 @@ fn a_store_that_leaves_is_drained_and_then_a_tombstone() {
         }
     });
 }
+
+/// Two small regions of one replica, which could be merged; one of them asks for the ids of a split.
+#[test]
+fn a_region_that_is_about_to_split_is_not_merged() {
+    with_pd(|pd| async move {
+        pd.bootstrap().await;
+        store_beat(&pd, 1).await;
+        let settings = json!({ "max-replicas": 1, "split-merge-interval": "1500ms" }).to_string();
+        assert_eq!(pd.http("POST", "/pd/api/v1/config", &settings).await.0, 200);
+        executor::sleep(Duration::from_millis(1_600)).await;
+        // The report of what became of it is lost.
+        let asked = executor::now();
+        let ask = AskBatchSplitRequest {
+            header: pd.header(),
+            region: Some(region(2, "", "", 1)),
+            split_count: 1,
+            ..Default::default()
+        };
+        let answer = pd.pd.ask_batch_split(cx(), &ask).await.expect("answer");
+        assert_eq!(error_of(&answer.header), None);
+        let new = answer.ids[0].new_region_id;
+        let (requests, mut answers) = pd.pd.region_heartbeat(cx()).await.expect("the stream opens");
+        while executor::now().since(asked) < Duration::from_secs(30) {
+            for meta in [region(new, "", "m", 2), region(2, "m", "", 2)] {
+                let report = RegionHeartbeatRequest {
+                    header: pd.header(),
+                    leader: meta.peers.first().copied(),
+                    region: Some(meta),
+                    approximate_size: 5 << 20,
+                    approximate_keys: 100,
+                    term: 6,
+                    ..Default::default()
+                };
+                requests.send(&report).await.expect("sent");
+            }
+            let next = executor::timeout(Duration::from_millis(50), answers.next()).await;
+            if next.is_ok_and(|next| next.expect("no error").expect("an order").merge.is_some()) {
+                let passed = executor::now().since(asked);
+                assert!(passed >= Duration::from_millis(1_500), "merged after {passed:?}");
+                return;
+            }
+        }
+        panic!("the regions are never merged");
+    });
+}
