@@ -69,8 +69,6 @@ pub(crate) fn run(args: PdArgs) -> Result<(), Error> {
         server: net::ServerConfig { tls: args.security.config().load()?, ..Default::default() },
         initial_cluster: args.initial_cluster,
         join: args.join,
-        // Until merges between real processes are in the tests, an operator has to ask for them.
-        schedule: pd::schedule::ScheduleConfig { merge_schedule_limit: 0, ..Default::default() },
         ..Default::default()
     };
     executor::run_one(args.io, move || async move {

@@ -11,6 +11,9 @@ const LABELS_MAX: usize = 16;
 /// Most replicas of a region: more than any cluster has, and few enough for a raft group.
 const REPLICAS_MAX: u64 = 63;
 
+/// Marks what was kept as only what differed from the defaults.
+const ONLY_CHANGED: &str = "only-changed";
+
 /// What the scheduling goes by. The names in PD's JSON are the fields' with dashes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduleConfig {
@@ -181,8 +184,20 @@ impl ScheduleConfig {
         })
     }
 
-    /// Everything, as it is kept: PD's two sections, and what PD keeps elsewhere.
-    pub fn to_json(&self) -> Value {
+    /// What differs from `defaults`, as it is kept: what nobody has set follows the defaults of whatever version reads it.
+    pub fn to_kept(&self, defaults: &ScheduleConfig) -> Value {
+        let (mut kept, defaults) = (self.to_json(), defaults.to_json());
+        for (section, items) in kept.as_object_mut().into_iter().flatten() {
+            if let Value::Object(items) = items {
+                items.retain(|name, value| defaults[section].get(name) != Some(value));
+            }
+        }
+        kept[ONLY_CHANGED] = Value::Bool(true);
+        kept
+    }
+
+    /// Everything: PD's two sections, and what PD keeps elsewhere.
+    fn to_json(&self) -> Value {
         let weights: Map<String, Value> = self
             .store_weight
             .iter()
@@ -196,16 +211,19 @@ impl ScheduleConfig {
         })
     }
 
-    /// Takes what [`ScheduleConfig::to_json`] wrote, now or in another version: what is not understood is left out.
+    /// Takes what [`ScheduleConfig::to_kept`] wrote, now or in another version: what is not understood is left out. Former
+    /// versions kept all settings when one was changed, and had no merges by default.
     pub fn restore(&mut self, kept: &Value) {
+        let is_old_default =
+            |name: &str, value: &Value| kept[ONLY_CHANGED].is_null() && name == "merge-schedule-limit" && *value == 0;
         for section in ["schedule", "replication"] {
             for (name, value) in kept[section].as_object().into_iter().flatten() {
-                let _ = self.set(name, value);
+                if !is_old_default(name, value) {
+                    let _ = self.set(name, value);
+                }
             }
         }
-        if let Some(rates) = Rates::from_json(&kept["default-store-limit"]) {
-            self.default_store_limit = rates;
-        }
+        self.default_store_limit.restore(&kept["default-store-limit"]);
         for (store, weight) in kept["store-weight"].as_object().into_iter().flatten() {
             if let (Ok(store), Some(leader), Some(region)) =
                 (store.parse(), weight["leader"].as_f64(), weight["region"].as_f64())
@@ -341,7 +359,7 @@ mod tests {
         config.default_store_limit.add_peer = 99.0;
         assert_eq!((config.location_labels.len(), config.leader_schedule_limit), (2, 8));
         let mut again = ScheduleConfig::default();
-        again.restore(&config.to_json());
+        again.restore(&config.to_kept(&ScheduleConfig::default()));
         assert_eq!(again, config);
         for (name, value) in [
             ("max-replicas", json!(0)),
@@ -358,6 +376,28 @@ mod tests {
             assert!(config.set(name, &value).is_err(), "{name}");
         }
         assert_eq!(again, config);
+    }
+
+    #[test]
+    fn what_nobody_has_set_follows_the_defaults() {
+        let old = ScheduleConfig { merge_schedule_limit: 0, ..ScheduleConfig::default() };
+        let mut config = old.clone();
+        config.set("leader-schedule-limit", &json!(17)).expect("a setting");
+        let kept = config.to_kept(&old);
+        assert_eq!(kept["schedule"], json!({ "leader-schedule-limit": 17 }));
+        // A former version kept everything.
+        for kept in [kept, config.to_json()] {
+            let mut restored = ScheduleConfig::default();
+            restored.restore(&kept);
+            assert_eq!((restored.leader_schedule_limit, restored.merge_schedule_limit), (17, 8), "{kept}");
+        }
+        let mut restored = ScheduleConfig::default();
+        restored.restore(&old.to_kept(&ScheduleConfig::default()));
+        assert_eq!(restored.merge_schedule_limit, 0, "somebody has set it");
+        restored.default_store_limit.remove_peer = 3.0;
+        let mut again = ScheduleConfig::default();
+        again.restore(&restored.to_kept(&ScheduleConfig::default()));
+        assert_eq!(again, restored);
     }
 
     #[test]

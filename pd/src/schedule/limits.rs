@@ -38,6 +38,13 @@ impl Rates {
         Some(Rates { add_peer: rate("add-peer")?, remove_peer: rate("remove-peer")? })
     }
 
+    /// Takes what there is of that form; the rest stays.
+    pub fn restore(&mut self, value: &Value) {
+        for (name, rate) in [("add-peer", &mut self.add_peer), ("remove-peer", &mut self.remove_peer)] {
+            *rate = super::config::as_float(&value[name]).unwrap_or(*rate);
+        }
+    }
+
     fn of(self, way: Way) -> f64 {
         match way {
             Way::Add => self.add_peer,

@@ -12,8 +12,15 @@ use std::time::Duration;
 
 /// Splits that are remembered. More than so many in an hour only means that some of them are merged sooner.
 const SPLITS_MAX: usize = 100_000;
-/// The merged region may be so many times what a small one may be: well below the size at which it would split again.
+/// The merged region may be so many times what a small one may be. Nodes do not tell at which size they split; with their
+/// default of 144 MiB and 54 MiB here that is well below it, and who sets one of the two has to look at the other.
 const GROWTH: u64 = 2;
+/// A region through which more goes in a second, read or written, is left alone: a merge stops it for a moment, and makes
+/// what is busy larger.
+const HOT_BYTES: u64 = 128 << 10;
+const HOT_KEYS: u64 = 1_000;
+/// What a report without an interval covers: nodes report so often.
+const REPORT_S: u64 = 60;
 
 /// When regions have split, as far as it was lately.
 #[derive(Debug)]
@@ -69,7 +76,7 @@ pub fn check(scene: &Scene<'_>, region: &Region, splits: &Splits) -> Option<Plan
         && region.size_mib() <= config.max_merge_region_size
         && region.approximate_keys <= config.merge_keys_max();
     let rests = |region: &Region| !splits.is_recent(region.meta.id, config.split_merge_interval, scene.cluster.now);
-    if !small || !scene.has_room(Kind::Merge) || !rests(region) || !is_in_order(scene, region) {
+    if !small || !scene.has_room(Kind::Merge) || !rests(region) || is_hot(region) || !is_in_order(scene, region) {
         return None;
     }
     let directory = scene.cluster.directory;
@@ -80,11 +87,28 @@ pub fn check(scene: &Scene<'_>, region: &Region, splits: &Splits) -> Option<Plan
             && region.approximate_keys + other.approximate_keys <= GROWTH * config.merge_keys_max()
             && scene.is_free(other)
             && rests(other)
+            && !is_hot(other)
+            && !parts_keyspaces(Ord::max(&region.meta.start_key, &other.meta.start_key))
             && is_in_order(scene, other)
     };
     let neighbours = neighbours.into_iter().flatten().map(std::rc::Rc::as_ref);
     let target = neighbours.filter(fits).min_by_key(|other| other.approximate_size)?;
     plan(scene, region, target)
+}
+
+/// Whether much went through a region, by its leader's last report.
+fn is_hot(region: &Region) -> bool {
+    let told = region.interval.map(|interval| interval.end_timestamp.saturating_sub(interval.start_timestamp));
+    let seconds = told.unwrap_or(REPORT_S).max(1);
+    let flow = &region.flow;
+    (flow.bytes_read + flow.bytes_written) / seconds > HOT_BYTES
+        || (flow.keys_read + flow.keys_written) / seconds > HOT_KEYS
+}
+
+/// Whether a keyspace begins at `key`, and so another one, or something else, ends there: `r` or `x` and three bytes, as
+/// API V2 has them, in the form that compares as bytes. A region that holds no such key inside of it is of one keyspace.
+fn parts_keyspaces(key: &[u8]) -> bool {
+    matches!(key, [b'r' | b'x', _, _, _, 0, 0, 0, 0, 0xFB])
 }
 
 /// The next operator on the way of `source` into `target`.
@@ -188,6 +212,42 @@ mod tests {
         small.report(beat(1, ("", "m"), 9, &[voter(1), voter(3), voter(5)]));
         small.report(beat(2, ("m", ""), 9, &[voter(1), voter(3), voter(4)]));
         assert_eq!(found(&small, 1, &Splits::new(NOW)), None);
+    }
+
+    #[test]
+    fn what_is_busy_or_of_another_keyspace_stays() {
+        let splits = Splits::new(NOW);
+        let flows: [fn(&mut proto::pdpb::RegionHeartbeatRequest); 3] = [
+            |report| report.bytes_written = 60 * (129 << 10),
+            |report| report.keys_read = 61_000,
+            |report| {
+                report.bytes_read = 2 << 20;
+                report.interval = Some(proto::pdpb::TimeInterval { start_timestamp: 100, end_timestamp: 110 });
+            },
+        ];
+        for (flow, id) in flows.into_iter().flat_map(|flow| [(flow, 2), (flow, 3)]) {
+            let mut small = three_regions();
+            assert!(found(&small, 2, &splits).is_some());
+            let stores = if id == 2 { [1, 2, 3] } else { [1, 2, 4] };
+            let range = if id == 2 { ("b", "d") } else { ("d", "") };
+            let mut busy = beat(id, range, 1, &stores.map(voter));
+            flow(&mut busy);
+            small.report(busy);
+            assert_eq!(found(&small, 2, &splits), None, "region {id} is busy");
+        }
+        let border = |key: &'static [u8]| {
+            let mut small = three_regions();
+            for (id, range) in [(2, (&b"b"[..], key)), (3, (key, &b""[..]))] {
+                let mut report = beat(id, ("", ""), 2, &[voter(1), voter(2), voter(3)]);
+                let meta = report.region.as_mut().expect("a region");
+                (meta.start_key, meta.end_key) = (range.0.into(), range.1.into());
+                meta.region_epoch.as_mut().expect("an epoch").version = 2;
+                small.report(report);
+            }
+            found(&small, 3, &splits).is_some()
+        };
+        assert!(border(b"x\0\0\x01k\0\0\0\xfc") && border(b"x\0\0\x01"));
+        assert!(!border(b"x\0\0\x01\0\0\0\0\xfb") && !border(b"r\0\0\x07\0\0\0\0\xfb"));
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Core {
         if let Err(error) = change(&mut config) {
             return Ok(Err(error));
         }
-        let json = config.to_json().to_string().into_bytes();
+        let json = config.to_kept(&self.scheduling.defaults).to_string().into_bytes();
         self.write(|state| state.put_settings(json)).await?;
         Ok(Ok(()))
     }
