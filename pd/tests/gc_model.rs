@@ -189,3 +189,40 @@ fn safe_points_never_fall_and_never_pass_what_holds_them() {
     println!("the gc safe point has advanced {advanced} times");
     assert!(advanced > 1_000, "the gc safe point has advanced {advanced} times only");
 }
+
+/// Servers say when their oldest transaction began: those without a keyspace, those of one that shares the cluster's garbage
+/// collection, and those of one that has its own.
+#[test]
+fn transactions_of_a_keyspace_hold_the_safe_point_that_is_theirs() {
+    let now = UnixTime(1_000 * SECOND);
+    let mut state = State::create(ClusterId(7));
+    let keyspace = |state: &mut State, name: &str, own: bool| {
+        let config = own.then(|| ("gc_management_type".to_owned(), "keyspace_level".to_owned()));
+        state.create_keyspace(name, config.into_iter().collect(), now).expect("a new one").id
+    };
+    let (shared, own) = (keyspace(&mut state, "shared", false), keyspace(&mut state, "own", true));
+    let scope_of_own = state.gc_scope(Some(own)).expect("known");
+    assert_ne!(scope_of_own, GcScope::CLUSTER);
+    let starts =
+        [(String::new(), "50"), (format!("/keyspaces/tidb/{shared}"), "40"), (format!("/keyspaces/tidb/{own}"), "30")];
+    for (keyspace, ts) in &starts {
+        state.commit(vec![Op::put(
+            format!("{keyspace}/tidb/server/minstartts/s1").into_bytes(),
+            ts.as_bytes().to_vec(),
+        )]);
+    }
+    let mut advance = |scope| state.advance_txn_safe_point(scope, 100, now).expect("ahead");
+    let (cluster, alone) = (advance(GcScope::CLUSTER), advance(scope_of_own));
+    assert_eq!((cluster.new, alone.new), (40, 30));
+    let blocker = alone.blocker.expect("a transaction").0;
+    assert_eq!(blocker, format!("tidb_min_start_ts_/keyspaces/tidb/{own}/tidb/server/minstartts/s1"));
+    // What cannot be read may be anything.
+    let key = format!("/keyspaces/tidb/{own}/tidb/server/minstartts/s2");
+    state.commit(vec![Op::put(key.clone().into_bytes(), "soon".as_bytes().to_vec())]);
+    state.commit(vec![Op::delete(Bytes::from(format!("/keyspaces/tidb/{own}/tidb/server/minstartts/s1")))]);
+    let held = state.advance_txn_safe_point(scope_of_own, 100, now).expect("ahead");
+    assert!(held.new == 30 && held.blocker.is_some_and(|(name, text)| name.ends_with("/s2") && text.contains("soon")));
+    assert!(state.update_gc_safe_point(scope_of_own, 90, now).is_err());
+    state.commit(vec![Op::delete(Bytes::from(key))]);
+    assert_eq!(state.advance_txn_safe_point(scope_of_own, 100, now).expect("ahead").new, 100);
+}

@@ -9,7 +9,7 @@ use crate::kv::Op;
 use base::UnixTime;
 use serde::{Deserialize, Serialize};
 
-/// TiDB servers keep the start of their oldest transaction under this prefix.
+/// TiDB servers keep the start of their oldest transaction under this prefix; those of a keyspace have the keyspace's in front.
 pub const MIN_START_TS_PREFIX: &[u8] = b"/tidb/server/minstartts/";
 /// Where the txn safe point is kept, as old clients read it.
 const SAVED_SAFE_POINT: &str = "/tidb/store/gcworker/saved_safe_point";
@@ -390,21 +390,37 @@ impl State {
                 (barrier.ts, barrier.id, text)
             }
         };
-        let running = self.space.prefix(MIN_START_TS_PREFIX).filter(|_| scope == GcScope::CLUSTER);
-        let running = running.filter_map(|(key, record)| {
-            let ts: u64 = std::str::from_utf8(&record.value).ok()?.parse().ok()?;
+        let prefixes = self.min_start_ts_prefixes(scope);
+        let running = prefixes.iter().flat_map(|prefix| self.space.prefix(prefix)).map(|(key, record)| {
+            let ts = std::str::from_utf8(&record.value).ok().and_then(|text| text.parse().ok());
             let key = String::from_utf8_lossy(key);
-            Some((
-                ts,
+            let told = ts.map_or_else(|| format!("{:?}", record.value), |ts: u64| ts.to_string());
+            // Nobody knows what reads that server, if its word cannot be read.
+            (
+                ts.unwrap_or(0),
                 format!("tidb_min_start_ts_{key}"),
-                format!("BlockedBy TiDBMinStartTS{{Key: {key:?}, MinStartTS: {ts}}}"),
-            ))
+                format!("BlockedBy TiDBMinStartTS{{Key: {key:?}, MinStartTS: {told}}}"),
+            )
         });
         own.into_iter()
             .map(named("GCBarrier"))
             .chain(global.into_iter().map(named("GlobalGCBarrier")))
             .chain(running)
             .collect()
+    }
+
+    /// Where those servers keep the start of their oldest transaction whose versions a scope's safe points are about: the
+    /// cluster's are about those of the keyspaces as well that do not manage their garbage alone.
+    fn min_start_ts_prefixes(&self, scope: GcScope) -> Vec<Vec<u8>> {
+        let of = |id: u32| [format!("/keyspaces/tidb/{id}").as_bytes(), MIN_START_TS_PREFIX].concat();
+        match scope.0 {
+            Some(id) => vec![of(id)],
+            None => {
+                let all = self.keyspaces(0, 0).into_iter().map(|meta| meta.id);
+                let shared = all.filter(|id| self.gc_scope(Some(*id)) == Ok(GcScope::CLUSTER)).map(of);
+                std::iter::once(MIN_START_TS_PREFIX.to_owned()).chain(shared).collect()
+            }
+        }
     }
 
     fn barriers_at(&self, prefix: &[u8], now: UnixTime) -> Vec<Barrier> {
