@@ -11,6 +11,7 @@ use crate::raft::{ChangeError, MemberChange, MemberRecord, MemberRole, Roster, S
 use base::Instant;
 use proto::memberpb::{self, MemberAction, MemberAnswer, MemberCall, MembersClient};
 use proto::rpc::{CallContext, Code, Status};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -41,10 +42,13 @@ enum Changed {
 }
 
 impl Changes {
-    fn begin(&mut self) -> u64 {
-        self.last += 1;
-        self.waiting.insert(self.last, None);
-        self.last
+    /// The next change, waited for as long as what is returned lives.
+    fn begin(changes: &RefCell<Changes>) -> Waiting<'_> {
+        let mut all = changes.borrow_mut();
+        all.last += 1;
+        let number = all.last;
+        all.waiting.insert(number, None);
+        Waiting { changes, number }
     }
 
     pub(super) fn done(&mut self, number: u64, outcome: Result<(), ChangeError>) {
@@ -59,6 +63,24 @@ impl Changes {
         if let Some(waiting) = self.waiting.get_mut(&number) {
             *waiting = Some(outcome);
         }
+    }
+}
+
+/// Somebody who waits for a change. A call that is given up by its caller waits no more.
+struct Waiting<'a> {
+    changes: &'a RefCell<Changes>,
+    number: u64,
+}
+
+impl Waiting<'_> {
+    fn outcome(&self) -> Option<Changed> {
+        self.changes.borrow().waiting.get(&self.number).cloned().flatten()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.changes.borrow_mut().waiting.remove(&self.number);
     }
 }
 
@@ -186,16 +208,15 @@ impl Member {
     /// Proposes a change and waits for what becomes of it.
     async fn propose(&self, change: &MemberChange) -> Result<(), Step> {
         let Some(term) = self.serving().map(|term| term.number) else { return Err(Step::Again) };
-        let number = self.changes.borrow_mut().begin();
-        self.node.borrow_mut().propose_change(number, change);
+        let waiting = Changes::begin(&self.changes);
+        self.node.borrow_mut().propose_change(waiting.number, change);
         self.wake.notify();
         let outcome = self.changed.wait(|| {
-            let known = self.changes.borrow().waiting.get(&number).cloned().flatten();
+            let known = waiting.outcome();
             let is_over = || self.is_over() || self.node.borrow().leads() != Some(term);
             known.or_else(|| is_over().then_some(Changed::Not))
         });
         let outcome = executor::timeout(CHANGE_LIMIT, outcome).await;
-        self.changes.borrow_mut().waiting.remove(&number);
         match outcome {
             Ok(Changed::Done(Ok(()))) => {
                 tracing::info!(?change, members = names(self.node.borrow().roster()), "the members have changed");
@@ -338,4 +359,22 @@ pub(super) fn to_wire(record: &MemberRecord) -> memberpb::MemberRecord {
 pub(crate) fn from_wire(record: &memberpb::MemberRecord) -> Option<MemberRecord> {
     let role = MemberRole::from_number(u8::try_from(record.role).ok()?)?;
     Some(MemberRecord { id: record.id, role, name: record.name.clone(), url: record.url.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_given_up_leaves_nothing() {
+        let changes = RefCell::new(Changes::default());
+        let (first, second) = (Changes::begin(&changes), Changes::begin(&changes));
+        changes.borrow_mut().done(first.number, Ok(()));
+        assert!(matches!(first.outcome(), Some(Changed::Done(Ok(())))) && second.outcome().is_none());
+        drop(second);
+        changes.borrow_mut().not_begun(2);
+        assert_eq!(changes.borrow().waiting.len(), 1);
+        drop(first);
+        assert!(changes.borrow().waiting.is_empty());
+    }
 }

@@ -363,7 +363,9 @@ impl Node {
     pub fn step(&mut self, now: Instant, message: Message) {
         self.now = self.now.max(now);
         if self.has_begun() && self.installing.is_none() && !self.roster.was_removed(message.from) {
-            self.heard.insert(message.from, now);
+            if self.roster.find(message.from).is_some() {
+                self.heard.insert(message.from, now);
+            }
             self.peer.handle(Input::Step(message));
         }
     }

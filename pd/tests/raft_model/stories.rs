@@ -173,3 +173,18 @@ fn the_last_but_one_votes_until_the_last_one_knows() {
         assert!(bench.run(10_000, is_over), "has more {has_more}: nobody leads for ever");
     }
 }
+
+/// Anybody may claim any number.
+#[test]
+fn strangers_are_not_remembered() {
+    let mut bench = Bench::new(3);
+    let (leader, _) = bench.settle();
+    let term = bench.node(leader).term();
+    for stranger in 100..200 {
+        let message = Message { msg_type: 8, from: stranger, to: leader, term, ..Message::default() };
+        let now = Instant(bench.now_ms * 1_000_000);
+        bench.node(leader).step(now, message);
+        assert_eq!(bench.node(leader).heard(stranger), None);
+    }
+    assert!(bench.run(500, |bench| bench.leader() == Some(leader)), "it goes on");
+}
