@@ -37,8 +37,8 @@ fn switch() -> Option<&'static PathBuf> {
 }
 
 impl LogFault {
-    /// Plants this fault in the process, for the log files that are opened from now on. Not for the simulator, whose
-    /// disk has its own faults.
+    /// Plants this fault in the process. Each log write looks at it, but a log file that was opened with `O_DSYNC` before
+    /// goes on to sync by itself. Not for the simulator, whose disk has its own faults.
     pub fn plant(self) {
         match self {
             LogFault::None => {}
