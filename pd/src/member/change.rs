@@ -244,10 +244,7 @@ impl Member {
             if self.is_lonely() || self.node.borrow().is_leaving() {
                 self.ask_whether_removed().await;
             }
-            let known = {
-                let node = self.node.borrow();
-                node.roster().find(self.own_id()).filter(|_| !node.is_leaving()).cloned()
-            };
+            let known = self.node.borrow().roster().find(self.own_id()).cloned();
             let own = &self.known;
             if let Some(record) = known
                 && (record.name != own.name || record.url != own.url)

@@ -4,10 +4,8 @@
 //! gathers for the next one, and messages that promise something wait for the piece that contains it.
 //!
 //! Members change by entries ([`MemberChange`]). Raft counts the new members from when the entry is applied. Who reads of
-//! its own removal serves no more and applies nothing from there on, that entry included, but votes on, after a restart as
-//! well: the others may forget that it was committed, and need that vote then. They may even need it to lead, if it alone
-//! has the end of the log; so it campaigns too, much later than any of them. It is out when one of them says so that has
-//! the removal on its disk ([`Node::has_removed`]).
+//! its own removal serves no more, but votes on: the others may forget that it was committed, and need that vote then. It
+//! is out when one of them says so that has it on its disk ([`Node::has_removed`]).
 //!
 //! A peer begins anew ([`raftstore::Peer::new`], as after a restart) in two cases, each with nothing being written: when a
 //! snapshot takes the place of its log, and when leadership was to be handed over and was not. In the second case a call
@@ -32,8 +30,6 @@ use std::time::Duration;
 const QUESTION: u64 = 1 << 63;
 /// Marks the numbers of changes of members, which do so too.
 const CHANGE: u64 = 1 << 62;
-/// To one who was removed time passes so many times slower: the others elect somebody without it if they can.
-const LEAVING_PACE: u32 = 3;
 /// Entries by which a learner may be behind when it is made a voter.
 const BEHIND_MAX: u64 = 64;
 
@@ -130,10 +126,8 @@ pub struct Node {
     roster: Roster,
     /// Rises with each change of the roster.
     roster_version: u64,
-    /// This member has come to its own removal.
+    /// This member has applied its own removal.
     leaving: bool,
-    /// Ticks since then.
-    leaving_ticks: u32,
     /// How far this member has come, and how far its disk says so.
     stage: Stage,
     durable_stage: Stage,
@@ -183,9 +177,7 @@ impl Node {
             peer: Peer::new(init, &config.raft)?,
             id: own_id,
             roster_version: 0,
-            // In folders of former versions the removal was applied.
             leaving: roster.find(own_id).is_none(),
-            leaving_ticks: 0,
             stage,
             durable_stage: stage,
             removed: Vec::new(),
@@ -333,14 +325,9 @@ impl Node {
     /// A tick has passed. Ticks that were missed are not made up for: a member's patience is in ticks that it lived.
     pub fn tick(&mut self, now: Instant) {
         self.now = self.now.max(now);
-        if !self.has_begun() || self.installing.is_some() {
+        // Who leaves disturbs nobody by standing for election.
+        if !self.has_begun() || self.installing.is_some() || self.leaving && !self.peer.is_leader() {
             return;
-        }
-        if self.leaving && !self.peer.is_leader() {
-            self.leaving_ticks = self.leaving_ticks.wrapping_add(1);
-            if !self.leaving_ticks.is_multiple_of(LEAVING_PACE) {
-                return;
-            }
         }
         self.peer.handle(Input::Tick);
         if !self.peer.is_leader() {
@@ -547,13 +534,8 @@ impl Node {
     }
 
     fn apply(&mut self, committed: Vec<Committed>) -> Result<(), NodeError> {
-        // Raft itself counts all of it as applied: with a change of members before it, it would not campaign.
-        let last = committed.last().map(|last| last.entry.index);
         for Committed { entry, proposal } in committed {
-            if self.leaving {
-                break;
-            }
-            let position = LogPosition { index: entry.index, term: entry.term };
+            self.applied = LogPosition { index: entry.index, term: entry.term };
             let conf_change = match entry.entry_type() {
                 EntryType::EntryNormal => None,
                 EntryType::EntryConfChange => return Err(NodeError::Members),
@@ -562,7 +544,6 @@ impl Node {
                 }
             };
             if conf_change.is_none() && entry.context.is_empty() {
-                self.applied = position;
                 self.state.replay(&entry.data)?;
                 self.outputs.extend(proposal.map(Output::Committed));
                 continue;
@@ -570,12 +551,9 @@ impl Node {
             let bytes = conf_change.as_ref().map_or(&entry.context, |change| &change.context);
             let change = MemberChange::decode(bytes).ok_or(NodeError::Members)?;
             let outcome = self.change_members(&change, conf_change);
-            if !self.leaving {
-                self.applied = position;
-            }
             self.outputs.extend(proposal.map(|number| Output::Changed(number & !CHANGE, outcome)));
         }
-        last.into_iter().for_each(|index| self.peer.handle(Input::Applied { index }));
+        self.peer.handle(Input::Applied { index: self.applied.index });
         Ok(())
     }
 
@@ -584,12 +562,11 @@ impl Node {
     fn change_members(&mut self, change: &MemberChange, conf_change: Option<ConfChangeV2>) -> Result<(), ChangeError> {
         let mut next = self.roster.clone();
         next.apply(change)?;
-        if next.find(self.id).is_none() {
-            self.leaving = true;
-            return Ok(());
-        }
         let (alone_before, voters_before) = (self.is_sole_voter(), self.roster.voters().count());
-        if let Some(change) = conf_change {
+        self.leaving |= next.find(self.id).is_none();
+        if let Some(change) = conf_change
+            && !self.leaving
+        {
             self.peer.handle(Input::ConfChanged { change, region: next.region() });
         }
         self.roster = next;
@@ -718,7 +695,7 @@ fn init(
     let own = metapb::Peer { id, store_id: id, ..metapb::Peer::default() };
     let mut region = roster.region();
     if roster.find(id).is_none() {
-        // It was removed, in a folder of a former version: it stands for nothing, and votes for others as long as they ask.
+        // It was removed: it stands for nothing, and votes for others as long as they ask.
         region.peers.push(metapb::Peer { role: metapb::PeerRole::Learner.into(), ..own });
     }
     PeerInit {

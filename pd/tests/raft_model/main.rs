@@ -5,7 +5,6 @@
 //! answered; all members apply the same. And when the adversary rests, a leader is there within seconds, and all members
 //! come to the same state.
 
-mod stories;
 mod world;
 
 use pd::raft::Faults;
