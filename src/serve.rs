@@ -106,6 +106,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Error> {
         region_heartbeat: config.pd_heartbeat,
         store_heartbeat: config.pd_store_heartbeat,
         config_json: config.to_json(),
+        spread: Default::default(),
         seed: 0,
     };
     let source = RocksSource::new(&config);

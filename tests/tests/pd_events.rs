@@ -187,6 +187,7 @@ fn config(cores: usize) -> NodeConfig {
         region_heartbeat: HOUR,
         store_heartbeat: HOUR,
         config_json: "{}".into(),
+        spread: Default::default(),
         seed: 1,
     }
 }

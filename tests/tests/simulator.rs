@@ -170,6 +170,17 @@ fn a_leader_whose_machine_was_suspended_does_not_read_by_its_old_lease() {
 }
 
 #[test]
+fn hot_regions_of_one_core_come_to_lie_on_both() {
+    let plan = Plan { focus: Focus::Quiet, ..Plan::default() };
+    for seed in 0..5 {
+        let spread = World::new(seed, plan).read_hot_regions_of_one_core(Duration::from_millis(200));
+        assert_eq!(spread, [2, 2], "seed {seed}");
+    }
+    let stayed = World::new(0, plan).read_hot_regions_of_one_core(Duration::ZERO);
+    assert_eq!(stayed, [0, 4], "without a look at the load");
+}
+
+#[test]
 fn the_same_seed_is_the_same_run_in_another_process() {
     let program = std::env::current_exe().expect("this program");
     for seed in [3, 4, 5] {

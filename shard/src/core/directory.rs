@@ -337,8 +337,9 @@ impl Directory {
     }
 
     /// The next move that evens out the number of regions: from the fullest shard to the emptiest, if they differ by
-    /// two or more. It picks the smallest region that is not pinned, since that one is the cheapest to copy.
-    pub fn next_balancing_move(&mut self, is_pinned: impl Fn(RegionId) -> bool) -> Option<MoveTicket> {
+    /// two or more. Of the regions that have a `price` there, which is what they would bring the shard to do, it takes the
+    /// one with the lowest, and of several the smallest, since that one is the cheapest to copy.
+    pub fn next_balancing_move(&mut self, price: impl Fn(RegionId, ShardId) -> Option<u64>) -> Option<MoveTicket> {
         let mut loads = self.loads();
         // What lies on a shard that takes part in no moves stays there.
         loads.retain(|shard, _| self.shards.contains(shard));
@@ -347,14 +348,11 @@ impl Directory {
         if high < low + 2 {
             return None;
         }
-        let region = self
-            .regions
-            .iter()
-            .filter(|(region, placement)| {
-                placement.shard == fullest && !self.is_bound(**region) && !is_pinned(**region)
-            })
-            .min_by_key(|(region, placement)| (placement.bytes, **region))
-            .map(|(region, _)| *region)?;
+        let here =
+            self.regions.iter().filter(|(region, placement)| placement.shard == fullest && !self.is_bound(**region));
+        let priced = here
+            .filter_map(|(region, placement)| price(*region, emptiest).map(|price| (price, placement.bytes, *region)));
+        let (_, _, region) = priced.min()?;
         self.reserve(region, emptiest)
     }
 }
@@ -449,7 +447,7 @@ mod tests {
         let claims = (1..=10).map(|region| claim(region, 0, 0)).collect();
         let (mut directory, _) = Directory::settle([ShardId(0), ShardId(1), ShardId(2)], claims, &BTreeMap::new());
         let mut moves = 0;
-        while let Some(ticket) = directory.next_balancing_move(|_| false) {
+        while let Some(ticket) = directory.next_balancing_move(|_, _| Some(0)) {
             directory.arrive(&ticket);
             directory.release(&ticket);
             moves += 1;
@@ -465,7 +463,11 @@ mod tests {
         let claims = (1..=10).map(|region| claim(region, u32::from(region > 2), 0)).chain([claim(11, 2, 0)]).collect();
         let (mut directory, _) = Directory::settle([ShardId(0), ShardId(2)], claims, &BTreeMap::new());
         assert_eq!(directory.reserve(RegionId(1), ShardId(1)), None);
-        assert_eq!(directory.next_balancing_move(|_| false), None, "2 and 1 are even; the 8 of shard 1 are nobody's");
+        assert_eq!(
+            directory.next_balancing_move(|_, _| Some(0)),
+            None,
+            "2 and 1 are even; the 8 of shard 1 are nobody's"
+        );
         assert_eq!(directory.placement(RegionId(5)).map(|p| p.shard), Some(ShardId(1)));
     }
 

@@ -64,6 +64,7 @@ impl<E: Engine> Shard<E> {
             // Another peer of the region has taken the place of the one that asked.
             return Err(RegionError::StaleCommand);
         }
+        peer.work.begin();
         Ok(RegionRead {
             region: peer.meta.region.clone(),
             snapshot: self.engine.snapshot(),

@@ -11,6 +11,7 @@ use super::directory::{MoveTicket, Tombstone};
 use super::error::RegionError;
 use super::orders::Order;
 use super::records::{ApplyingRecord, HomeRecord};
+use super::work::RegionWork;
 use crate::log::LogEntry;
 
 /// One letter in a core's mailbox.
@@ -333,6 +334,11 @@ pub enum Control {
     Metrics {
         /// The lines.
         reply: Reply<String>,
+    },
+    /// To every core: what your regions have cost since you were asked last, those left out that cost nothing.
+    TakeWork {
+        /// Over all shards of the core.
+        reply: Reply<Vec<RegionWork>>,
     },
     /// To every core: describe your shards, for the status page.
     Describe {

@@ -32,8 +32,10 @@ mod replication;
 mod shard;
 pub mod snapshots;
 mod split;
+pub mod spread;
 mod stall;
 mod turn;
+mod work;
 
 pub use compare::RegionHash;
 pub use config::{ShardConfig, SnapshotConfig};
@@ -54,3 +56,4 @@ pub use replication::{answer_absent, answer_merged};
 pub use shard::{Outlet, RegionRead, Shard, ShardMetrics};
 pub use split::{Measured, cuts_inside};
 pub use turn::ShardFailure;
+pub use work::RegionWork;

@@ -15,6 +15,7 @@ use super::mail::{RegionDescription, RegionReport};
 use super::merge::Merging;
 use super::meta::PeerMeta;
 use super::replication::Contacts;
+use super::work::Work;
 
 /// A follower is reported as down after so long without a word (`raftstore.max-peer-down-duration`).
 const PEER_DOWN_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
@@ -87,6 +88,8 @@ pub(crate) struct PeerState {
     /// latches and no locks in memory any more, so nothing is served in that term before all of it is applied.
     unsettled: Option<(u64, u64)>,
     pub(crate) traffic: Traffic,
+    /// What it has cost this core.
+    pub(crate) work: Work,
     /// Bytes and keys written since the size was measured.
     pub(crate) unmeasured: (u64, u64),
     pub(crate) measuring: bool,
@@ -131,6 +134,7 @@ impl PeerState {
             readable: false,
             waiting: BTreeMap::new(),
             traffic: Traffic::begin(),
+            work: Work::default(),
             unmeasured: (0, 0),
             measuring: false,
             contacts: Contacts::default(),

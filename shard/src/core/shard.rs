@@ -36,6 +36,7 @@ use super::planted::PlantedFault;
 use super::records::{ApplyingRecord, HomeRecord};
 use super::split::Measured;
 use super::turn::FlushMark;
+use super::work::RegionWork;
 use crate::engine::Engine;
 use crate::log::{HardState, LogEntry};
 
@@ -332,6 +333,7 @@ impl<E: Engine> Shard<E> {
             Err(error) if is_follower(&error) && self.config.is_planted(PlantedFault::FollowerReads) => {}
             checked => checked?,
         }
+        peer.work.begin();
         Ok(RegionRead {
             region: peer.meta.region.clone(),
             snapshot: self.engine.snapshot(),
@@ -345,6 +347,7 @@ impl<E: Engine> Shard<E> {
         if let Some(peer) = self.peers.borrow_mut().get_mut(&region) {
             peer.traffic.keys_read += keys;
             peer.traffic.bytes_read += bytes;
+            peer.work.carry(keys, bytes);
         }
     }
 
@@ -621,6 +624,14 @@ impl<E: Engine> Shard<E> {
         let some = rest.by_ref().take(limit).filter(|(_, peer)| peer.leads() && peer.members_durable);
         let reports = some.map(|(_, peer)| peer.report(self.id)).collect();
         (reports, rest.next().map(|(region, _)| *region))
+    }
+
+    /// What each region here has cost since the last call, those left out that cost nothing.
+    pub fn take_work(&self) -> Vec<RegionWork> {
+        let peers = self.peers.borrow();
+        let work =
+            peers.iter().map(|(region, peer)| RegionWork { shard: self.id, region: *region, work: peer.work.take() });
+        work.filter(|counted| counted.work > 0).collect()
     }
 
     /// Estimated bytes of each region that is here and does not lead.

@@ -592,6 +592,8 @@ impl<E: Engine> Shard<E> {
             peer.unmeasured.1 += effect.keys;
             peer.traffic.bytes_written += effect.bytes;
             peer.traffic.keys_written += effect.keys;
+            peer.work.begin();
+            peer.work.carry(effect.keys, effect.bytes);
             let mut done = Done { index: entry.index, ..Default::default() };
             let mut result = Ok(());
             match effect.outcome {

@@ -12,6 +12,7 @@ use executor::{Class, MailReceiver};
 use futures_util::FutureExt as _;
 use proto::{metapb, pdpb, raft_serverpb};
 
+use super::balance::{self, Balancing};
 use super::heartbeats::{ask_for_reports, region_heartbeats, report_splits, store_heartbeats};
 use super::ident::identify;
 use super::pd_events::PdEvents;
@@ -21,7 +22,7 @@ use super::{
     status,
 };
 use crate::core::directory::{Claim, Directory, MoveTicket, Occupied, Placement, Tombstones, bury};
-use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent, answer_merged};
+use crate::core::{Control, CoreHost, CoreMail, NodeShared, Reply, Route, answer_absent, answer_merged, core_of};
 use crate::engine::Engine;
 use crate::pd_client::{PdClient, PdClientError, StoreStart};
 
@@ -30,9 +31,6 @@ pub(crate) const ANNOUNCED_VERSION: &str = "8.1.0";
 
 /// Of a cluster's first region.
 const FIRST_EPOCH: metapb::RegionEpoch = metapb::RegionEpoch { conf_ver: 1, version: 1 };
-
-/// How often the balancer looks when nobody wakes it.
-const BALANCE_PERIOD: Duration = Duration::from_secs(1);
 
 /// Pause before PD is asked again at the start.
 const PD_PAUSE: Duration = Duration::from_millis(500);
@@ -43,6 +41,7 @@ pub(crate) struct CoreZero<E: Engine> {
     pd: OnceCell<PdClient>,
     host: OnceCell<Rc<CoreHost<E>>>,
     pub(super) traffic: Traffic,
+    pub(super) balancing: Balancing,
     pub(super) wake_balancer: executor::Notify,
     /// Splits that PD has not been told of yet, in order. Bounded by the splits that one round trip to PD lets happen.
     pub(super) splits: RefCell<VecDeque<(ShardId, Vec<metapb::Region>)>>,
@@ -171,7 +170,8 @@ async fn do_duties<S: EngineSource>(
             Class::Background,
             status::serve(node.clone(), host.clone(), ident.clone(), status_listener),
         ),
-        executor::spawn_local(Class::Background, balance(zero.clone())),
+        executor::spawn_local(Class::Background, balance::carry_out_moves(zero.clone())),
+        executor::spawn_local(Class::Background, balance::watch_load(zero.clone(), node.config.spread.beat)),
         executor::spawn_local(Class::Background, report_splits(zero.clone())),
         executor::spawn_local(Class::Background, disk::watch(node.clone(), zero.clone())),
         executor::spawn_local(Class::Background, store_heartbeats(node.clone(), zero.clone(), started)),
@@ -231,6 +231,7 @@ async fn start<S: EngineSource>(
             _ => return Err(NodeError::Stopped),
         }
     }
+    zero.balancing.begin(node.config.spread, shards.iter().map(|shard| (*shard, core_of(*shard, node.mail.len()))));
     let (directory, erase) = Directory::settle(shards, claims, &all_buried);
     let routes: Vec<Route> = directory.routes().map(|(region, shard)| (region, Some(shard))).collect();
     *zero.directory.borrow_mut() = directory;
@@ -293,6 +294,7 @@ impl<E: Engine> CoreZero<E> {
             pd: OnceCell::new(),
             host: OnceCell::new(),
             traffic: Traffic::default(),
+            balancing: Balancing::default(),
             wake_balancer: executor::Notify::new(),
             splits: RefCell::default(),
             unannounced: RefCell::default(),
@@ -524,22 +526,6 @@ impl<E: Engine> CoreZero<E> {
         u32::try_from(self.directory.borrow().snapshots_under_way()).unwrap_or(u32::MAX)
     }
 
-    /// Waits for a while of this node's own, if the region may have members elsewhere; nothing if it does not move then.
-    async fn put_off(&self, ticket: MoveTicket) -> Option<MoveTicket> {
-        if !self.replicates.get() {
-            return Some(ticket);
-        }
-        self.directory.borrow_mut().release(&ticket);
-        let store = self.host().map_or(0, |host| host.node.store.0);
-        let draw = base::hash::fold(store, executor::with_rng(base::Prng::next_u64));
-        executor::sleep(Duration::from_millis(draw % STAGGER_MS)).await;
-        // It may have been moved, merged or removed meanwhile.
-        if self.is_pinned(ticket.region) {
-            return None;
-        }
-        self.directory.borrow_mut().reserve(ticket.region, ticket.target)
-    }
-
     fn arrived(&self, ticket: &MoveTicket) {
         self.directory.borrow_mut().arrive(ticket);
         self.broadcast(&[(ticket.region, Some(ticket.target))]);
@@ -559,35 +545,6 @@ impl<E: Engine> CoreZero<E> {
 
 /// No request waits longer for a lock (`pessimistic-txn.wait-for-lock-timeout`, and some for the way of the letters).
 const WAIT_LASTS: Duration = Duration::from_millis(1500);
-
-/// A move of a node whose regions have members elsewhere is put off for up to so long, by chance.
-const STAGGER_MS: u64 = 500;
-
-/// Evens out the number of regions per shard, one move at a time.
-///
-/// A split makes all nodes of a region want the same move at the same moment, and a peer is deaf while it moves: so that they
-/// do not all do it at once, and leave the region without a quorum, each waits for a while of its own.
-async fn balance<E: Engine>(zero: Rc<CoreZero<E>>) {
-    loop {
-        let ticket = zero.directory.borrow_mut().next_balancing_move(|region| zero.is_pinned(region));
-        let Some(ticket) = ticket else {
-            futures_util::select_biased! {
-                () = zero.wake_balancer.notified().fuse() => {}
-                () = executor::sleep(BALANCE_PERIOD).fuse() => {}
-            }
-            continue;
-        };
-        let Some(ticket) = zero.put_off(ticket).await else { continue };
-        match zero.carry_out(&ticket).await {
-            Some(Ok(())) => tracing::debug!(?ticket, "region moved"),
-            Some(Err(error)) => {
-                tracing::debug!(?ticket, %error, "region stays");
-                executor::sleep(Duration::from_millis(100)).await;
-            }
-            None => return,
-        }
-    }
-}
 
 /// Hands each connection to the core with the fewest.
 fn accept<S: EngineSource>(node: &Node<S>, host: &CoreHost<S::Engine>) -> net::Acceptor {

@@ -87,6 +87,9 @@ pub(super) fn read<S: EngineSource>(
                 });
             }
             Control::ComputeHash { region, reply } => compare::begin(&handler_host, region, reply),
+            Control::TakeWork { reply } => {
+                reply.send(handler_host.shards().iter().flat_map(|shard| shard.take_work()).collect());
+            }
             Control::Describe { reply } => {
                 let core = handler_host.core;
                 reply.send(handler_host.shards().iter().map(|shard| shard.describe(core)).collect());
@@ -95,6 +98,7 @@ pub(super) fn read<S: EngineSource>(
                 let mut text = status::metrics_text(&handler_host, &metrics, &service);
                 if let Some(zero) = &zero {
                     zero.pd_events.metrics_text(&mut text);
+                    zero.balancing.metrics_text(&mut text);
                 }
                 reply.send(text);
             }

@@ -11,6 +11,7 @@
 //!
 //! [`run_core`] is the main of each core, on every backend.
 
+mod balance;
 mod core_zero;
 mod damage;
 mod disk;
@@ -35,6 +36,7 @@ use executor::{Class, MailReceiver, MailSender};
 use proto::rpc::LocalFuture;
 
 use crate::core::directory::{Claim, Tombstones};
+use crate::core::spread::SpreadConfig;
 use crate::core::{
     ApiMode, Control, CoreHost, CoreMail, CoreOutlet, DiskUsage, LineFaults, Lines, NodeShared, Opened, ShardConfig,
     SnapshotConfig, core_of, reply,
@@ -89,6 +91,8 @@ pub struct NodeConfig {
     pub store_heartbeat: std::time::Duration,
     /// The document that the status port gives as `/config`.
     pub config_json: String,
+    /// When regions change their core because of load.
+    pub spread: SpreadConfig,
     /// Draws of this node: election time-outs and the like.
     pub seed: u64,
 }

@@ -12,6 +12,7 @@ mod linear;
 mod orders;
 pub mod planted;
 mod scripts;
+mod spread;
 mod trouble;
 mod twins;
 mod watch;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use base::{Prng, RegionId, StoreId};
 use executor::sim::{Link, Sim, SimConfig, SimNode};
 use executor::{Io, IoKind};
+use shard::core::spread::SpreadConfig;
 use shard::core::{ApiMode, LineFaults, PlantedFault, ShardConfig, SnapshotConfig};
 use shard::node::{DiskConfig, Node, NodeConfig, NodeReady, run_core};
 
@@ -103,6 +104,9 @@ impl World {
         config.shard.leader_missing = Duration::from_millis(prng.range(2000, 20_000));
         config.shard.planted = plan.planted;
         config.shard.merges = plan.merges;
+        if !is_quiet && prng.one_in(2) {
+            config.spread = odd_spread(&mut prng);
+        }
         config.log.planted_no_sync = plan.planted == Some(PlantedFault::NoSync);
         let mut nodes = vec![Member { sim: node, twins, config: config.clone(), serves: Arc::default() }];
         for number in 1..plan.nodes {
@@ -381,9 +385,11 @@ impl World {
     }
 
     pub(super) fn start_node(&mut self, at: usize) {
-        let cores = if self.plan.focus == Focus::Quiet { 1 } else { self.prng.range(1, 5) as usize };
         let mut config = self.nodes[at].config.clone();
-        config.cores = cores;
+        if self.plan.focus != Focus::Quiet {
+            config.cores = self.prng.range(1, 5) as usize;
+        }
+        let cores = config.cores;
         config.seed = self.prng.next_u64();
         let io = Io { kind: IoKind::Sim, reason: "simulated".into(), direct_files: true };
         let serves = self.nodes[at].serves.clone();
@@ -569,6 +575,7 @@ fn node_config(prng: &mut Prng) -> NodeConfig {
         region_heartbeat: Duration::from_secs(5),
         store_heartbeat: Duration::from_secs(10),
         config_json: "{}".into(),
+        spread: Default::default(),
         seed: 0,
     }
 }
@@ -594,6 +601,17 @@ fn odd_snapshots(seed: u64) -> SnapshotConfig {
     };
     let small_bytes = [0, prng.range(1, 4000), SnapshotConfig::default().small_bytes][prng.below(3) as usize];
     SnapshotConfig { bytes_per_second, small_bytes }
+}
+
+/// Regions that change their cores often.
+fn odd_spread(prng: &mut Prng) -> SpreadConfig {
+    SpreadConfig {
+        beat: Duration::from_millis(prng.range(100, 2000)),
+        beats: prng.range(1, 4) as u32,
+        above_percent: prng.range(101, 140),
+        work_min: prng.range(1, 100),
+        rest: Duration::from_millis(prng.range(500, 20_000)),
+    }
 }
 
 /// Messages that come late: what they say may not be true any more.
