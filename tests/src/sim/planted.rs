@@ -57,6 +57,7 @@ fn story(fault: PlantedFault) -> Option<Fault> {
         PlantedFault::VoteAtOnce => Some(Fault::RestartBehindCut),
         PlantedFault::VoteBeforePersist => Some(Fault::LoseVote),
         PlantedFault::LeaseTooLong => Some(Fault::CutUntilReplaced),
+        PlantedFault::LeaseByOneClock => Some(Fault::Pause),
         PlantedFault::LeaseFromReceipt => Some(Fault::LateAnswers),
         PlantedFault::TransferKeepsLease => Some(Fault::HandOverBehindSlowLink),
         _ => None,
