@@ -57,6 +57,8 @@ pub struct Peer {
     /// Last index handed out to apply.
     handed_out: u64,
     loss_reported: bool,
+    /// Questions of others that this leader has taken in.
+    questions_taken: u64,
 }
 
 impl Peer {
@@ -88,6 +90,7 @@ impl Peer {
             applying_bytes: 0,
             handed_out: init.applied.index,
             loss_reported: false,
+            questions_taken: 0,
         })
     }
 
@@ -194,6 +197,7 @@ impl Peer {
             {
                 return;
             }
+            MessageType::MsgReadIndex if self.is_leader() => self.rename_question(&mut message),
             MessageType::MsgAppend if self.applying_bytes > self.config.applying_bytes_max => {
                 // The leader sees what matches, and tries again after its next heartbeat.
                 message.entries.clear();
@@ -202,6 +206,19 @@ impl Peer {
         }
         // Errors say that the sender is no member, or that the message is not for a peer; there is nobody to tell.
         let _ = self.node.step(message);
+    }
+
+    /// A question comes again under its old name when its asker has waited for long, or since the network doubled it, and
+    /// may do so after it was answered. raft-rs would take what members have said to the first one for a word on the second,
+    /// and on every question of this leader that came between the two: it would read by a lease that nobody has granted. So
+    /// each gets a name of its own; the asker looks at the beginning alone.
+    fn rename_question(&mut self, message: &mut Message) {
+        self.questions_taken += 1;
+        if let Some(question) = message.entries.first_mut() {
+            let mut name = BytesMut::from(&question.data[..]);
+            name.put_u64(self.questions_taken);
+            question.data = name.freeze();
+        }
     }
 
     /// Nobody may fill the log with such lines, so only what says that data was lost is loud, and once.

@@ -118,11 +118,13 @@ impl Peer {
     }
 }
 
-/// The caller's name for a read, if its context says that it is one of this peer's.
+/// The caller's name for a read, if its context says that it is one of this peer's. A leader that is another peer has added
+/// a number of its own to it.
 fn own_read(peer: u64, context: &[u8]) -> Option<u64> {
-    let (owner, id) = context.split_first_chunk::<8>()?;
+    let (owner, rest) = context.split_first_chunk::<8>()?;
     (u64::from_be_bytes(*owner) == peer).then_some(())?;
-    Some(u64::from_be_bytes(id.try_into().ok()?))
+    let (id, _) = rest.split_first_chunk::<8>()?;
+    Some(u64::from_be_bytes(*id))
 }
 
 #[cfg(test)]
@@ -136,5 +138,7 @@ mod tests {
         assert_eq!(own_read(3, &context), Some(9));
         assert_eq!(own_read(4, &context), None);
         assert_eq!(own_read(3, &context[..12]), None);
+        context.extend(1u64.to_be_bytes());
+        assert_eq!(own_read(3, &context), Some(9), "with what a leader has added");
     }
 }
