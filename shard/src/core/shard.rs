@@ -133,6 +133,8 @@ pub struct ShardMetrics {
     pub divergence_total: Cell<u64>,
     /// Snapshots that were begun.
     pub snapshots_sent_total: Cell<u64>,
+    /// Bytes of keys and values that were read for them, each when its part of the node's bandwidth came.
+    pub snapshot_read_bytes_total: Cell<u64>,
     /// Entries of other leaders that were not taken because the disk is exhausted.
     pub disk_refused_total: Cell<u64>,
     /// Times that the log took too long for its leaders to stay.

@@ -17,7 +17,7 @@
 //! What bounds them, so that those who wait for answers notice little: they run in class background, whose helpers are at
 //! most half of all; what is read for one, and what is written of one, is taken out of the node's bandwidth for snapshots
 //! ([`NodeShared::snapshot_io`](super::NodeShared)), before it is sent and before it is written, and it is their own tasks
-//! that wait; a shard sends [`SENDING_MAX`] at a time, a node takes in as many as its directory lets in.
+//! that wait; a shard sends `SENDING_MAX` at a time, a node takes in as many as its directory lets in.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -185,7 +185,9 @@ impl<E: Engine> Shard<E> {
                         .map_err(SnapshotError::Engine)?;
                 from = next;
                 let mut piece = raft_serverpb::RaftSnapshotData::default();
-                take_share(&io, entries.iter().map(|(_, key, value)| key.len() + value.len()).sum()).await;
+                let bytes = entries.iter().map(|(_, key, value)| key.len() + value.len()).sum();
+                take_share(&io, bytes).await;
+                add(&self.metrics.snapshot_read_bytes_total, bytes as u64);
                 for (cf, key, value) in entries {
                     sum.take(&key, &value);
                     piece.data.push(raft_serverpb::KeyValue { key: named(cf.index(), &key), value });

@@ -201,7 +201,7 @@ pub(super) fn metrics_text<E: Engine>(host: &CoreHost<E>, net: &NetMetrics, serv
     for shard in host.shards() {
         let label = format!(",shard=\"{}\"", shard.id.0);
         let metrics = &shard.metrics;
-        let counters: [(&str, &Cell<u64>); 17] = [
+        let counters: [(&str, &Cell<u64>); 20] = [
             ("basalt_shard_turns_total", &metrics.turns_total),
             ("basalt_shard_proposals_total", &metrics.proposals_total),
             ("basalt_shard_applied_total", &metrics.applied_total),
@@ -211,6 +211,9 @@ pub(super) fn metrics_text<E: Engine>(host: &CoreHost<E>, net: &NetMetrics, serv
             ("basalt_shard_splits_total", &metrics.splits_total),
             ("basalt_shard_moves_in_total", &metrics.moves_in_total),
             ("basalt_shard_read_index_total", &metrics.read_index_total),
+            ("basalt_shard_ingests_total", &metrics.ingests_total),
+            ("basalt_shard_snapshots_sent_total", &metrics.snapshots_sent_total),
+            ("basalt_shard_snapshot_read_bytes_total", &metrics.snapshot_read_bytes_total),
             ("basalt_shard_divergence_total", &metrics.divergence_total),
             ("basalt_shard_disk_refused_total", &metrics.disk_refused_total),
             ("basalt_shard_log_stalls_total", &metrics.log_stalls_total),
