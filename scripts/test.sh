@@ -40,5 +40,5 @@ step "raft log" suites log_crash log_damage log_files log_model log_size
 step "engine and recovery" suites engine_differential engine_twin engine_rocks recovery_model shard_size spread_scripts
 step "placement driver" suites service etcd sim newer_calls calls scripts schedule_model gc_model raft_model group members
 step "simulator" suites simulator pd_events
-step "wire and process tests" suites readme raw_api txn_api rpc batch_commands bad_input forbidden_uring durability damaged_log crash three_nodes pd_members replica_read consistency tls operations disk_full disk_trouble namespaces
+step "wire and process tests" suites readme raw_api txn_api rpc batch_commands bad_input forbidden_uring durability damaged_log crash three_nodes snapshots pd_members replica_read consistency tls operations disk_full disk_trouble namespaces
 step "the same over mutual TLS" env BASALT_TLS=1 cargo test --release --workspace --test=raw_api --test=txn_api --test=pd_members
