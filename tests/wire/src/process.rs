@@ -109,7 +109,8 @@ pub struct Start {
 /// If it is not there.
 pub fn binary() -> PathBuf {
     let own = std::env::current_exe().expect("the path of this program");
-    let folder = own.parent().and_then(|deps| if deps.ends_with("deps") { deps.parent() } else { Some(deps) });
+    let is_below = |folder: &Path| folder.ends_with("deps") || folder.ends_with("examples");
+    let folder = own.parent().and_then(|folder| if is_below(folder) { folder.parent() } else { Some(folder) });
     let binary = folder.expect("a folder").join("basalt");
     assert!(binary.exists(), "{} is missing: run `cargo build --release --bin basalt` first", binary.display());
     binary
