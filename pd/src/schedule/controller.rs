@@ -483,15 +483,24 @@ mod tests {
         assert!(!small.controller.is_free(1, small.now), "it rests a while");
     }
 
-    #[test]
-    fn a_merge_that_was_not_asked_for_yet_ends_with_its_range() {
+    fn voters() -> [proto::metapb::Peer; 3] {
+        [voter(1), voter(2), voter(3)]
+    }
+
+    /// Regions 1 and 2 side by side, and an operator that is to merge the first into the second.
+    fn about_to_merge() -> Small {
         let mut small = Small::new(3);
-        let peers = [voter(1), voter(2), voter(3)];
-        small.report(beat(1, ("", "m"), 1, &peers));
-        small.report(beat(2, ("m", ""), 1, &peers));
+        small.report(beat(1, ("", "m"), 1, &voters()));
+        small.report(beat(2, ("m", ""), 1, &voters()));
         let merge = Plan::new(1, "merge", Kind::Merge, vec![Step::Merge { target: 2 }]);
         small.with(|controller, cluster| controller.admit(cluster, merge)).expect("admitted");
-        let mut split = beat(1, ("k", "m"), 1, &peers);
+        small
+    }
+
+    #[test]
+    fn a_merge_that_was_not_asked_for_yet_ends_with_its_range() {
+        let mut small = about_to_merge();
+        let mut split = beat(1, ("k", "m"), 1, &voters());
         let epoch = proto::metapb::RegionEpoch { conf_ver: 1, version: 2 };
         split.region.as_mut().expect("a region").region_epoch = Some(epoch);
         small.report(split);
@@ -501,17 +510,12 @@ mod tests {
 
     /// What becomes of a merge whose source reports these epochs (`conf_ver`, `version`), each some seconds after its start.
     fn merge_through(reports: &[(u64, (u64, u64))]) -> Vec<bool> {
-        let mut small = Small::new(3);
-        let peers = [voter(1), voter(2), voter(3)];
-        small.report(beat(1, ("", "m"), 1, &peers));
-        small.report(beat(2, ("m", ""), 1, &peers));
-        let merge = Plan::new(1, "merge", Kind::Merge, vec![Step::Merge { target: 2 }]);
-        small.with(|controller, cluster| controller.admit(cluster, merge)).expect("admitted");
+        let mut small = about_to_merge();
         assert!(observe(&mut small).is_some());
         let step = |(after, (conf_ver, version)): &(u64, (u64, u64))| {
             small.now = NOW + Duration::from_secs(*after);
             small.stores.values_mut().for_each(|store| store.heard = small.now);
-            let mut report = beat(1, ("", "m"), *conf_ver, &peers);
+            let mut report = beat(1, ("", "m"), *conf_ver, &voters());
             let epoch = proto::metapb::RegionEpoch { conf_ver: *conf_ver, version: *version };
             report.region.as_mut().expect("a region").region_epoch = Some(epoch);
             small.report(report);
