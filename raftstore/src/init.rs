@@ -36,7 +36,7 @@ pub struct PeerInit {
     /// the log was purged, and it is taken as truncated at `applied`.
     pub entries: Vec<Entry>,
     /// For so many ticks a member of a group with several voters neither votes nor campaigns: before it stopped it may
-    /// have granted a lease that it has forgotten. The longest lease, in ticks.
+    /// have granted a lease that it has forgotten. The longest lease, in ticks. A transfer of leadership goes around that.
     pub quiet_ticks: u32,
     /// Election time-outs are drawn from this, the peer id and the term.
     pub seed: u64,

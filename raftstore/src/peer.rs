@@ -186,8 +186,9 @@ impl Peer {
             return self.refused(&message, refusal);
         }
         match message.msg_type() {
+            // Whoever led has given its lease up before it orders a transfer.
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
-                if self.quiet_ticks > 0 && !self.is_sole_voter() =>
+                if self.quiet_ticks > 0 && !self.is_sole_voter() && message.context != raft::CAMPAIGN_TRANSFER =>
             {
                 return;
             }

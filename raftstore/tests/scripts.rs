@@ -246,6 +246,14 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
             }
         }
         "drop" => cluster.net.clear(),
+        "hold" => {
+            let (held, rest) =
+                std::mem::take(&mut cluster.net).into_iter().partition(|message| message.from == words.number(1));
+            cluster.net = rest;
+            cluster.held.extend(Vec::from_iter(held));
+        }
+        "double" => cluster.held.extend(cluster.net.iter().cloned()),
+        "release" => cluster.net.append(&mut cluster.held),
         "settle" => cluster.settle(),
         "isolate" => drop(cluster.isolated.insert(words.number(1))),
         "heal" => cluster.isolated.clear(),

@@ -19,6 +19,8 @@ pub(crate) struct Cluster {
     /// Messages on their way, oldest first.
     pub(crate) net: Vec<Message>,
     /// Peers that nothing reaches and that reach nothing.
+    /// Messages that are late.
+    pub(crate) held: Vec<Message>,
     pub(crate) isolated: BTreeSet<u64>,
     pub(crate) seed: u64,
 }
@@ -42,7 +44,7 @@ impl Cluster {
             let node = Node::first(region, peer, config, seed);
             (peer.id, node)
         });
-        Cluster { nodes: nodes.collect(), net: Vec::new(), isolated: BTreeSet::new(), seed }
+        Cluster { nodes: nodes.collect(), net: Vec::new(), held: Vec::new(), isolated: BTreeSet::new(), seed }
     }
 
     pub(crate) fn node(&mut self, id: u64) -> &mut Node {
