@@ -114,6 +114,8 @@ pub enum Control {
     Move {
         /// What goes where.
         ticket: MoveTicket,
+        /// It goes without a leader of its group, too.
+        at_once: bool,
         /// Whether it arrived.
         reply: Reply<Result<(), MoveError>>,
     },

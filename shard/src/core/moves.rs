@@ -13,8 +13,8 @@
 //! ```
 //!
 //! A peer that is alone in its group has applied all of its log before it goes, and serves no write meanwhile. One of
-//! several is deaf on its way, as if its node were slow: its group goes on without it. If it led, another one leads
-//! before it goes, and it asks for the leadership back when it has arrived.
+//! several is deaf on its way, as if its node were slow: its group goes on without it. Another one leads before it goes,
+//! and if it led itself, it asks for the leadership back when it has arrived.
 //!
 //! A crash before the home record leaves data outside of all regions at the target, which recovery erases. A crash
 //! after it leaves two copies, of which the higher move number wins. The flush at the end makes a return to the source
@@ -43,19 +43,20 @@ use crate::log::LogEntry;
 
 /// Bytes of keys and values per piece.
 const PIECE_BYTES: usize = 256 << 10;
-/// How long a leader tries to have another member lead before its move is given up, and between two tries.
+/// How long another member may take to lead before a move is given up, and the time between two looks.
 const STEP_DOWN_LIMIT: Duration = Duration::from_secs(3);
 const STEP_DOWN_PAUSE: Duration = Duration::from_millis(20);
 
 type Entries = Vec<(Cf, Bytes, Bytes)>;
 
-/// Moves `ticket.region` away from a shard of this core. When this returns, the move is over on both sides.
+/// Moves `ticket.region` away from a shard of this core. When this returns, the move is over on both sides. `at_once`:
+/// though its group has no leader, as the source of a merge may have outlived its group.
 ///
 /// # Errors
 /// See [`MoveError`]. The region serves at the source again, unless the target is ending, and the process with it.
-pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -> Result<(), MoveError> {
+pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket, at_once: bool) -> Result<(), MoveError> {
     let source = host.shard(ticket.source).ok_or(RegionError::RegionNotFound(ticket.region))?;
-    let led = step_down(&source, ticket.region).await?;
+    let led = step_down(&source, ticket.region, at_once).await?;
     let (reply, answer) = oneshot::channel();
     source.push(Input::Freeze { region: ticket.region, reply });
     let mut departure = answer.await.map_err(|_| MoveError::Closing)?.inspect_err(|_| {
@@ -83,17 +84,23 @@ pub async fn move_away<E: Engine>(host: &Rc<CoreHost<E>>, ticket: &MoveTicket) -
 }
 
 /// Has another member lead, if this one does and there are others; whether it did.
-async fn step_down<E: Engine>(source: &Rc<Shard<E>>, region: RegionId) -> Result<bool, MoveError> {
+///
+/// Its group is to have a leader before it goes: an election may want its vote, and a new leader its first answer.
+async fn step_down<E: Engine>(source: &Rc<Shard<E>>, region: RegionId, at_once: bool) -> Result<bool, MoveError> {
     let begun = executor::now();
     let mut led = false;
     loop {
         let heir = {
             let peers = source.peers.borrow();
             let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
-            if !peer.leads() || peer.raft.is_sole_voter() {
+            let is_led = peer.leader.is_some();
+            if peer.raft.is_sole_voter() || (!peer.leads() && (is_led || (at_once && !led))) {
                 return Ok(led);
             }
-            peer.heir()
+            if !led && !is_led {
+                return Err(RegionError::NotLeader { region, leader: None }.into());
+            }
+            peer.heir().filter(|_| peer.leads())
         };
         if executor::now().since(begun) > STEP_DOWN_LIMIT {
             return Err(RegionError::ServerIsBusy { reason: "nobody else can lead".into(), backoff_ms: 1000 }.into());
@@ -240,8 +247,8 @@ pub fn handle<E: Engine>(host: &Rc<CoreHost<E>>, control: Control) {
     let host = host.clone();
     executor::spawn_local(Class::Background, async move {
         match control {
-            Control::Move { ticket, reply } => {
-                let result = move_away(&host, &ticket).await;
+            Control::Move { ticket, at_once, reply } => {
+                let result = move_away(&host, &ticket, at_once).await;
                 reply.send(result);
             }
             Control::MovePrepare { shard, start, end, reply } => {

@@ -20,6 +20,9 @@ use base::{CoreId, Instant, RegionId, ShardId};
 
 use super::work::RegionWork;
 
+/// How long a region is left alone that could not move. An election is over by then.
+const STAYS_FOR: Duration = Duration::from_secs(2);
+
 /// When regions move because of load. See [`Spread`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpreadConfig {
@@ -103,8 +106,17 @@ impl Spread {
 
     /// `region` moves now, whatever for: it is left alone for a while.
     pub fn moves(&mut self, now: Instant, region: RegionId) {
+        self.rests_for(now, region, self.config.rest);
+    }
+
+    /// `region` could not move: others go first.
+    pub fn stays(&mut self, now: Instant, region: RegionId) {
+        self.rests_for(now, region, STAYS_FOR);
+    }
+
+    fn rests_for(&mut self, now: Instant, region: RegionId, rest: Duration) {
         self.rests.retain(|_, until| now < *until);
-        self.rests.insert(region, now + self.config.rest);
+        self.rests.insert(region, now + rest);
     }
 
     /// What the move of `region` to `target` would bring there; nothing if it is to stay, since it has just moved or would

@@ -137,7 +137,7 @@ pub(super) async fn carry_out_moves<E: Engine>(zero: Rc<CoreZero<E>>) {
             continue;
         };
         let Some(ticket) = zero.put_off(ticket).await else { continue };
-        match zero.carry_out(&ticket).await {
+        match zero.carry_out(&ticket, false).await {
             Some(Ok(())) => {
                 tracing::debug!(?ticket, is_for_load, "region moved");
                 let balancing = &zero.balancing;
@@ -147,6 +147,7 @@ pub(super) async fn carry_out_moves<E: Engine>(zero: Rc<CoreZero<E>>) {
             }
             Some(Err(error)) => {
                 tracing::debug!(?ticket, %error, "region stays");
+                zero.balancing.spread.borrow_mut().stays(executor::now(), ticket.region);
                 executor::sleep(FAILED_PAUSE).await;
             }
             None => return,

@@ -60,7 +60,7 @@ impl<E: Engine> CoreZero<E> {
         let Some(ticket) = ticket else { return };
         let zero = self.clone();
         executor::spawn_local(Class::Background, async move {
-            match zero.carry_out(&ticket).await {
+            match zero.carry_out(&ticket, true).await {
                 Some(Ok(())) => tracing::debug!(?ticket, "a source has come to its target"),
                 Some(Err(error)) => tracing::debug!(?ticket, %error, "a source stays"),
                 None => {}
@@ -90,11 +90,11 @@ impl<E: Engine> CoreZero<E> {
         }
     }
 
-    /// Carries a reserved move out; `None` if the node is closing.
-    pub(super) async fn carry_out(&self, ticket: &MoveTicket) -> Option<Result<(), MoveError>> {
+    /// Carries a reserved move out, `at_once` though its group has no leader; `None` if the node is closing.
+    pub(super) async fn carry_out(&self, ticket: &MoveTicket, at_once: bool) -> Option<Result<(), MoveError>> {
         let host = self.host().ok()?;
         let (reply, answer) = reply();
-        host.control(host.core_of(ticket.source), Control::Move { ticket: ticket.clone(), reply });
+        host.control(host.core_of(ticket.source), Control::Move { ticket: ticket.clone(), at_once, reply });
         let result = answer.wait().await;
         self.directory.borrow_mut().release(ticket);
         result

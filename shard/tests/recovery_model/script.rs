@@ -407,7 +407,7 @@ impl<S: Store> Script<S> {
             move_number: after.move_number,
         };
         let number = self.begin(vec![before], vec![after]);
-        moves::move_away(&self.life.host, &ticket).await.map_err(|error| format!("move: {error}"))?;
+        moves::move_away(&self.life.host, &ticket, true).await.map_err(|error| format!("move: {error}"))?;
         self.done(number, "move")
     }
 
