@@ -1,5 +1,6 @@
 //! `basalt ctl consistency`: have all replicas of a region hash their data at the same entry, and compare.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use proto::{metapb, pdpb};
@@ -38,12 +39,20 @@ impl Cluster {
         let request = pdpb::GetAllStoresRequest { header: self.header(), ..Default::default() };
         let stores = self.pd.get_all_stores(call(), &request).await?.stores;
         let (mut same, mut different, mut unknown) = (0, 0, 0);
-        for found in self.all_regions().await? {
-            let Some(meta) = found.region else { continue };
-            if region.is_some_and(|region| region != meta.id) {
+        let is_asked = |meta: &metapb::Region| region.is_none_or(|region| region == meta.id);
+        let found = self.all_regions().await?.into_iter().filter_map(|found| found.region);
+        let mut left: VecDeque<metapb::Region> = found.filter(is_asked).collect();
+        while let Some(meta) = left.pop_front() {
+            let verdict = compare(&stores, &meta, self.channels.tls.as_ref()).await;
+            if let Verdict::Unknown(_) = verdict
+                && let Some(heir) = self.heir(&meta).await?
+            {
+                println!("region {}: has merged into region {}", meta.id, heir.id);
+                if left.iter().all(|next| next.id != heir.id) {
+                    left.push_back(heir);
+                }
                 continue;
             }
-            let verdict = compare(&stores, &meta, self.channels.tls.as_ref()).await;
             println!("region {}: {}", meta.id, describe(&verdict));
             match verdict {
                 Verdict::Same { .. } => same += 1,
@@ -57,6 +66,17 @@ impl Cluster {
             (0, unknown) => Err(format!("{unknown} regions could not be compared").into()),
             (different, _) => Err(format!("replicas of {different} regions differ").into()),
         }
+    }
+
+    /// The region that has the keys of `gone`, if that is there no more.
+    async fn heir(&self, gone: &metapb::Region) -> Result<Option<metapb::Region>, Error> {
+        let request = pdpb::GetRegionByIdRequest { header: self.header(), region_id: gone.id, ..Default::default() };
+        if self.pd.get_region_by_id(call(), &request).await?.region.is_some() {
+            return Ok(None);
+        }
+        let request =
+            pdpb::GetRegionRequest { header: self.header(), region_key: gone.start_key.clone(), ..Default::default() };
+        Ok(self.pd.get_region(call(), &request).await?.region)
     }
 
     async fn all_regions(&self) -> Result<Vec<pdpb::Region>, Error> {
@@ -128,29 +148,36 @@ async fn hashes(
     region: &metapb::Region,
     tls: Option<&net::Tls>,
 ) -> Result<(u64, Vec<(u64, Value)>), Error> {
+    let limit = executor::now() + HASH_LIMIT;
     let mut addresses = Vec::new();
     for peer in &region.peers {
         let store = stores.iter().find(|store| store.id == peer.store_id);
         let store = store.ok_or_else(|| format!("store {} is unknown", peer.store_id))?;
         addresses.push((store.id, store.status_address.clone()));
     }
-    let index = order(&addresses, region.id, tls).await?;
-    let limit = executor::now() + HASH_LIMIT;
-    let mut found = Vec::new();
-    for (store, address) in addresses {
-        loop {
-            let hash = get(&address, &format!("/region?region={}", region.id), tls).await?["hashed"].clone();
-            if hash["index"].as_u64() == Some(index) {
-                found.push((store, hash));
-                break;
+    'again: loop {
+        let index = order(&addresses, region.id, tls).await?;
+        let mut found = Vec::new();
+        for (store, address) in &addresses {
+            loop {
+                let peer = get(address, &format!("/region?region={}", region.id), tls).await?;
+                if peer["hashed"]["index"].as_u64() == Some(index) {
+                    found.push((*store, peer["hashed"].clone()));
+                    break;
+                }
+                if executor::now() > limit {
+                    return Err(format!("store {store} does not say what it found at entry {index}").into());
+                }
+                executor::sleep(Duration::from_millis(50)).await;
+                // It went to another shard, or came to be by a snapshot.
+                let is_past = peer["applied_index"].as_u64() >= Some(index);
+                if is_past && peer["hashing"].as_u64() != Some(index) {
+                    continue 'again;
+                }
             }
-            if executor::now() > limit {
-                return Err(format!("store {store} does not say what it found at entry {index}").into());
-            }
-            executor::sleep(Duration::from_millis(50)).await;
         }
+        return Ok((index, found));
     }
-    Ok((index, found))
 }
 
 /// A document of a status port.

@@ -59,17 +59,17 @@ impl<E: Engine> Shard<E> {
     }
 
     /// The entry at `index` asks for the hash, and is the last one that the engine holds.
-    pub(crate) fn begin_hash(self: &Rc<Self>, peer: &PeerState, index: u64) {
+    pub(crate) fn begin_hash(self: &Rc<Self>, peer: &mut PeerState, index: u64) {
+        peer.hashing = Some(index);
         let (shard, snapshot) = (self.clone(), self.engine.snapshot());
         let (region, id, meta) = (peer.meta.region_id(), peer.meta.peer_id(), peer.meta.region.clone());
         executor::spawn_local(Class::Background, async move {
-            match hash_all::<E>(snapshot, &meta, index).await {
-                Ok(found) => {
-                    let mut peers = shard.peers.borrow_mut();
-                    if let Some(peer) = peers.get_mut(&region).filter(|peer| peer.meta.peer_id() == id) {
-                        peer.hashed = Some(Box::new(found));
-                    }
-                }
+            let found = hash_all::<E>(snapshot, &meta, index).await;
+            let mut peers = shard.peers.borrow_mut();
+            let Some(peer) = peers.get_mut(&region).filter(|peer| peer.meta.peer_id() == id) else { return };
+            peer.hashing.take_if(|hashing| *hashing == index);
+            match found {
+                Ok(found) => peer.hashed = Some(Box::new(found)),
                 Err(error) => tracing::warn!(%region, %error, "region could not be hashed"),
             }
         });

@@ -422,6 +422,8 @@ pub struct RegionDescription {
     pub diverged: bool,
     /// What the last full comparison found here.
     pub hashed: Option<RegionHash>,
+    /// The index of the comparison that goes on.
+    pub hashing: Option<u64>,
     /// Estimated size.
     pub approximate_bytes: u64,
     /// Estimated keys.

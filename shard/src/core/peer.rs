@@ -99,6 +99,8 @@ pub(crate) struct PeerState {
     pub(crate) marks: Marks,
     /// What the last full comparison found here.
     pub(crate) hashed: Option<Box<RegionHash>>,
+    /// The index of the comparison that goes on.
+    pub(crate) hashing: Option<u64>,
     pub(crate) lease: Lease,
     /// Followers that get a snapshot, and until when no other one is begun.
     pub(crate) snapshots: BTreeMap<u64, Instant>,
@@ -141,6 +143,7 @@ impl PeerState {
             led_at: executor::now(),
             marks: Marks::default(),
             hashed: None,
+            hashing: None,
             deposed: None,
             unsettled: None,
             lease: Lease::default(),
@@ -304,6 +307,7 @@ impl PeerState {
             chain: self.meta.chain.to_string(),
             diverged: self.phase == Phase::Diverged,
             hashed: self.hashed.as_deref().cloned(),
+            hashing: self.hashing,
             approximate_bytes: self.meta.approximate_bytes,
             approximate_keys: self.meta.approximate_keys,
             moves: self.meta.move_number,

@@ -695,7 +695,7 @@ impl<E: Engine> Shard<E> {
             self.measure_if_due(peer);
         }
         for (region, index) in pass.hashes.drain(..) {
-            if let Some(peer) = peers.get(&region) {
+            if let Some(peer) = peers.get_mut(&region) {
                 self.begin_hash(peer, index);
             }
         }
