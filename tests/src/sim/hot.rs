@@ -20,6 +20,9 @@ pub(super) const KEYS: [&str; 4] = ["key-00020-hot", "key-00060-hot", "key-00100
 /// Steps of the search in the history of one key.
 const STEPS_MAX: usize = 300_000;
 
+/// What is shown of a history before the place where it breaks.
+const AROUND: Duration = Duration::from_millis(700);
+
 /// The calls on all hot keys.
 #[derive(Default)]
 pub(super) struct Hot {
@@ -43,6 +46,16 @@ fn decode(value: &Option<Bytes>) -> Value {
     let number = number.filter(|number| encode(*number) == *value);
     // No write has this number, so no order explains it.
     Some(number.unwrap_or(u64::MAX))
+}
+
+/// The calls that went on when a search got stuck, and just before: one to a line.
+fn around(calls: &[Call], stuck: &[Call]) -> String {
+    let Some(at) = stuck.iter().map(|call| call.start).min() else { return String::new() };
+    let from = at.saturating_sub(AROUND.as_nanos() as u64);
+    let ends_before = |call: &&Call| call.end.is_some_and(|end| end < from);
+    let mut near: Vec<&Call> = calls.iter().filter(|call| call.start <= at + 1_000_000 && !ends_before(call)).collect();
+    near.sort_by_key(|call| call.start);
+    near.iter().map(|call| format!("  {:?} from {} to {:?}\n", call.action, call.start, call.end)).collect()
 }
 
 impl Hot {
@@ -125,8 +138,11 @@ impl Hot {
                 Verdict::Linearizable => {}
                 Verdict::Undecided => undecided += 1,
                 Verdict::Broken(stuck) => {
+                    let around = around(calls, &stuck);
                     let calls = calls.len();
-                    return Err(format!("{calls} calls on {key:?} have no order; it is stuck before {stuck:?}"));
+                    return Err(format!(
+                        "{calls} calls on {key:?} have no order; it is stuck before {stuck:?}; around it:\n{around}"
+                    ));
                 }
             }
         }
