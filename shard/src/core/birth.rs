@@ -31,6 +31,7 @@ impl<E: Engine> Shard<E> {
                 }
                 shard.push(Input::Lead(region));
             }
+            tracing::debug!(%region, "has no leader after its first campaigns");
         });
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  source's leader                 every node                          target's leader
-//!  refuse requests, drain,
-//!  wait for all followers
+//!  wait for all followers,
+//!  refuse requests, drain
 //!  ── PrepareMerge ──────────────▶ source frozen for good; moved to
 //!                                  its target's shard, if it is on
 //!                                  another one
@@ -54,8 +54,12 @@ use super::turn::{AfterFlush, ShardFailure, Turn, log_failed};
 use crate::engine::{Engine, WriteBatch};
 use crate::log::{LifecycleKind, LogEffect, RaftLog};
 
-/// How long the source's leader waits for its proposals and followers before it gives a merge up.
-const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// How long the source's leader waits for its followers, while it serves, before it gives a merge up.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
+/// Entries that a follower may lack by then.
+const NEAR: u64 = 64;
+/// How long it refuses requests to have everybody at the same index. Stock Rust clients bear about 1.5 s in all.
+const DRAIN_LIMIT: Duration = Duration::from_millis(300);
 const DRAIN_PAUSE: Duration = Duration::from_millis(5);
 /// Ticks between two looks at what a prepared merge waits for.
 const LOOK_TICKS: u32 = 5;
@@ -88,6 +92,19 @@ impl PeerState {
     pub(crate) fn is_merging(&self) -> bool {
         self.merging.preparing || self.meta.merge.is_some()
     }
+
+    /// Whether every follower has the log up to `index`, and was heard of lately: one that has lost its log answers
+    /// nothing, and raft does not know.
+    fn followers_have(&self, index: u64) -> bool {
+        let now = executor::now();
+        let keeps_up =
+            |(id, matched): &(PeerId, u64)| *matched >= index && self.contacts.heard_within(id.0, now, HEARD_LATELY);
+        self.raft.followers().iter().all(keeps_up)
+    }
+}
+
+fn behind() -> RegionError {
+    RegionError::ServerIsBusy { reason: "a follower is behind".into(), backoff_ms: 1000 }
 }
 
 /// The merge that `entry` commits into `meta`'s region; `None` if it is something else, or comes too late.
@@ -178,6 +195,7 @@ impl<E: Engine> Shard<E> {
         if !self.config.merges {
             return Err(RegionError::StaleCommand);
         }
+        self.catch_up(region, epoch, &target).await?;
         self.begin_to_prepare(region, epoch, &target)?;
         let outcome = match self.drain(region, &target).await {
             Ok(data) => match self.propose(region, Body::Admin(data)).await {
@@ -192,14 +210,38 @@ impl<E: Engine> Shard<E> {
         outcome
     }
 
-    fn begin_to_prepare(
+    /// Waits until no follower is far behind.
+    async fn catch_up(
         &self,
         region: RegionId,
         epoch: &metapb::RegionEpoch,
         target: &metapb::Region,
     ) -> Result<(), RegionError> {
-        let mut peers = self.peers.borrow_mut();
-        let peer = peers.get_mut(&region).ok_or(RegionError::RegionNotFound(region))?;
+        let begun = executor::now();
+        loop {
+            {
+                let peers = self.peers.borrow();
+                let peer = self.check_to_prepare(&peers, region, epoch, target)?;
+                if peer.followers_have(peer.raft.last_index().saturating_sub(NEAR)) {
+                    return Ok(());
+                }
+            }
+            if executor::now().since(begun) > CATCH_UP_LIMIT {
+                return Err(behind());
+            }
+            executor::sleep(DRAIN_PAUSE).await;
+        }
+    }
+
+    /// The source, if it can be merged into `target`.
+    fn check_to_prepare<'a>(
+        &self,
+        peers: &'a BTreeMap<RegionId, PeerState>,
+        region: RegionId,
+        epoch: &metapb::RegionEpoch,
+        target: &metapb::Region,
+    ) -> Result<&'a PeerState, RegionError> {
+        let peer = peers.get(&region).ok_or(RegionError::RegionNotFound(region))?;
         if !peer.serves() || peer.phase != Phase::Serving {
             return Err(RegionError::NotLeader { region, leader: peer.leader_peer() });
         }
@@ -211,9 +253,22 @@ impl<E: Engine> Shard<E> {
         if !same_voters(&source, target) || raftstore::merge::commit(&source, target).is_err() {
             return Err(RegionError::StaleCommand);
         }
-        // The last reads of the region are those that have begun.
-        peer.merging.preparing = true;
-        peer.lease.revoke();
+        Ok(peer)
+    }
+
+    fn begin_to_prepare(
+        &self,
+        region: RegionId,
+        epoch: &metapb::RegionEpoch,
+        target: &metapb::Region,
+    ) -> Result<(), RegionError> {
+        let mut peers = self.peers.borrow_mut();
+        self.check_to_prepare(&peers, region, epoch, target)?;
+        if let Some(peer) = peers.get_mut(&region) {
+            // The last reads of the region are those that have begun.
+            peer.merging.preparing = true;
+            peer.lease.revoke();
+        }
         Ok(())
     }
 
@@ -229,11 +284,7 @@ impl<E: Engine> Shard<E> {
                 }
                 let last = peer.raft.last_index();
                 let is_drained = peer.waiting.is_empty() && peer.meta.applied_index == last;
-                // A follower that has lost its log answers nothing, and raft does not know.
-                let keeps_up = |(id, matched): &(PeerId, u64)| {
-                    *matched == last && peer.contacts.heard_within(id.0, executor::now(), HEARD_LATELY)
-                };
-                if is_drained && peer.raft.followers().iter().all(keeps_up) {
+                if is_drained && peer.followers_have(last) {
                     let request = raft_cmdpb::AdminRequest {
                         cmd_type: AdminCmdType::PrepareMerge as i32,
                         prepare_merge: Some(raft_cmdpb::PrepareMergeRequest {
@@ -246,7 +297,7 @@ impl<E: Engine> Shard<E> {
                 }
             }
             if executor::now().since(begun) > DRAIN_LIMIT {
-                return Err(RegionError::ServerIsBusy { reason: "a follower is behind".into(), backoff_ms: 1000 });
+                return Err(behind());
             }
             executor::sleep(DRAIN_PAUSE).await;
         }
@@ -508,7 +559,8 @@ impl<E: Engine> Shard<E> {
         turn.dirty.insert(target);
         self.finish_reads(target, peer, turn);
         let region = (*peer.meta.region).clone();
-        tracing::info!(region = %target, %source, index = peer.meta.applied_index, "regions merged");
+        let (index, leads) = (peer.meta.applied_index, peer.leads());
+        tracing::info!(region = %target, %source, index, leads, "regions merged");
         self.outlet.reranged(self.id, region, peer.meta.approximate_bytes);
         if peer.leads() {
             self.outlet.report(peer.report(self.id));

@@ -619,6 +619,9 @@ impl<E: Engine> Shard<E> {
                     // The heartbeats of a version that the node does not know are held back.
                     self.outlet.reranged(self.id, (*peer.meta.region).clone(), peer.meta.approximate_bytes);
                     if frozen {
+                        tracing::info!(%region, leads = peer.leads(), "frozen until it is merged");
+                        // The followers are to know at once that it is committed, not with the next heartbeat.
+                        peer.raft.handle(RaftInput::Ping);
                         self.push(Input::LookAtMerge(region));
                     }
                 }
@@ -688,6 +691,7 @@ impl<E: Engine> Shard<E> {
             turn.dirty.insert(region);
             if peer.leads() && !peer.readable && peer.meta.applied_term == peer.term {
                 peer.readable = true;
+                tracing::debug!(%region, term = peer.term, "leads");
                 self.outlet.begins_to_lead();
                 self.report(peer);
             }
@@ -707,6 +711,7 @@ impl<E: Engine> Shard<E> {
         for (child, leads) in pass.children.drain(..) {
             let region = child.region_id();
             let child = self.fresh_peer(child);
+            tracing::debug!(%region, leads, "born of a split");
             if leads && !child.raft.is_sole_voter() {
                 self.campaign_again(&child);
             }

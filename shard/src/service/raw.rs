@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::{Instant, RegionId};
 use bytes::Bytes;
@@ -23,6 +24,10 @@ use crate::engine::{Engine, RegionView, Tier};
 
 /// Longest key, as the client sends it (`storage.max-key-size` of TiKV).
 const KEY_BYTES_MAX: usize = 8 << 10;
+
+/// How long a request waits for a merge of its region to be over. Most take some milliseconds, and a client that is refused
+/// pauses for longer, or gives up: stock Rust clients do so after ten refusals.
+const MERGE_WAIT: Duration = Duration::from_millis(800);
 
 /// Entries that a scan looks at before it lets others run.
 const SCAN_SLICE: usize = 256;
@@ -170,6 +175,11 @@ impl<E: Engine> Request<E> {
         let answer = match handler(self, message).await {
             Ok(answer) => answer,
             Err(Refusal::Region(RegionError::Moving(region))) => return Answered::Moving(region),
+            Err(Refusal::Region(RegionError::Merging(region)))
+                if executor::now().since(self.ledger.arrived) < MERGE_WAIT =>
+            {
+                return Answered::Moving(region);
+            }
             // It has left for another core since it was looked up here; nothing was proposed.
             Err(Refusal::Region(RegionError::RegionNotFound(region)))
                 if self.service.host.route(region) != self.service.host.core =>
@@ -190,7 +200,7 @@ impl<E: Engine> Request<E> {
     pub(super) fn shard(&self, context: &Context) -> Result<Rc<Shard<E>>, RegionError> {
         let longest = context.max_execution_duration_ms;
         let now = executor::now();
-        let own = (longest > 0).then(|| self.ledger.arrived + std::time::Duration::from_millis(longest));
+        let own = (longest > 0).then(|| self.ledger.arrived + Duration::from_millis(longest));
         if [self.deadline, own].into_iter().flatten().any(|deadline| now >= deadline) {
             return Err(RegionError::DeadlineExceeded);
         }
