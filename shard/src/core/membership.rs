@@ -10,6 +10,7 @@ use raftstore::membership::{change_peers, to_conf_change};
 use super::apply::epoch_not_match;
 use super::error::RegionError;
 use super::meta::PeerMeta;
+use super::peer::{HEARD_LATELY, PeerState};
 use super::shard::{Body, Shard, header};
 use crate::engine::{Engine, WriteBatch};
 
@@ -54,12 +55,14 @@ fn stays_voter(next: &metapb::Region, peer: u64) -> bool {
     next.peers.iter().any(|member| member.id == peer && member.role() != metapb::PeerRole::Learner)
 }
 
-/// Whether a majority of each of the voters of `next` has the log, as the leader `raft` knows.
-fn has_quorum(raft: &raftstore::Peer, next: &metapb::Region) -> bool {
+/// Whether a majority of each of the voters of `next` has the log, as the leader `peer` knows, and was heard of lately: who
+/// is away may come back without its log.
+fn has_quorum(peer: &PeerState, next: &metapb::Region) -> bool {
+    let (raft, now) = (&peer.raft, executor::now());
     let followers = raft.followers();
     let has_log = |id: &u64| {
-        *id == raft.id().0
-            || followers.iter().any(|(peer, matched)| peer.0 == *id && *matched > 0 && *matched >= raft.truncated())
+        let keeps_up = |(peer, matched): &(PeerId, u64)| peer.0 == *id && *matched > 0 && *matched >= raft.truncated();
+        *id == raft.id().0 || (followers.iter().any(keeps_up) && peer.contacts.heard_within(*id, now, HEARD_LATELY))
     };
     let members = raftstore::conf_state(next);
     let is_quorum =
@@ -94,10 +97,10 @@ impl<E: Engine> Shard<E> {
                 tracing::info!(%region, %error, "a change of members is refused");
                 RegionError::StaleCommand
             })?;
-            if !stays_voter(&next, peer.meta.peer.id) || !has_quorum(&peer.raft, &next) {
+            if !stays_voter(&next, peer.meta.peer.id) || !has_quorum(peer, &next) {
                 // A leader hands over first, and a voter must have the log: without it, it can neither acknowledge nor
                 // vote, and if its vote were needed, nobody could ever send it a snapshot.
-                tracing::info!(%region, "a change of members would leave no leader, or no quorum with a log");
+                tracing::info!(%region, "a change of members would leave no leader, or no quorum with a log that answers");
                 return Err(RegionError::StaleCommand);
             }
             let admin = raft_cmdpb::AdminRequest {

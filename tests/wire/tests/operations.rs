@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use basalt_wire::fleet::{Fleet, Plan, are_whole};
 use basalt_wire::process::{Log, binary, start, wait_for};
 use common::on_a_runtime;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tikv_client::{Config, RawClient};
 
 /// Nodes that report often.
@@ -191,6 +191,27 @@ fn nodes_are_restarted_one_by_one_and_no_client_notices() {
     println!("longest time between two writes of a key: {gap:?}");
     assert!(gap < GAP_MAX, "a key was not writable for {gap:?}");
     assert!(handed_over >= 2, "leaders were handed over at {handed_over} of three stops");
+}
+
+/// The log of a node that is down is not known to be whole: it may come back without it.
+#[test]
+fn no_replica_is_removed_while_too_few_of_the_others_answer() {
+    let mut fleet = Fleet::replicated(3, 1, QUICK);
+    fleet.wait_for_replicas(3);
+    let leader = fleet.with_most_leaders();
+    let (kept, down) = ((leader + 1) % 3, (leader + 2) % 3);
+    let told = |fleet: &Fleet| fleet.node_log(leader).matches("no quorum with a log that answers").count();
+    let region = fleet.regions().swap_remove(0);
+    fleet.kill(down);
+    std::thread::sleep(Duration::from_millis(500));
+    let (id, store) = (region["id"].clone(), fleet.members[kept].store_id);
+    assert!(fleet.order(&json!({ "name": "remove-peer", "region_id": id, "store_id": store })), "an order is taken");
+    wait_for("a refusal", || told(&fleet) > 0);
+    let stays = fleet.get(&format!("/pd/api/v1/region/id/{id}"));
+    assert_eq!(stays["peers"].as_array().map(Vec::len), Some(3), "{stays}");
+    // When it is back, nothing holds the order up any more; and the placement driver makes a third replica again.
+    fleet.launch(down);
+    fleet.wait_for_replicas(3);
 }
 
 #[test]
