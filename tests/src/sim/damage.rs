@@ -41,7 +41,7 @@ impl World {
         assert!(stopped, "seed {}: the node does not stop when it is asked to", self.seed);
         self.nodes[at].twins.kill();
         self.disks_are_damaged.set(true);
-        for _ in 0..self.prng.range(1, 4) {
+        for _ in 0..self.prng.range(2, 10) {
             self.damage_one(at);
         }
         self.restart_node(at);
@@ -77,6 +77,11 @@ impl World {
         }
         if blocks.is_empty() {
             return;
+        }
+        // What was written last is needed most often.
+        let newest = blocks.iter().map(|(path, _)| path.clone()).max();
+        if self.prng.one_in(2) {
+            blocks.retain(|(path, _)| Some(path) == newest.as_ref());
         }
         let (path, start) = &blocks[self.prng.below(blocks.len() as u64) as usize];
         let offset = start + self.prng.below(UNIT as u64 - 8);
