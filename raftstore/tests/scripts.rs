@@ -245,6 +245,10 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
                 cluster.hand_over(message);
             }
         }
+        "unreachable" => {
+            let peer = PeerId(words.named("peer").expect("somebody is out of reach"));
+            cluster.input(words.number(1), Input::Unreachable { peer });
+        }
         "drop" => cluster.net.clear(),
         "hold" => {
             let (held, rest) =
@@ -297,6 +301,12 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
                 let peer = cluster.nodes[id].peer.as_ref().expect("running");
                 let _ = writeln!(out, "{id} {}", show_region(peer.region()));
             }
+        }
+        "heirs" => {
+            let peer = cluster.nodes[&words.number(1)].peer.as_ref().expect("running");
+            let heirs: Vec<String> =
+                ids.iter().filter(|id| peer.can_take_over(PeerId(**id))).map(u64::to_string).collect();
+            let _ = writeln!(out, "heirs {}", heirs.join(" "));
         }
         "leader" => {
             let leader = cluster.leader().map_or("nobody".to_string(), |id| id.to_string());

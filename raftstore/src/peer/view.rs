@@ -134,7 +134,11 @@ impl Peer {
     /// campaign when they are asked to, and until that is noticed the region takes no writes.
     pub fn can_take_over(&self, to: PeerId) -> bool {
         let all = self.node.raft.prs();
-        let keeps_up = |progress: &raft::Progress| progress.recent_active && progress.state == ProgressState::Replicate;
+        // Who was out of reach once is probed until the next entry, which a frozen region never has.
+        let last = self.last_index();
+        let keeps_up = |progress: &raft::Progress| {
+            progress.recent_active && (progress.state == ProgressState::Replicate || progress.matched == last)
+        };
         self.is_leader()
             && to != self.id()
             && self.node.raft.lead_transferee.is_none()
