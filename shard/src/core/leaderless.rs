@@ -35,9 +35,9 @@ impl<E: Engine> Shard<E> {
 }
 
 impl PeerState {
-    /// Whether it does nothing any more, and waits to be replaced.
+    /// Whether it does nothing any more, and waits to be replaced; or would, but that nobody leads its group any more.
     pub(crate) fn is_broken(&self) -> bool {
-        matches!(self.phase, Phase::Damaged | Phase::Diverged)
+        matches!(self.phase, Phase::Damaged | Phase::Diverged) || (self.merging.is_stranded && self.leader.is_none())
     }
 
     /// What it knows of its region.

@@ -81,6 +81,8 @@ pub(crate) struct Merging {
     looks: u32,
     /// This target waits for its source: the CommitMerge and what was committed after it.
     pub(crate) parked: Vec<Committed>,
+    /// This target waits for a source that has ended here: only a snapshot brings it on, and its group may be gone.
+    pub(crate) is_stranded: bool,
     /// Before then it does not ask for a snapshot again.
     asked_again: Instant,
     /// The flush before the record is under way.
@@ -454,6 +456,7 @@ impl<E: Engine> Shard<E> {
         if !is_it || own.is_none_or(|own| own.id > peer.0) || held.merging.asked_again > now {
             return;
         }
+        held.merging.is_stranded = true;
         held.merging.asked_again = now + SNAPSHOT_PAUSE;
         if !held.leads() {
             if let Some((leader, letter)) = held.snapshot_request() {
