@@ -31,10 +31,13 @@ pub(crate) fn record() {
     ONCE.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Recorder).init());
 }
 
-/// The line that names `peer`, if there is one.
+/// The line that names `peer`, if there is one. It is taken out: a later connection may get the same port.
 pub(crate) fn find(peer: SocketAddr) -> Option<String> {
     let name = format!("peer={peer} ");
-    lines().lines().find(|line| line.contains(&name)).map(str::to_owned)
+    let mut lines = lines();
+    let line = lines.lines().find(|line| line.contains(&name))?.to_owned();
+    *lines = lines.replacen(&line, "", 1);
+    Some(line)
 }
 
 /// The line that names `peer`; waits for it for at most ten seconds.
