@@ -96,8 +96,9 @@ pub enum RegionError {
     /// The region is about to merge into a neighbour, and takes no requests.
     #[error("region {0} is merging")]
     Merging(RegionId),
-    /// The region is on its way to another shard of this node: ask the directory again. Never leaves the node.
-    #[error("region {0} is moving between shards")]
+    /// The region is on its way to another shard of this node, or another member takes its lead over: ask the directory again
+    /// in a moment. Never leaves the node.
+    #[error("region {0} changes hands")]
     Moving(RegionId),
     /// The peer's part of the raft log is damaged: it neither votes nor serves.
     #[error("raft log of region {0} is damaged")]

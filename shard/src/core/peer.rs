@@ -196,6 +196,10 @@ impl PeerState {
         self.check_here(store, context)?;
         if !self.serves() {
             let region = self.meta.region_id();
+            if self.leads() && !self.readable {
+                // It has just been elected, and serves in a moment.
+                return Err(RegionError::Moving(region));
+            }
             return Err(RegionError::NotLeader { region, leader: self.leader_peer().filter(|_| !self.leads()) });
         }
         self.check_age(context)

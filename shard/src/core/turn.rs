@@ -994,9 +994,9 @@ fn rejection(peer: &PeerState, reason: RejectReason) -> RegionError {
         RejectReason::Stale => RegionError::StaleCommand,
         RejectReason::Busy => RegionError::ServerIsBusy { reason: "raftstore is busy".into(), backoff_ms: 100 },
         RejectReason::Unknown => RegionError::Undetermined,
-        RejectReason::Transferring | RejectReason::NotReady | RejectReason::ConfChangeRefused => {
-            RegionError::NotLeader { region, leader: None }
-        }
+        // Over in a moment, most often: a client that was refused would pause for longer.
+        RejectReason::Transferring | RejectReason::NotReady => RegionError::Moving(region),
+        RejectReason::ConfChangeRefused => RegionError::NotLeader { region, leader: None },
     }
 }
 
