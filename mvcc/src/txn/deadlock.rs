@@ -70,6 +70,17 @@ impl WaitGraph {
         None
     }
 
+    /// All waits, with how long they have lasted.
+    pub fn list(&self, now: Instant) -> Vec<(Wait, Duration)> {
+        let of = |(txn, others): (&TimeStamp, &Others)| {
+            let wait = |((holder, key), (since, tag)): (&(TimeStamp, Bytes), &(Instant, Bytes))| {
+                (Wait { txn: *txn, holder: *holder, key: key.clone(), tag: tag.clone() }, now.since(*since))
+            };
+            others.iter().map(wait).collect::<Vec<_>>()
+        };
+        self.waits.iter().flat_map(of).filter(|(_, lasted)| *lasted <= self.lasts).collect()
+    }
+
     /// A transaction waits for another no more.
     pub fn end_wait(&mut self, txn: TimeStamp, holder: TimeStamp, key: &Bytes) {
         let Some(others) = self.waits.get_mut(&txn) else { return };

@@ -1,5 +1,7 @@
 //! What cores of a node say to each other.
 
+use std::time::Duration;
+
 use base::{CoreId, PeerId, RegionId, ShardId, StoreId};
 use bytes::Bytes;
 use executor::{MailReceiver, MailSender};
@@ -331,6 +333,20 @@ pub enum Control {
         region: RegionId,
         /// What is left of it.
         tombstone: Tombstone,
+    },
+    /// To core 0: who waits for locks on this node.
+    Waits {
+        /// Each wait, and how long it has lasted.
+        reply: Reply<Vec<(mvcc::txn::Wait, Duration)>>,
+    },
+    /// To every core: remove all data of a range from your shards.
+    DestroyRange {
+        /// Where it begins, as the engine orders keys.
+        start: Bytes,
+        /// Where it ends; not empty.
+        end: Bytes,
+        /// Sent when it is durably gone.
+        reply: Reply<Result<(), String>>,
     },
     /// To every core: your counters as lines of the Prometheus text format.
     Metrics {

@@ -5,6 +5,7 @@ mod birth;
 mod chain;
 pub(crate) mod compare;
 mod config;
+pub(crate) mod destroy_range;
 pub mod directory;
 mod disk;
 mod error;

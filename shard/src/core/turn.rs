@@ -803,10 +803,16 @@ impl<E: Engine> Shard<E> {
         let due = bytes >= self.config.split_check_diff_bytes || keys >= (self.config.region_max_keys / 8).max(1);
         let large = peer.meta.approximate_bytes >= self.config.region_max_bytes
             || peer.meta.approximate_keys >= self.config.region_max_keys;
-        if !due || !large || peer.measuring || peer.phase != Phase::Serving {
+        if due && large && peer.phase == Phase::Serving {
+            self.measure(peer);
+        }
+    }
+
+    /// Starts measuring a region, unless that goes on already.
+    pub(crate) fn measure(self: &Rc<Self>, peer: &mut PeerState) {
+        if std::mem::replace(&mut peer.measuring, true) {
             return;
         }
-        peer.measuring = true;
         peer.unmeasured = (0, 0);
         let (shard, config, meta) = (self.clone(), self.config.clone(), peer.meta.clone());
         let snapshot = self.engine.snapshot();

@@ -438,6 +438,7 @@ impl<E: Engine> CoreZero<E> {
             Control::Arrived { ticket } => self.arrived(&ticket),
             Control::Timestamps { count, reply } => self.timestamps(count, reply),
             Control::Wait { wait, reply } => reply.send(self.waits.borrow_mut().wait(executor::now(), wait)),
+            Control::Waits { reply } => reply.send(self.waits.borrow().list(executor::now())),
             Control::WaitEnded(wait) => self.waits.borrow_mut().end_wait(wait.txn, wait.holder, &wait.key),
             Control::Raft(letter) => self.answer_for_absent(&letter),
             Control::StoreAddress { store, reply } => {

@@ -8,7 +8,7 @@ use executor::{Class, MailReceiver, Task};
 
 use super::core_zero::CoreZero;
 use super::{EngineSource, Node, status};
-use crate::core::{Control, CoreHost, CoreMail, compare, moves, orders, snapshots};
+use crate::core::{Control, CoreHost, CoreMail, compare, destroy_range, moves, orders, snapshots};
 use crate::service::{self, ServiceHandle, TikvService};
 
 /// Regions that one letter reports, and that are looked at before other tasks get their turn.
@@ -86,6 +86,7 @@ pub(super) fn read<S: EngineSource>(
                     reply.send(());
                 });
             }
+            Control::DestroyRange { start, end, reply } => destroy_range::begin(&handler_host, start, end, reply),
             Control::ComputeHash { region, reply } => compare::begin(&handler_host, region, reply),
             Control::TakeWork { reply } => {
                 reply.send(handler_host.shards().iter().flat_map(|shard| shard.take_work()).collect());

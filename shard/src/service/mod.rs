@@ -31,7 +31,7 @@ use executor::Class;
 use proto::rpc::{CallContext, LocalFuture, RawInbound, RawOutbound, Service, Shape, Status, refuse};
 use proto::{kvrpcpb, shallow};
 
-use crate::core::{Answered, CoreHost, RegionError, RemoteRequest};
+use crate::core::{Answered, Control, CoreHost, RegionError, RemoteRequest, reply};
 use crate::engine::Engine;
 use clock::CausalClock;
 use latches::Latches;
@@ -139,6 +139,32 @@ impl<E: Engine> TikvService<E> {
         }
     }
 
+    /// Removes the versions of all keys of `[start, end)` from this store, and locks on them. Keys as clients name them.
+    ///
+    /// # Errors
+    /// What is wrong with the range, or with an engine. Some of it may be gone then.
+    async fn destroy_range(&self, start: &[u8], end: &[u8]) -> Result<(), String> {
+        if end.is_empty() {
+            // A client that left it out would lose all that follows.
+            return Err("the range has no end".into());
+        }
+        if start >= end {
+            return Ok(());
+        }
+        let (start, end) = (mvcc::txn::key::encode(start), mvcc::txn::key::encode(end));
+        let ask = |core| {
+            let (reply, answer) = reply();
+            let (start, end) = (start.clone(), end.clone());
+            self.host.control(CoreId(core), Control::DestroyRange { start, end, reply });
+            answer
+        };
+        let answers: Vec<_> = (0..self.host.node.mail.len()).map(|core| ask(core as u16)).collect();
+        for answer in answers {
+            answer.wait().await.ok_or("TiKV is Closing")??;
+        }
+        Ok(())
+    }
+
     /// Refuses a request that bears another cluster's id.
     fn check_cluster(&self, body: &Bytes) -> Result<(), Status> {
         match cluster_of(body) {
@@ -174,7 +200,7 @@ impl<E: Engine> Service for ServiceHandle<E> {
         match method {
             "BatchCommands" => Some(Shape::Bidi),
             "Raft" | "BatchRaft" | "Snapshot" => Some(Shape::ClientStream),
-            "GetStoreSafeTS" | "GetHealthFeedback" => Some(Shape::Unary),
+            "GetStoreSafeTS" | "GetHealthFeedback" | "GetLockWaitInfo" | "UnsafeDestroyRange" => Some(Shape::Unary),
             _ => command::by_name(method).map(|_| Shape::Unary),
         }
     }
@@ -185,6 +211,22 @@ impl<E: Engine> Service for ServiceHandle<E> {
         match method {
             // Nothing is resolved yet without transactions: 0 says "nothing is known".
             "GetStoreSafeTS" => Box::pin(async { Ok(kvrpcpb::StoreSafeTsResponse::default().encode_to_vec().into()) }),
+            "GetLockWaitInfo" => Box::pin(async move {
+                service.check_cluster(&request)?;
+                let (entries, error) = match waits::all(&service.host).await {
+                    Ok(entries) => (entries, String::new()),
+                    Err(error) => (Vec::new(), error),
+                };
+                let answer = kvrpcpb::GetLockWaitInfoResponse { entries, error, ..Default::default() };
+                Ok(answer.encode_to_vec().into())
+            }),
+            "UnsafeDestroyRange" => Box::pin(async move {
+                service.check_cluster(&request)?;
+                let request = kvrpcpb::UnsafeDestroyRangeRequest::decode(request)
+                    .map_err(|error| Status::internal(format!("request: {error}")))?;
+                let error = service.destroy_range(&request.start_key, &request.end_key).await.err().unwrap_or_default();
+                Ok(kvrpcpb::UnsafeDestroyRangeResponse { error, ..Default::default() }.encode_to_vec().into())
+            }),
             "GetHealthFeedback" => Box::pin(async move {
                 let health = Some(batch::health(&service));
                 let answer = kvrpcpb::GetHealthFeedbackResponse { health_feedback: health, ..Default::default() };

@@ -141,19 +141,37 @@ impl<E: Engine> Drop for Edge<E> {
     }
 }
 
-/// The circle as clients are told: from who is refused, back to it.
-fn deadlock_of(refused: &Wait, circle: &[Wait]) -> kv::Deadlock {
-    let entry = |wait: &Wait| deadlock::WaitForEntry {
+/// All waits of this node.
+///
+/// # Errors
+/// If the node is closing.
+pub(crate) async fn all<E: Engine>(host: &CoreHost<E>) -> Result<Vec<deadlock::WaitForEntry>, String> {
+    let (place, answer) = reply();
+    host.control(CoreId(0), Control::Waits { reply: place });
+    let waits = answer.wait().await.ok_or("TiKV is Closing")?;
+    let entry = |(wait, lasted): (Wait, Duration)| deadlock::WaitForEntry {
+        wait_time: lasted.as_millis() as u64,
+        ..entry_of(&wait)
+    };
+    Ok(waits.into_iter().map(entry).collect())
+}
+
+fn entry_of(wait: &Wait) -> deadlock::WaitForEntry {
+    deadlock::WaitForEntry {
         txn: wait.txn.0,
         wait_for_txn: wait.holder.0,
         key: wait.key.clone(),
         resource_group_tag: wait.tag.clone(),
         ..Default::default()
-    };
+    }
+}
+
+/// The circle as clients are told: from who is refused, back to it.
+fn deadlock_of(refused: &Wait, circle: &[Wait]) -> kv::Deadlock {
     kv::Deadlock {
         lock_ts: refused.holder.0,
         lock_key: refused.key.clone(),
-        wait_chain: std::iter::once(refused).chain(circle).map(entry).collect(),
+        wait_chain: std::iter::once(refused).chain(circle).map(entry_of).collect(),
         deadlock_key: circle.last().map(|wait| wait.key.clone()).unwrap_or_default(),
         ..Default::default()
     }

@@ -363,7 +363,7 @@ fn garbage(context: &Context) -> Vec<Row> {
             rows.push(Row { name: (*name).into(), method, body: body.clone(), expected });
         }
     }
-    for method in ["KvGC", "KvImport", "Coprocessor", "UnsafeDestroyRange", "Nonsense", "rawget"] {
+    for method in ["KvGC", "KvImport", "Coprocessor", "Nonsense", "rawget"] {
         let expected = Expected::Status(code::UNIMPLEMENTED, "");
         rows.push(Row { name: "unknown method".into(), method, body: Vec::new(), expected });
     }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use common::rpc::{Failure, code};
 use common::{Node, bytes, context, split_request, with_node};
@@ -285,6 +287,58 @@ async fn the_harmless_calls(node: &Node) {
 }
 
 /// CRC-64 of ECMA-182, reflected, ones in and out: bit by bit, as the definition has it.
+/// What TiDB shows in `DATA_LOCK_WAITS`.
+#[test]
+fn who_waits_for_a_lock_is_listed() {
+    with_node(2, "", async |node| {
+        let region = node.region(b"k").await;
+        let lock = |start: u64, wait_timeout: i64| kv::PessimisticLockRequest {
+            context: Some(Context { resource_group_tag: "tag".into(), ..context(&region) }),
+            mutations: vec![kv::Mutation { op: kv::Op::PessimisticLock as i32, key: "k".into(), ..Default::default() }],
+            primary_lock: "k".into(),
+            start_version: start,
+            for_update_ts: start,
+            lock_ttl: 20_000,
+            wait_timeout,
+            ..Default::default()
+        };
+        let list = async || -> kv::GetLockWaitInfoResponse {
+            node.tikv.tikv("GetLockWaitInfo", &kv::GetLockWaitInfoRequest::default()).await
+        };
+        let first: kv::PessimisticLockResponse = node.tikv.tikv("KvPessimisticLock", &lock(100, -1)).await;
+        assert!(first.errors.is_empty() && first.region_error.is_none(), "{first:?}");
+        assert_eq!(list().await, kv::GetLockWaitInfoResponse::default(), "nobody waits");
+        let watch = async {
+            let entry = loop {
+                if let Some(entry) = list().await.entries.pop() {
+                    break entry;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            };
+            assert_eq!((entry.txn, entry.wait_for_txn), (200, 100));
+            assert_eq!((&entry.key[..], &entry.resource_group_tag[..]), (&b"k"[..], &b"tag"[..]));
+            assert!(entry.wait_time < 10_000, "{entry:?}");
+            let rollback = kv::PessimisticRollbackRequest {
+                context: Some(context(&region)),
+                start_version: 100,
+                for_update_ts: 100,
+                keys: vec!["k".into()],
+            };
+            let answer: kv::PessimisticRollbackResponse = node.tikv.tikv("KVPessimisticRollback", &rollback).await;
+            assert_eq!(answer, kv::PessimisticRollbackResponse::default());
+        };
+        let waiter = async {
+            let answer: kv::PessimisticLockResponse = node.tikv.tikv("KvPessimisticLock", &lock(200, 10_000)).await;
+            answer
+        };
+        let (second, ()) = tokio::join!(waiter, watch);
+        // Woken, it is told to come again with a later timestamp.
+        let conflict = second.errors.first().and_then(|error| error.conflict.clone()).expect("a conflict");
+        assert_eq!((conflict.start_ts, conflict.conflict_ts), (200, 100), "{second:?}");
+        assert_eq!(list().await.entries, []);
+    });
+}
+
 fn crc64(bytes: &[u8]) -> u64 {
     let mut sum = u64::MAX;
     for byte in bytes {

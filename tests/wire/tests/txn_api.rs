@@ -346,3 +346,29 @@ fn a_bank_on_three_nodes_loses_nothing_while_leaders_move() {
     });
     assert!(orders > 5, "leaders were moved: {orders}");
 }
+
+/// What TiDB does when a table was dropped: it asks every store.
+#[test]
+fn a_destroyed_range_is_gone_from_every_store_and_stays_so() {
+    let check = async |client: &TransactionClient| {
+        for (key, value) in [("a", Some("1")), ("b", None), ("c", None), ("d", Some("4"))] {
+            assert_eq!(get(client, key).await.as_deref(), value, "{key}");
+        }
+    };
+    let mut fleet = Fleet::replicated(3, 2, SMALL_REGIONS);
+    fleet.wait_for_replicas(3);
+    on_a_runtime(async {
+        let client = client(&fleet.pd).await;
+        put(&client, &[("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")]).await;
+        // Every replica has applied that.
+        fleet.compare();
+        client.unsafe_destroy_range(name("b")..name("d")).await.expect("every store does it");
+        check(&client).await;
+    });
+    for number in 0..3 {
+        fleet.kill(number);
+        fleet.launch(number);
+    }
+    on_a_runtime(async { check(&client(&fleet.pd).await).await });
+    fleet.compare();
+}
