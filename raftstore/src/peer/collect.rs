@@ -3,7 +3,7 @@
 //! The order: the new role; messages that promise nothing new; the write; messages that wait for it; what to apply.
 
 use super::Peer;
-use crate::eraftpb::{Entry, HardState, Message, MessageType};
+use crate::eraftpb::{Entry, HardState, Message};
 use crate::io::{Committed, Effect, RejectReason, Role, RoleKind};
 use crate::sending::split_by_promise;
 use base::PeerId;
@@ -37,9 +37,6 @@ impl Peer {
         let reads = ready.take_read_states();
         let mut messages = ready.take_messages();
         messages.append(&mut ready.take_persisted_messages());
-        if self.is_leader() && !self.is_retired {
-            self.tell_only_what_is_applied(&mut messages);
-        }
 
         let hard_state = self.node.raft.hard_state();
         let votes = |state: &HardState| (state.term, state.vote);
@@ -71,18 +68,6 @@ impl Peer {
         for read in reads {
             if let Some(id) = own_read(self.peer.id, &read.request_ctx) {
                 self.effects.push_back(Effect::ReadReady { id, index: read.index });
-            }
-        }
-    }
-
-    /// A quorum of others may commit what this leader has not written yet. A follower that knew of it would apply it, and
-    /// show it to its readers, before the leader does, which reads by its lease without a look at what is committed: what
-    /// one client has seen would be gone for the next. No write waits for this: it is answered when the leader has applied it.
-    fn tell_only_what_is_applied(&self, messages: &mut [Message]) {
-        let applied = self.applied();
-        for message in messages {
-            if matches!(message.msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat) {
-                message.commit = message.commit.min(applied);
             }
         }
     }
