@@ -59,6 +59,10 @@ pub struct Peer {
     loss_reported: bool,
     /// Questions of others that this leader has taken in.
     questions_taken: u64,
+    /// One of them came in this term: others read.
+    others_read: bool,
+    /// Up to where others were told that the log is committed.
+    told_commit: u64,
 }
 
 impl Peer {
@@ -91,6 +95,8 @@ impl Peer {
             handed_out: init.applied.index,
             loss_reported: false,
             questions_taken: 0,
+            others_read: false,
+            told_commit: 0,
         })
     }
 
@@ -215,6 +221,7 @@ impl Peer {
     /// each gets a name of its own; the asker looks at the beginning alone.
     fn rename_question(&mut self, message: &mut Message) {
         self.questions_taken += 1;
+        self.others_read = true;
         if let Some(question) = message.entries.first_mut() {
             let mut name = BytesMut::from(&question.data[..]);
             name.put_u64(self.questions_taken);

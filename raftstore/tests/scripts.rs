@@ -302,6 +302,11 @@ fn cluster_command(cluster: &mut Cluster, words: &Words<'_>, out: &mut String) {
                 let _ = writeln!(out, "{id} {}", show_region(peer.region()));
             }
         }
+        "reads" => {
+            let peer = cluster.nodes[&words.number(1)].peer.as_ref().expect("running");
+            let word = if peer.has_applied_what_others_read() { "may read" } else { "must ask" };
+            let _ = writeln!(out, "{word}");
+        }
         "heirs" => {
             let peer = cluster.nodes[&words.number(1)].peer.as_ref().expect("running");
             let heirs: Vec<String> =

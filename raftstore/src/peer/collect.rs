@@ -3,7 +3,7 @@
 //! The order: the new role; messages that promise nothing new; the write; messages that wait for it; what to apply.
 
 use super::Peer;
-use crate::eraftpb::{Entry, HardState, Message};
+use crate::eraftpb::{Entry, HardState, Message, MessageType};
 use crate::io::{Committed, Effect, RejectReason, Role, RoleKind};
 use crate::sending::split_by_promise;
 use base::PeerId;
@@ -37,6 +37,10 @@ impl Peer {
         let reads = ready.take_read_states();
         let mut messages = ready.take_messages();
         messages.append(&mut ready.take_persisted_messages());
+        let tells =
+            |message: &&Message| matches!(message.msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        let told = messages.iter().filter(tells).map(|message| message.commit).max();
+        self.told_commit = self.told_commit.max(told.unwrap_or(0));
 
         let hard_state = self.node.raft.hard_state();
         let votes = |state: &HardState| (state.term, state.vote);
@@ -91,6 +95,7 @@ impl Peer {
             leader: (raft.leader_id != 0).then_some(PeerId(raft.leader_id)),
         };
         if role != self.role {
+            self.others_read &= role.term == self.role.term;
             self.role = role;
             self.effects.push_back(Effect::Role(role));
         }

@@ -124,6 +124,15 @@ impl Peer {
         self.successor_among(|_| true)
     }
 
+    /// Whether nobody who reads at another member can have seen what this leader has not applied.
+    ///
+    /// A quorum of others may commit what the leader has not written yet, and apply it when they hear of that, before the
+    /// leader does: what one client saw there would be gone for the next one here. Whoever reads there has asked before, so
+    /// a leader whom nobody asks in its term need not look.
+    pub fn has_applied_what_others_read(&self) -> bool {
+        !self.others_read || self.applied() >= self.told_commit
+    }
+
     /// As [`successor`](Self::successor), among those that `fits` says are fit for it.
     pub fn successor_among(&self, fits: impl Fn(PeerId) -> bool) -> Option<PeerId> {
         let followers = self.followers().into_iter().filter(|(id, _)| fits(*id) && self.can_take_over(*id));

@@ -115,7 +115,7 @@ pub(crate) fn quiet_ticks(config: &ShardConfig) -> u32 {
 impl PeerState {
     /// Whether this leader may read right now.
     pub(crate) fn may_read(&self, config: &ShardConfig) -> bool {
-        self.raft.is_sole_voter() || self.lease.holds(config)
+        (self.raft.is_sole_voter() || self.lease.holds(config)) && self.raft.has_applied_what_others_read()
     }
 }
 
